@@ -1,0 +1,213 @@
+"""Builds data, network and trainer from a configuration: the one place that knows all three."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from datamodules.annotations import Annotations, clip_boxes, read_annotations
+from datamodules.stanford_cars import StanfordCars, with_boxes_of_others
+from datamodules.transforms import Transform, build_transforms
+from losses import build_loss
+from models import build_model
+from models.classifier import Classifier
+from models.optimization import build_lr_scheduler, build_optimizer, stopping_patience
+from utils.checkpoints import AtomicCheckpointIO, Checkpoints
+from utils.config import Config, ConfigError, Problems
+from utils.errors import DataError
+from utils.interruption import Interruption
+from utils.machine import worker_count
+from utils.randomness import mix
+from utils.recording import Recorder
+from utils.run_record import RunRecord
+from utils.tracking import study_parameters
+from utils.training_progress import TrainingProgress
+
+STUDY_CLASSES = 196
+
+
+def check_buildable(config: Config) -> None:
+    """Builds every part once, small or without memory, so that a wrong value is found before any data is read.
+
+    Raises:
+        ConfigError: Lists all that torch and torchvision do not take.
+    """
+    problems = Problems(config)
+    for key in ("image_augmentations", "tensor_augmentations"):
+        with problems.of(key):
+            build_transforms(
+                image_size=config.image_size,
+                convert_to_grayscale=config.convert_to_grayscale,
+                **{key: getattr(config, key)},
+            )
+    with problems.of("loss_function"):
+        build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
+    with problems.of("architecture"), torch.device("meta"):
+        _build_network(config, STUDY_CLASSES)
+    with problems.of("accelerator"):
+        build_trainer(config, Path(), [], [])
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = None
+    with problems.of("optimizer_params"):
+        optimizer = build_optimizer(config.optimizer, config.optimizer_params, [weight])
+    if optimizer is not None:
+        with problems.of("lr_scheduler_params"):
+            build_lr_scheduler(config.lr_scheduler, config.lr_scheduler_params, optimizer)
+    problems.raise_any()
+
+
+def load_annotations(config: Config) -> Annotations:
+    """Reads, extracts where needed, and checks the data set of `config`.
+
+    Raises:
+        DataError: The data set is missing, incomplete or damaged.
+    """
+    annotations, _ = clip_boxes(
+        read_annotations(config.stanford_data_path, archive_folder=config.stanford_raw_data_path)
+    )
+    if len(annotations.train) < 2 or not annotations.valid:
+        raise DataError(
+            f"{config.stanford_data_path} has {len(annotations.train)} training and {len(annotations.valid)} validation "
+            "photos; expected at least 2 and 1"
+        )
+    return annotations
+
+
+def build_pipelines(config: Config) -> tuple[Transform, Transform]:
+    """Returns the ways from photo to tensor for the training and for the validation split."""
+    params = config.normalization_params_grayscale if config.convert_to_grayscale else config.normalization_params_rgb
+    common: dict[str, Any] = {
+        "image_size": config.image_size,
+        "convert_to_grayscale": config.convert_to_grayscale,
+        "normalization": params.model_dump() if config.normalize and params is not None else None,
+    }
+    augmentations = {
+        "image_augmentations": config.image_augmentations if config.augment_images else None,
+        "tensor_augmentations": config.tensor_augmentations if config.augment_tensors else None,
+    }
+    return build_transforms(**common, **augmentations), build_transforms(**common)
+
+
+def build_data(config: Config, annotations: Annotations) -> StanfordCars:
+    """Returns the data module of `config`."""
+    if config.shuffle_bounding_boxes:
+        annotations = Annotations(
+            with_boxes_of_others(annotations.train), annotations.valid, annotations.class_names, annotations.release
+        )
+    train_transform, valid_transform = build_pipelines(config)
+    return StanfordCars(
+        annotations,
+        train_transform=train_transform,
+        valid_transform=valid_transform,
+        batch_size=config.batch_size,
+        num_workers=worker_count(config.num_workers),
+        crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
+        seed=config.seed,
+    )
+
+
+def build_classifier(config: Config, num_classes: int) -> Classifier:
+    """Returns the network of `config` with random weights that depend on the seed alone, ready to be trained."""
+    torch.manual_seed(mix(config.seed, "weights"))
+    return Classifier(
+        _build_network(config, num_classes),
+        build_loss(config.loss_function, config.loss_params, num_classes=num_classes),
+        optimizer=config.optimizer,
+        optimizer_params=config.optimizer_params,
+        lr_scheduler=config.lr_scheduler,
+        lr_scheduler_params=config.lr_scheduler_params,
+        seed=config.seed,
+        channels_last=config.channels_last,
+    )
+
+
+def build_record(config: Config, folder: Path, classifier: Classifier, annotations: Annotations) -> RunRecord:
+    """Returns the record of a run in `folder`."""
+    optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
+    parameters = study_parameters(
+        config,
+        network=type(classifier.model).__name__,
+        num_params=sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad),
+        weight_decay=optimizer.defaults.get("weight_decay"),
+    )
+    return RunRecord(
+        folder,
+        config,
+        parameters=parameters,
+        num_classes=len(annotations.class_names),
+        photos=(len(annotations.train), len(annotations.valid)),
+    )
+
+
+def build_callbacks(
+    config: Config, folder: Path, *, class_names: tuple[str, ...], interruption: Interruption
+) -> list[Callback]:
+    """Returns early stopping, the recorder of metrics and the writer of checkpoints, in the order they must run."""
+    patience = stopping_patience(
+        config.early_stopping_patience,
+        lr_scheduler=config.lr_scheduler,
+        lr_scheduler_params=config.lr_scheduler_params,
+    )
+    about = {"config": config.plain(), "class_names": list(class_names)}
+    return [
+        TrainingProgress(),
+        *([EarlyStopping("valid_loss", mode="min", patience=patience, min_delta=0.0)] if patience else []),
+        Recorder(folder),
+        Checkpoints(folder, about, interval=config.checkpoint_interval, interruption=interruption),
+    ]
+
+
+def build_trainer(config: Config, folder: Path, callbacks: list[Callback], trackers: list[Logger]) -> Trainer:
+    """Returns Lightning's trainer on the device of `config`.
+
+    Raises:
+        ConfigError: The machine has no such accelerator or not so many devices.
+    """
+    try:
+        return Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=_precision(config),
+            max_epochs=config.num_epochs,
+            callbacks=callbacks,
+            logger=trackers,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            deterministic=config.deterministic,
+            sync_batchnorm=True,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"accelerator {config.accelerator!r} with devices {config.devices!r}, strategy {config.strategy!r} and "
+            f"precision {config.precision!r} cannot be used here: {error}"
+        ) from error
+
+
+def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
+    return build_model(
+        config.architecture,
+        num_classes=num_classes,
+        in_channels=1 if config.convert_to_grayscale else 3,
+        dropout=config.dropout,
+        out_channels=config.out_channels,
+    )
+
+
+def _precision(config: Config) -> str:
+    """Returns the precision, for auto the one that the device computes natively."""
+    if config.precision != "auto":
+        return config.precision
+    if not torch.cuda.is_available() or config.accelerator not in ("auto", "gpu", "cuda"):
+        return "32-true"
+    # Not torch.cuda.is_bf16_supported(): it says yes on cards that only emulate it, four times slower.
+    return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"

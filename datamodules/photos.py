@@ -1,0 +1,37 @@
+"""Reads photos, and cuts them to their boxes."""
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from datamodules.annotations import BoundingBox
+from utils.errors import DataError
+
+
+def read_photo(path: Path) -> Image.Image:
+    """Reads a JPEG or PNG of any colour mode as an RGB image; its rotation note (EXIF) is left alone, as boxes are.
+
+    Raises:
+        DataError: The file cannot be read or decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip instead of scale
+                image = image.convert("I").point(lambda value: value / 256).convert("L")
+            elif "transparency" in image.info:
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: this photo has disappeared") from error
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: this photo cannot be decoded ({error}); replace it by a whole copy") from error
+
+
+def cut_to_box(image: Image.Image, box: BoundingBox, *, erase_background: bool) -> Image.Image:
+    """Cuts `image` to `box`; with `erase_background` the cut-out lies in the centre of a white image of the old size."""
+    cut_out = image.crop(box)
+    if not erase_background:
+        return cut_out
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(cut_out, ((image.width - cut_out.width) // 2, (image.height - cut_out.height) // 2))
+    return canvas

@@ -1,0 +1,69 @@
+"""The lists of a configuration as pipelines of torchvision transforms, built once a split."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from utils.errors import ConfigError
+from utils.nearest import nearest
+from utils.signatures import UNUSABLE
+from utils.signatures import transforms as known_transforms
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def build_transforms(
+    *,
+    image_size: Sequence[int],
+    convert_to_grayscale: bool = False,
+    image_augmentations: dict[str, dict[str, Any] | None] | None = None,
+    tensor_augmentations: dict[str, dict[str, Any] | None] | None = None,
+    normalization: dict[str, Sequence[float]] | None = None,
+) -> Transform:
+    """Builds the way from an RGB image of any size to a tensor (channels, height, width).
+
+    In this order: resize without keeping the aspect ratio (bilinear, antialiased), gray, `image_augmentations`, tensor in
+    [0, 1], `tensor_augmentations`, normalisation. The pipeline is tried once on an image.
+
+    Args:
+        image_size: [height, width], pixels.
+        convert_to_grayscale: Whether the tensor has one channel instead of three.
+        image_augmentations: Names and parameters of `torchvision.transforms` on PIL images, in order.
+        tensor_augmentations: The same on tensors in [0, 1].
+        normalization: `mean` and `std`, one value a channel; None for none.
+
+    Raises:
+        ConfigError: A name does not exist, or the pipeline does not give tensors of this shape.
+        TypeError, ValueError: A transform does not take its parameters.
+    """
+    channels = 1 if convert_to_grayscale else 3
+    steps: list[Callable] = [transforms.Resize(tuple(image_size))]
+    if convert_to_grayscale:
+        steps.append(transforms.Grayscale())
+    steps += [_build(name, params) for name, params in (image_augmentations or {}).items()]
+    steps.append(transforms.ToTensor())
+    steps += [_build(name, params) for name, params in (tensor_augmentations or {}).items()]
+    if normalization is not None:
+        steps.append(transforms.Normalize(normalization["mean"], normalization["std"]))
+    pipeline = transforms.Compose(steps)
+    made = pipeline(Image.new("RGB", (64, 48)))
+    expected = (channels, *image_size)
+    if not isinstance(made, Tensor) or made.dtype != torch.float32 or tuple(made.shape) != expected:
+        got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise ConfigError(f"the augmentations make {got} of an image; expected torch.float32 {expected}")
+    return pipeline
+
+
+def _build(name: str, params: dict[str, Any] | None) -> Callable:
+    if name in UNUSABLE:
+        raise ConfigError(f"'{name}' cannot be used here: {UNUSABLE[name]}")
+    if name not in known_transforms():
+        raise ConfigError(f"'{name}' is not a transform of torchvision.transforms.{nearest(name, known_transforms())}")
+    try:
+        return getattr(transforms, name)(**(params or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error

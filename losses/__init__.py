@@ -1,0 +1,44 @@
+"""The losses that a configuration can name: this project's own, and every one of `torch.nn`."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from losses.label_smoothing import LabelSmoothingCrossEntropy
+from utils.errors import ConfigError
+from utils.nearest import nearest
+from utils.signatures import losses as known_losses
+
+LOSSES: dict[str, type[nn.Module]] = {"LabelSmoothingCrossEntropy": LabelSmoothingCrossEntropy}
+
+
+def build_loss(loss_function: str, loss_params: dict[str, Any] | None = None, *, num_classes: int = 196) -> nn.Module:
+    """Builds a loss and tries it on logits (2, num_classes) and two labels.
+
+    Args:
+        loss_function: A name in `LOSSES`, or a loss of `torch.nn`.
+        loss_params: Its parameters; a list, such as the weight of each class, becomes a tensor.
+        num_classes: Number of classes it will see.
+
+    Raises:
+        ConfigError: There is no such loss, or it takes no logits with class labels, or does not make one number of them.
+        TypeError, ValueError: A parameter is wrong.
+    """
+    if loss_function not in known_losses():
+        raise ConfigError(f"'{loss_function}' is not a loss of torch.nn.{nearest(loss_function, known_losses())}")
+    cls = LOSSES.get(loss_function) or getattr(nn, loss_function)
+    params = {
+        name: torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else value
+        for name, value in (loss_params or {}).items()
+    }
+    loss = cls(**params)
+    try:
+        value = loss(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]))
+    # Losses for other tasks fail here in ways of their own.
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'{loss_function}' does not take logits (N, classes) with labels (N,): {reason}") from error
+    if value.shape != ():
+        raise ConfigError(f"'{loss_function}' gives {tuple(value.shape)} values instead of one; set reduction: mean")
+    return loss

@@ -1,0 +1,123 @@
+"""The LightningModule: training and validation steps, metrics, optimizer and learning rate."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn, optim
+
+from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
+from utils.randomness import mix
+
+TOP_K = 5
+
+
+class Classifier(LightningModule):
+    """Trains `model` to classify images.
+
+    Each epoch it logs, as means over images (not over batches): train_loss, train_acc, valid_loss, valid_acc, both
+    splits' top-5 accuracy, and lr, the rate that the epoch was trained with. Accuracies are in 0 … 1.
+
+    Args:
+        model: Turns images (N, C, H, W) into logits (N, classes).
+        loss: Turns logits and labels (N,) into one number.
+        optimizer, optimizer_params, lr_scheduler, lr_scheduler_params: As in `config.yml`.
+        seed: Start of the random numbers of dropout, which depend on it and on the step alone.
+        channels_last: Whether images and weights lie in memory as NHWC.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        *,
+        optimizer: str,
+        optimizer_params: dict[str, Any] | None,
+        lr_scheduler: str | None,
+        lr_scheduler_params: dict[str, Any] | None,
+        seed: int,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)
+        self.loss = loss
+        self.optimizer = (optimizer, optimizer_params)
+        self.lr_scheduler = (lr_scheduler, lr_scheduler_params)
+        self.seed = seed
+        self.scheduler: optim.lr_scheduler.LRScheduler | None = None
+        self.epoch_metrics: dict[str, float] = {}  # of the last epoch that ended
+        self.train_sums: Tensor | None = None  # of loss, correct, correct among the top 5, and images
+        self.valid_sums: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits (N, classes) of images (N, C, H, W)."""
+        return self.model(images.to(memory_format=self.memory_format))
+
+    def configure_optimizers(self) -> optim.Optimizer:
+        optimizer = build_optimizer(*self.optimizer, self.parameters())
+        # Stepped by on_train_epoch_end, not by Lightning, which would do so after the epoch's checkpoint is written.
+        self.scheduler = build_lr_scheduler(*self.lr_scheduler, optimizer)
+        return optimizer
+
+    def on_train_epoch_start(self) -> None:
+        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:  # else resumed within the epoch
+            self.train_sums = None
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        torch.manual_seed(mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = self.loss(logits, labels)
+        self.train_sums = self._added(self.train_sums, logits, labels, loss)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_sums = None
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.valid_sums = self._added(self.valid_sums, logits, labels, self.loss(logits, labels))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("valid", self.valid_sums)
+
+    def on_train_epoch_end(self) -> None:
+        """Closes the epoch; the callbacks that stop and write checkpoints come after it and see it whole."""
+        self._log_means("train", self.train_sums)
+        self._publish({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_sums"] = self.train_sums
+        if self.scheduler is not None:
+            checkpoint["lr_scheduler"] = self.scheduler.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.train_sums = checkpoint["train_sums"]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
+
+    @torch.no_grad()
+    def _added(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+        """Adds a batch to the sums on the device, without waiting for it."""
+        k = min(TOP_K, logits.shape[1])
+        hits = logits.topk(k, dim=1).indices == labels[:, None]  # (N, k)
+        count = torch.full((), len(labels), device=logits.device)
+        total_loss = loss.detach() * (1 if getattr(self.loss, "reduction", "mean") == "sum" else count)
+        batch = torch.stack([total_loss, hits[:, 0].sum(), hits.any(dim=1).sum(), count])
+        batch = batch.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+        return batch if sums is None else sums.to(batch.device) + batch
+
+    def _log_means(self, split: str, sums: Tensor) -> None:
+        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss, correct, correct_top_k, count = total.tolist()  # the one time in an epoch that the device is waited for
+        means = {"loss": loss / count, "acc": correct / count, f"top{TOP_K}_acc": correct_top_k / count}
+        self._publish({f"{split}_{name}": value for name, value in means.items()})
+
+    def _publish(self, metrics: dict[str, float]) -> None:
+        self.epoch_metrics |= metrics
+        self.log_dict(metrics, logger=False)  # for callbacks such as early stopping; trackers get epoch_metrics

@@ -1,0 +1,74 @@
+"""Optimizers and schedulers of torch by name, and the patience that the study gave each."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn, optim
+
+from utils.errors import ConfigError
+from utils.expressions import parse_expression
+from utils.nearest import nearest
+from utils.signatures import lr_schedulers, optimizers
+
+STUDY_PATIENCE = 15  # epochs
+PLATEAU_FACTOR = 3  # with ReduceLROnPlateau: times its own patience
+
+
+def build_optimizer(name: str, params: dict[str, Any] | None, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+    """Builds the optimizer `torch.optim.<name>`, its fused form where there is one and nothing else was asked for.
+
+    Raises:
+        ConfigError: There is no such optimizer.
+        TypeError, ValueError: It does not take `params`.
+    """
+    if name not in optimizers():
+        raise ConfigError(f"'{name}' is not an optimizer of torch.optim.{nearest(name, optimizers())}")
+    parameters = list(parameters)
+    params = dict(params or {})
+    if "fused" in optimizers()[name].names and not params.keys() & {"fused", "foreach", "differentiable"}:
+        params["fused"] = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    if "betas" in params:
+        params["betas"] = tuple(params["betas"])
+    return getattr(optim, name)(parameters, **params)
+
+
+def build_lr_scheduler(
+    name: str | None, params: dict[str, Any] | None, optimizer: optim.Optimizer
+) -> optim.lr_scheduler.LRScheduler | None:
+    """Builds the scheduler `torch.optim.lr_scheduler.<name>`, or none; functions are given as expressions.
+
+    Raises:
+        ConfigError: There is no such scheduler.
+        TypeError, ValueError: It does not take `params`.
+    """
+    if name is None:
+        return None
+    if name not in lr_schedulers():
+        raise ConfigError(f"'{name}' is not a scheduler of torch.optim.lr_scheduler.{nearest(name, lr_schedulers())}")
+    params = dict(params or {})
+    for key in ("lr_lambda", "scale_fn"):
+        if params.get(key) is not None:
+            params[key] = parse_expression(params[key])
+    return getattr(optim.lr_scheduler, name)(optimizer, **params)
+
+
+def step_lr_scheduler(lr_scheduler: optim.lr_scheduler.LRScheduler | None, *, valid_loss: float) -> None:
+    """Takes the one step of an epoch's end; ReduceLROnPlateau follows the validation loss."""
+    if isinstance(lr_scheduler, optim.lr_scheduler.ReduceLROnPlateau):
+        lr_scheduler.step(valid_loss)
+    elif lr_scheduler is not None:
+        lr_scheduler.step()
+
+
+def stopping_patience(
+    configured: Literal["auto"] | int | None, *, lr_scheduler: str | None, lr_scheduler_params: dict[str, Any] | None
+) -> int | None:
+    """Returns the epochs without a lower validation loss after which training stops; None for never.
+
+    The study waited 15 epochs, with ReduceLROnPlateau three times the scheduler's own patience (torch's default: 10).
+    """
+    if configured != "auto":
+        return configured
+    if lr_scheduler == "ReduceLROnPlateau":
+        return PLATEAU_FACTOR * (lr_scheduler_params or {}).get("patience", 10)
+    return STUDY_PATIENCE

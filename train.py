@@ -1,0 +1,79 @@
+"""Trains a network on Stanford Cars as `config.yml` says: python train.py --help."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.commands import run_command
+from utils.config import Config, load_config, load_run_config
+from utils.interruption import Interruption
+from utils.logs import log_to_file, start_logging
+from utils.runs import LAST, LOG, find_run, has_ended, make_run_folder, read_record
+from utils.summary import summarise
+
+PROJECT = Path(__file__).resolve().parent
+DEMO = PROJECT / "experiments" / "demo.yml"
+LONGER = ("num_epochs=", "early_stopping_patience=")  # changes that give an ended run something to do
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Trains a network on Stanford Cars as config.yml says.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", metavar="FILE", help="YAML file with the keys that differ from config.yml")
+    source.add_argument("--demo", action="store_true", help="train on drawn cars: needs no data, takes two minutes")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; may be repeated"
+    )
+    parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of stanford_data_path")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or name, or 'last'")
+    return parser.parse_args(argv)
+
+
+def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
+    """Returns the configuration, and the folder of the run that goes on."""
+    overrides = arguments.set + ([f"stanford_data_path={arguments.data}"] if arguments.data else [])
+    if arguments.resume is None:
+        return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
+    output_path = load_config(DEMO if arguments.demo else arguments.config).output_path
+    folder = find_run(arguments.resume, output_path)
+    return load_run_config(folder, overrides=overrides), folder
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Trains, and returns the best value of each metric and its epoch."""
+    arguments = parse_arguments(argv)
+    config, resumed = read_configuration(arguments)
+    start_logging(config.loglevel)
+    if resumed and has_ended(resumed) and not any(change.startswith(LONGER) for change in arguments.set):
+        print(f"{summarise(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N")
+        return read_record(resumed)["best"]
+
+    # Torch takes seconds to import: a wrong configuration has been answered by now.
+    import assembly
+    from datamodules.demo import write_demo_data
+
+    assembly.check_buildable(config)
+    if arguments.demo and not arguments.data:
+        write_demo_data(config.stanford_data_path)
+    annotations = assembly.load_annotations(config)
+    classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
+    data = assembly.build_data(config, annotations)
+
+    folder = resumed or make_run_folder(config.output_path, config.architecture)
+    log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
+    record = assembly.build_record(config, folder, classifier, annotations)
+    with record, Interruption() as interruption:
+        callbacks = assembly.build_callbacks(
+            config, folder, class_names=annotations.class_names, interruption=interruption
+        )
+        trainer = assembly.build_trainer(config, folder, callbacks, trackers=[])
+        record.start(trainer)
+        trainer.fit(classifier, data, ckpt_path=folder / LAST if resumed else None, weights_only=True)
+    if trainer.is_global_zero:
+        print(summarise(folder))
+    return record.values["best"]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

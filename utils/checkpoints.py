@@ -1,0 +1,140 @@
+"""Writes and reads checkpoints: whole or not at all, and nothing in them is ever executed."""
+
+import logging
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from utils.errors import Interrupted, RunError
+from utils.files import replacing
+from utils.interruption import Interruption
+from utils.runs import BEST, LAST
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when a reader of older checkpoints has to do something
+LONGEST_WAIT = 5.0  # seconds that a signal waits for the end of a validation
+ABOUT = "cars"  # key under which a checkpoint says what it is: format, config, class_names
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lets Lightning write checkpoints beside their place and rename them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as partial:
+            try:
+                torch.save(checkpoint, partial)
+            except RuntimeError as error:  # how torch says that the disk is full
+                raise OSError(f"{error}".splitlines()[0]) from error
+
+
+class Checkpoints(Checkpoint):
+    """Writes last.ckpt at the end of each epoch, and every `interval` minutes in between, and best.ckpt.
+
+    best.ckpt is the epoch of the lowest validation loss, as in the study.
+
+    After a signal it writes last.ckpt and ends the training.
+
+    Args:
+        folder: The run's folder.
+        about: What every checkpoint says of itself beside the weights, as plain values: config and class_names.
+        interval: Minutes between two checkpoints within an epoch; None for none.
+        interruption: Tells whether a signal has come.
+    """
+
+    def __init__(
+        self, folder: Path, about: dict[str, Any], *, interval: float | None, interruption: Interruption
+    ) -> None:
+        self.folder = folder
+        self.about = about
+        self.interval = interval
+        self.interruption = interruption
+        self.lowest = float("inf")
+        self.written = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lowest = state["lowest"]
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[ABOUT] = {"format": FORMAT, "metrics": module.epoch_metrics, **self.about}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        if trainer.is_last_batch:
+            return  # what comes next is validation, and then the epoch's own checkpoint
+        due = self.interval is not None and time.monotonic() - self.written >= 60 * self.interval
+        interrupted = self._interrupted(trainer)
+        if interrupted or (trainer.strategy.broadcast(due) if trainer.world_size > 1 else due):
+            self.save_last(trainer)
+        if interrupted:
+            self._end(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        # Validation that takes long is given up; what was trained since the last checkpoint is trained again.
+        if self._interrupted(trainer) and self.interruption.seconds > LONGEST_WAIT:
+            self._end(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        valid_loss = module.epoch_metrics["valid_loss"]
+        lowest = valid_loss < self.lowest
+        self.lowest = min(self.lowest, valid_loss) if lowest else self.lowest
+        self.save_last(trainer)
+        if lowest and trainer.is_global_zero:
+            # A second name of the same file: last.ckpt is replaced, never written to, so this one stays as it is.
+            with replacing(self.folder / BEST) as partial:
+                try:
+                    os.link(self.folder / LAST, partial)
+                except OSError:  # a file system without links
+                    partial.write_bytes((self.folder / LAST).read_bytes())
+
+        if self._interrupted(trainer):
+            self._end(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Writes last.ckpt now."""
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self.written = time.monotonic()
+
+    def _interrupted(self, trainer: Trainer) -> bool:
+        noted = self.interruption.signal_number is not None
+        return noted if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(noted, all=False)
+
+    def _end(self, trainer: Trainer) -> None:
+        number = self.interruption.signal_number or signal.SIGTERM
+        raise Interrupted(
+            f"{signal.Signals(number).name} ended the training in epoch {trainer.current_epoch}", signal_number=number
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this project onto the CPU.
+
+    Raises:
+        RunError: The file is missing, damaged, of another program, or holds anything but tensors and plain values.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: there is no such checkpoint") from error
+    except pickle.UnpicklingError as error:
+        raise RunError(f"{path} holds more than tensors and plain values, and is not loaded") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise RunError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or "state_dict" not in checkpoint:
+        raise RunError(f"{path} is no checkpoint of this project: its part '{ABOUT}' (config, class_names) is missing")
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path} has checkpoint format {about.get('format')!r}; this version reads {FORMAT}")
+    return checkpoint

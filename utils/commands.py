@@ -1,0 +1,24 @@
+"""Runs a command: its errors become one message and an exit code instead of a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from utils.errors import UserError
+
+
+def run_command(main: Callable[[Sequence[str] | None], Any]) -> int:
+    """Calls `main` with the arguments of the command line and returns the exit code."""
+    try:
+        main(None)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

@@ -1,0 +1,170 @@
+"""What must hold between the keys of a configuration, and which names of torch and torchvision exist."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from utils.architectures import ARCHITECTURE_LIMITS
+from utils.expressions import parse_expression
+from utils.nearest import nearest
+from utils.signatures import UNUSABLE, Signature, losses, lr_schedulers, optimizers, transforms
+from utils.yaml_source import Key, number_hint
+
+Problem = tuple[Key, str]
+
+# Parameters of torch that are functions; a configuration gives them as an expression.
+EXPRESSIONS = ("lr_lambda", "scale_fn")
+
+
+def check_values(values: dict[str, Any], wrong: set[str | int]) -> list[Problem]:
+    """Returns what is wrong between the `values`, apart from the keys that are `wrong` in themselves."""
+
+    def usable(*keys: str) -> bool:
+        return all(key in values and key not in wrong for key in keys)
+
+    problems: list[Problem] = []
+    for keys, check in _CHECKS:
+        if usable(*keys):
+            problems += check(values)
+    return problems
+
+
+def _named(
+    name: str, key: str, params_key: str, given: Any, catalogue: dict[str, Signature], kind: str
+) -> Iterator[Problem]:
+    """Checks a name of torch and the parameters given to it."""
+    path: Key = (key,) if key != params_key else (key, name)
+    if name in UNUSABLE:
+        yield path, f"'{name}' cannot be used here: {UNUSABLE[name]}"
+        return
+    if name not in catalogue:
+        yield path, f"'{name}' is not {kind}.{nearest(name, [known for known in catalogue if known not in UNUSABLE])}"
+        return
+    signature = catalogue[name]
+    params_path: Key = (params_key,) if key != params_key else (key, name)
+    given = given or {}
+    for parameter, value in given.items():
+        if parameter not in signature.names:
+            yield (*params_path, parameter), f"{name} takes no such parameter.{nearest(parameter, signature.names)}"
+        elif hint := number_hint(value):
+            yield (*params_path, parameter), hint
+    for parameter in signature.required:
+        if parameter not in given:
+            yield params_path, f"{name} needs the parameter '{parameter}'"
+
+
+def _check_optimizer(values: dict[str, Any]) -> Iterator[Problem]:
+    yield from _named(
+        values["optimizer"], "optimizer", "optimizer_params", values["optimizer_params"], optimizers(),
+        "an optimizer of torch.optim",
+    )  # fmt: skip
+
+
+def _check_loss(values: dict[str, Any]) -> Iterator[Problem]:
+    yield from _named(
+        values["loss_function"], "loss_function", "loss_params", values["loss_params"], losses(), "a loss of torch.nn"
+    )
+
+
+def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
+    name, given = values["lr_scheduler"], values["lr_scheduler_params"]
+    if name is None:
+        if given:
+            yield ("lr_scheduler_params",), "there is no lr_scheduler to take them; write lr_scheduler_params: null"
+        return
+    yield from _named(
+        name, "lr_scheduler", "lr_scheduler_params", given, lr_schedulers(), "a scheduler of torch.optim.lr_scheduler"
+    )
+    for parameter, value in (given or {}).items():
+        if parameter in EXPRESSIONS:
+            try:
+                if not isinstance(value, str):
+                    raise ValueError(f"{value!r} is not a text such as 'lambda epoch: 0.955 ** epoch'")
+                schedule = parse_expression(value)
+                for epoch in (
+                    (0, 1, max(values.get("num_epochs") or 1, 1) - 1) if parameter == "lr_lambda" else (0.0, 1.0)
+                ):
+                    schedule(epoch)
+            except (ValueError, TypeError) as error:
+                yield ("lr_scheduler_params", parameter), str(error)
+    if name == "ReduceLROnPlateau" and (given or {}).get("mode", "min") != "min":
+        yield ("lr_scheduler_params", "mode"), "the scheduler follows the validation loss: mode is 'min'"
+
+
+def _check_transforms(key: str) -> Callable[[dict[str, Any]], Iterator[Problem]]:
+    def check(values: dict[str, Any]) -> Iterator[Problem]:
+        for name, given in (values[key] or {}).items():
+            yield from _named(name, key, key, given, transforms(), "a transform of torchvision.transforms")
+
+    return check
+
+
+def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
+    name = values["architecture"]
+    if name.startswith("timm/"):
+        if values["out_channels"] is not None:
+            yield ("out_channels",), f"{name} has no such width; write out_channels: null"
+        return
+    if name not in ARCHITECTURE_LIMITS:
+        yield (
+            ("architecture",),
+            f"'{name}' is not an architecture.{nearest(name, [*ARCHITECTURE_LIMITS, 'timm/<name>'])}",
+        )
+        return
+    limits = ARCHITECTURE_LIMITS[name]
+    if limits.out_channels and values["out_channels"] is None:
+        yield ("out_channels",), f"{name} needs a width, such as 320"
+    if not limits.out_channels and values["out_channels"] is not None:
+        yield ("out_channels",), f"{name} has no such width; write out_channels: null"
+    if not limits.dropout and values["dropout"] is not None:
+        yield ("dropout",), f"{name} has no dropout layer; write dropout: null"
+    if min(values["image_size"]) < limits.smallest_image_size:
+        yield (
+            ("image_size",),
+            (f"{values['image_size']} is too small for {name}: at least {limits.smallest_image_size} pixels a side"),
+        )
+
+
+def _check_normalization(values: dict[str, Any]) -> Iterator[Problem]:
+    for key, channels, used in (
+        ("normalization_params_rgb", 3, not values["convert_to_grayscale"]),
+        ("normalization_params_grayscale", 1, values["convert_to_grayscale"]),
+    ):
+        params = values[key]
+        if params is None:
+            if values["normalize"] and used:
+                yield (key,), "normalize: True needs mean and std here"
+            continue
+        for name in ("mean", "std"):
+            if len(params[name]) != channels:
+                yield (
+                    (key, name),
+                    f"{params[name]!r} has {len(params[name])} values; expected one a channel: {channels}",
+                )
+
+
+def _check_boxes(values: dict[str, Any]) -> Iterator[Problem]:
+    for key in ("erase_background", "shuffle_bounding_boxes"):
+        if values.get(key) and not values["crop_to_bboxes"]:
+            yield (key,), "True changes nothing without crop_to_bboxes: True"
+
+
+def _check_neptune(values: dict[str, Any]) -> Iterator[Problem]:
+    for key in ("neptune_username", "neptune_project_name"):
+        if isinstance(values[key], str) and "/" in values[key]:
+            yield (key,), f"{values[key]!r} must be one name; the project is neptune_username/neptune_project_name"
+
+
+_CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
+    (("architecture", "dropout", "out_channels", "image_size"), _check_architecture),
+    (
+        ("normalize", "convert_to_grayscale", "normalization_params_rgb", "normalization_params_grayscale"),
+        _check_normalization,
+    ),
+    (("crop_to_bboxes", "erase_background"), _check_boxes),
+    (("image_augmentations",), _check_transforms("image_augmentations")),
+    (("tensor_augmentations",), _check_transforms("tensor_augmentations")),
+    (("optimizer", "optimizer_params"), _check_optimizer),
+    (("lr_scheduler", "lr_scheduler_params"), _check_lr_scheduler),
+    (("loss_function", "loss_params"), _check_loss),
+    (("neptune_username", "neptune_project_name"), _check_neptune),
+]

@@ -1,0 +1,41 @@
+"""The errors that a person is meant to read: each is one clear message, shown without a traceback.
+
+UserError
+├── ConfigError   a key, a value or a command line argument is wrong   exit code 2
+├── DataError     a photo, an archive or an annotation is wrong        exit code 2
+└── RunError      a training cannot start, go on or be resumed         exit code 1
+    └── Interrupted   a person or the system ended it                  exit code 128 + signal
+"""
+
+
+class UserError(Exception):
+    """Base of all errors whose message is the whole answer."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader's worker hands its error over as a text with the whole traceback; its last line is the message.
+        _, traceback, rest = message.rpartition(f"{type(self).__name__}: ")
+        super().__init__(rest.strip() if traceback and "Original Traceback" in message else message)
+
+
+class ConfigError(UserError):
+    """The configuration or the command line is wrong."""
+
+
+class DataError(UserError):
+    """The data set is missing, incomplete or damaged."""
+
+
+class RunError(UserError):
+    """A run cannot start, go on or be resumed, although configuration and data are in order."""
+
+    exit_code = 1
+
+
+class Interrupted(RunError):
+    """A signal ended the training after it had written its checkpoint."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

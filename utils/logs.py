@@ -1,0 +1,60 @@
+"""Sends messages to the terminal and to the run's log file, and keeps other libraries' noise out of both."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+# Said by the libraries to those who write programs with them, of no use to those who run this one.
+NOISE = (
+    r".*does not have many workers.*",
+    r".*is smaller than the logging interval.*",
+    r".*exists and is not empty.*",
+    r".*dataloader is not resumable.*",
+    r".*Trying to infer the `batch_size`.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*lr_scheduler.step\(\).*before.*optimizer.step\(\).*",
+)
+
+
+class _Terminal(logging.Handler):
+    """Writes to stderr above a moving progress bar; information stands alone, anything graver after its level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        tqdm.write(level + self.format(record), file=sys.stderr)
+
+
+def start_logging(level: str) -> None:
+    """Shows messages of at least `level` in the terminal; may be called again."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, (_Terminal, logging.FileHandler))]:
+        root.removeHandler(handler)
+        handler.close()
+    root.addHandler(_Terminal())
+    root.setLevel(level)
+    logging.captureWarnings(True)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for library in (
+        "pytorch_lightning",
+        "lightning_fabric",
+        "lightning",
+        "matplotlib",
+        "PIL",
+        "urllib3",
+        "git",
+        "alembic",
+    ):
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def log_to_file(path: Path) -> None:
+    """Writes messages to the file `path` too, with their times."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.getLogger().addHandler(handler)

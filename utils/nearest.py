@@ -1,0 +1,13 @@
+"""Suggests what a person may have meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns " Did you mean 'X'? Allowed: A, B, …", ready to stand behind a sentence."""
+    names = list(allowed)
+    lower = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    suggestion = f" Did you mean '{lower[close[0]]}'?" if close else ""
+    return f"{suggestion} Allowed: {', '.join(names) or 'none'}."

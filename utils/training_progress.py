@@ -1,0 +1,51 @@
+"""A moving bar over the batches of an epoch, where somebody watches it; a log file gets the epochs' lines alone."""
+
+import sys
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+from utils.progress import progress_bar
+
+
+class TrainingProgress(Callback):
+    """Shows how far the epoch is. It never asks the device for a number, so training does not wait for it."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._open(trainer, "training", int(trainer.num_training_batches))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        self._move()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._open(trainer, "validation", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._move()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _open(self, trainer: Trainer, phase: str, batches: int) -> None:
+        self._close()
+        if trainer.is_global_zero and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            epoch = f"epoch {trainer.current_epoch}/{trainer.max_epochs - 1} {phase}"
+            self.bar = progress_bar(description=epoch, unit=" batches", total=batches)
+
+    def _move(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
