@@ -200,6 +200,8 @@ def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
         in_channels=1 if config.convert_to_grayscale else 3,
         dropout=config.dropout,
         out_channels=config.out_channels,
+        width_multiplier=config.width_multiplier,
+        image_size=config.image_size,
     )
 
 

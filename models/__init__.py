@@ -1,15 +1,25 @@
 """The networks that a configuration can name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from models.ghostnet import GhostNet
+from models.hardnet import HARDNETS
+from models.squeezenext import SQUEEZENEXTS
+from models.timm_models import build_timm
+from models.torchvision_models import TORCHVISION_MODELS
 from utils.architectures import ARCHITECTURE_LIMITS
 from utils.errors import ConfigError
 from utils.nearest import nearest
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"ghost": GhostNet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "ghost": GhostNet,
+    **SQUEEZENEXTS,
+    **HARDNETS,
+    **TORCHVISION_MODELS,
+}
+TIMM = "timm/"
 
 
 def build_model(
@@ -19,27 +29,36 @@ def build_model(
     in_channels: int = 3,
     dropout: float | None = None,
     out_channels: int | None = None,
+    width_multiplier: float = 1.0,
+    image_size: Sequence[int] | None = None,
 ) -> nn.Module:
     """Builds a network with random weights; it turns images (N, in_channels, H, W) into logits (N, num_classes).
 
     Args:
-        architecture: A name in `ARCHITECTURES`.
+        architecture: A name in `ARCHITECTURES`, or `timm/` and the name of a network of timm.
         num_classes: Number of logits.
         in_channels: 3 for colour images, 1 for gray ones.
         dropout: Probability before the last layer; None for a network that has no dropout, or to have none.
-        out_channels: Width of the last hidden layer of a network that lets it be chosen, else None.
+        out_channels: Width of the last hidden layer of ghost, else None.
+        width_multiplier: Factor of ghost's other widths.
+        image_size: Height and width, pixels, that a network of timm is made for and tried with.
 
     Raises:
         ConfigError: There is no such architecture, or it does not take what was given.
     """
-    if architecture not in ARCHITECTURES:
+    common = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout}
+    is_timm = architecture.startswith(TIMM)
+    if not is_timm and architecture not in ARCHITECTURES:
         raise ConfigError(f"'{architecture}' is not an architecture.{nearest(architecture, ARCHITECTURES)}")
-    limits = ARCHITECTURE_LIMITS[architecture]
+    limits = None if is_timm else ARCHITECTURE_LIMITS[architecture]
+    if limits is not None and limits.out_channels:
+        if out_channels is None:
+            raise ConfigError(f"{architecture} needs out_channels, such as 320")
+        return ARCHITECTURES[architecture](**common, out_channels=out_channels, width_multiplier=width_multiplier)
+    if out_channels is not None or width_multiplier != 1.0:
+        raise ConfigError(f"{architecture} takes neither out_channels nor width_multiplier")
+    if limits is None:
+        return build_timm(architecture.removeprefix(TIMM), **common, image_size=image_size)
     if dropout is not None and not limits.dropout:
         raise ConfigError(f"{architecture} has no dropout layer; dropout must be None")
-    if (out_channels is not None) != limits.out_channels:
-        raise ConfigError(
-            f"{architecture} needs out_channels" if limits.out_channels else f"{architecture} takes no out_channels"
-        )
-    width = {} if out_channels is None else {"out_channels": out_channels}
-    return ARCHITECTURES[architecture](num_classes=num_classes, in_channels=in_channels, dropout=dropout, **width)
+    return ARCHITECTURES[architecture](**common)

@@ -143,7 +143,8 @@ def _report(source: SourcedMapping, problems: list[tuple[Key, str]]) -> str:
     for path, message in problems:
         place = source.place(path)
         name = ".".join(map(str, path))
-        lines.append(f"  {place + ': ' if place else ''}{name}: {message}")
+        lead = f"{place} " if place == "--set" else f"{place}: " if place else ""
+        lines.append(f"  {lead}{name}: {message}")
     return "\n".join(lines)
 
 

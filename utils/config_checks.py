@@ -103,6 +103,8 @@ def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
     if name.startswith("timm/"):
         if values["out_channels"] is not None:
             yield ("out_channels",), f"{name} has no such width; write out_channels: null"
+        if values.get("width_multiplier", 1.0) != 1.0:
+            yield ("width_multiplier",), f"{name} takes none; write width_multiplier: 1.0"
         return
     if name not in ARCHITECTURE_LIMITS:
         yield (
@@ -115,6 +117,8 @@ def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
         yield ("out_channels",), f"{name} needs a width, such as 320"
     if not limits.out_channels and values["out_channels"] is not None:
         yield ("out_channels",), f"{name} has no such width; write out_channels: null"
+    if not limits.out_channels and values.get("width_multiplier", 1.0) != 1.0:
+        yield ("width_multiplier",), f"{name} takes none; write width_multiplier: 1.0"
     if not limits.dropout and values["dropout"] is not None:
         yield ("dropout",), f"{name} has no dropout layer; write dropout: null"
     if min(values["image_size"]) < limits.smallest_image_size:

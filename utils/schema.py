@@ -4,6 +4,7 @@ The study's own keys keep their names and must be given. The keys that this proj
 `config.yml` repeats, so that a configuration written for the published project loads unchanged.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,10 +98,12 @@ class Config(BaseModel):
     # Network
     architecture: str = Field(
         description="Network.",
-        json_schema_extra={"examples": [*ARCHITECTURE_LIMITS, "timm/mobilenetv3_small_100"]},
+        json_schema_extra={"anyOf": [{"enum": list(ARCHITECTURE_LIMITS)}, {"pattern": "^timm/"}]},
     )
     dropout: float | None = Field(ge=0, lt=1, description="Probability before the last layer.")
     out_channels: int | None = Field(ge=1, description="Width of the last hidden layer of ghost.")
+
+    width_multiplier: Annotated[float, Field(gt=0, le=4)] = Field(1.0, description="Factor of ghost's other widths.")
 
     # Training
     batch_size: int = Field(ge=2, description="Training images a step; batch norm needs two.")
@@ -132,3 +135,14 @@ class Config(BaseModel):
         "32-true", description="Number format of the training."
     )
     channels_last: bool = Field(True, description="Memory layout NHWC: the same network, faster.")
+
+
+def json_schema() -> str:
+    """Returns the JSON schema of a configuration file, for editors; such a file may hold only some of the keys."""
+    schema = Config.model_json_schema()
+    del schema["required"]
+    return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":  # python -m utils.schema > config.schema.json
+    print(json_schema(), end="")

@@ -109,7 +109,8 @@ def number_hint(value: Any) -> str:
         r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value.strip(), re.IGNORECASE
     ):
         return ""
-    mantissa, exponent, power = repr(float(value)).partition("e")
+    number = float(value)
+    mantissa, exponent, power = repr(int(number) if number.is_integer() else number).partition("e")
     number = mantissa + (".0" if exponent and "." not in mantissa else "") + exponent + power
     return f"YAML takes {value} for text: write {number}."
 

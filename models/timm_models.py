@@ -1,0 +1,88 @@
+"""Any classification network of timm, with random weights, named `timm/<name>` in a configuration.
+
+Wightman, "PyTorch Image Models": https://github.com/huggingface/pytorch-image-models
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from utils.errors import ConfigError
+
+# What a network of timm raises, from deep inside, for something that it does not take.
+REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+def build_timm(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    dropout: float | None,
+    image_size: Sequence[int] | None = None,
+) -> nn.Module:
+    """Builds a network of timm that turns images (N, in_channels, H, W) into logits (N, num_classes).
+
+    Args:
+        name: A name of `timm.list_models()`, such as "mobilenetv3_small_100".
+        num_classes: Number of logits.
+        in_channels: 3 for colour images, 1 for gray ones.
+        dropout: Probability before the last layer; None for none, whatever timm's default.
+        image_size: Height and width, pixels: one image of that size is tried, and a network that is made for one size is
+            made for this one. None for the size of timm's own weights, not tried.
+
+    Raises:
+        ConfigError: timm has no such network, or it does not take what was given.
+    """
+    # timm takes seconds to import, and most runs do not need it.
+    import timm
+
+    names = timm.list_models()
+    if name not in names:
+        raise ConfigError(_unknown(name, names))
+    settings = {}
+    if image_size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size:
+        settings["img_size"] = tuple(image_size)
+    try:
+        model = timm.create_model(
+            name, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout or 0.0, **settings
+        )
+    except REFUSALS as error:
+        given = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout, **settings}
+        raise ConfigError(f"timm/{name} cannot be built with {given}: {_reason(error)}") from error
+    if model.num_classes != num_classes:
+        raise ConfigError(f"timm/{name} is no classification network: it has no logits")
+    if dropout is not None and not _has_dropout(model, dropout):
+        raise ConfigError(f"timm/{name} has no dropout that can be set; dropout must be None")
+    if image_size is not None:
+        _try_image(model, name, in_channels, image_size)
+    return model
+
+
+def _unknown(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), names, n=3)
+    suggestion = f" Nearest: {', '.join(f'timm/{candidate}' for candidate in close)}." if close else ""
+    return f"'timm/{name}' is not a network of timm.{suggestion} `timm.list_models()` lists them all."
+
+
+def _has_dropout(model: nn.Module, dropout: float) -> bool:
+    """Returns whether `dropout` arrived: as a layer, or as the attribute that timm's networks without one drop by."""
+    layers = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
+    return dropout in (getattr(model, "drop_rate", None), *layers)
+
+
+def _try_image(model: nn.Module, name: str, in_channels: int, image_size: Sequence[int]) -> None:
+    height, width = image_size
+    model.eval()  # neither moves the statistics of batch norm nor draws random numbers
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, in_channels, height, width))
+    except REFUSALS as error:
+        raise ConfigError(f"timm/{name} takes no images of {height}×{width} pixels: {_reason(error)}") from error
+    model.train()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
