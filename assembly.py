@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.annotations import Annotations, clip_boxes, read_annotations
@@ -49,7 +48,7 @@ def check_buildable(config: Config) -> None:
     with problems.of("architecture"), torch.device("meta"):
         _build_network(config, STUDY_CLASSES)
     with problems.of("accelerator"):
-        build_trainer(config, Path(), [], [])
+        build_trainer(config, Path(), [])
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = None
     with problems.of("optimizer_params"):
@@ -144,7 +143,7 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
 
 
 def build_callbacks(
-    config: Config, folder: Path, *, class_names: tuple[str, ...], interruption: Interruption
+    config: Config, record: RunRecord, *, class_names: tuple[str, ...], interruption: Interruption
 ) -> list[Callback]:
     """Returns early stopping, the recorder of metrics and the writer of checkpoints, in the order they must run."""
     patience = stopping_patience(
@@ -156,12 +155,12 @@ def build_callbacks(
     return [
         TrainingProgress(),
         *([EarlyStopping("valid_loss", mode="min", patience=patience, min_delta=0.0)] if patience else []),
-        Recorder(folder),
-        Checkpoints(folder, about, interval=config.checkpoint_interval, interruption=interruption),
+        Recorder(record.folder, record.trackers),
+        Checkpoints(record.folder, about, interval=config.checkpoint_interval, interruption=interruption),
     ]
 
 
-def build_trainer(config: Config, folder: Path, callbacks: list[Callback], trackers: list[Logger]) -> Trainer:
+def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Trainer:
     """Returns Lightning's trainer on the device of `config`.
 
     Raises:
@@ -176,7 +175,7 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback], track
             precision=_precision(config),
             max_epochs=config.num_epochs,
             callbacks=callbacks,
-            logger=trackers,
+            logger=False,  # the recorder speaks to the trackers, so that none of them can end a training
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             deterministic=config.deterministic,

@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     record = assembly.build_record(config, folder, classifier, annotations)
     with record, Interruption() as interruption:
         callbacks = assembly.build_callbacks(
-            config, folder, class_names=annotations.class_names, interruption=interruption
+            config, record, class_names=annotations.class_names, interruption=interruption
         )
-        trainer = assembly.build_trainer(config, folder, callbacks, trackers=[])
+        trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
         trainer.fit(classifier, data, ckpt_path=folder / LAST if resumed else None, weights_only=True)
     if trainer.is_global_zero:

@@ -9,8 +9,9 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from utils.history import COLUMNS, SPEED_COLUMNS, Row, best, read_rows, write_rows
+from utils.history import COLUMNS, SPEED_COLUMNS, Row, best, best_values, read_rows, write_rows
 from utils.runs import METRICS, SPEED
+from utils.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 class Recorder(Checkpoint):
     """Keeps the history of a run; it travels in the checkpoint, so that a resumed run has that of an undisturbed one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trackers: Trackers) -> None:
         self.folder = folder
+        self.trackers = trackers
         self.rows: list[Row] = []
         self.images = 0
         self.started = self.trained = 0.0
@@ -58,8 +60,7 @@ class Recorder(Checkpoint):
         }
         known = [old for old in read_rows(self.folder / SPEED) if old["epoch"] < trainer.current_epoch]
         write_rows(self.folder / SPEED, [*known, speed], SPEED_COLUMNS)
-        for tracker in trainer.loggers:
-            tracker.log_metrics(module.epoch_metrics, step=trainer.current_epoch)
+        self.trackers.log_epoch(row | best_values(self.rows))
         logger.info(describe_epoch(self.rows, speed, trainer.max_epochs))
 
     def _start(self) -> None:

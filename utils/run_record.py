@@ -2,6 +2,7 @@
 
 import logging
 import time
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from utils.files import write_text
 from utils.history import Row, best_values, read_rows
 from utils.machine import commit, runtime, versions
 from utils.runs import CONFIG, CURVES, LAST, METRICS, read_record, write_record
+from utils.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,11 @@ class RunRecord:
         self.earlier_seconds = float(old.get("seconds", 0.0))
         self.began = time.monotonic()
         self.trainer: Trainer | None = None
+        run_id = old.get("run_id") or uuid.uuid4().hex
+        self.trackers = Trackers(config, folder, run_id)
         self.values: dict[str, Any] = {
             "name": folder.name,
+            "run_id": run_id,
             "experiment_id": config.experiment_id,
             "description": config.description,
             "tags": config.tags,
@@ -72,6 +77,7 @@ class RunRecord:
         if trainer.is_global_zero:
             write_text(self.folder / CONFIG, self.config.as_yaml())
             write_record(self.folder, self.values)
+            self.trackers.start(self.values, [self.folder / CONFIG])
         network, count = self.values["parameters"]["architecture"], self.values["parameters"]["num_params"]
         device = trainer.strategy.root_device
         logger.info(
@@ -103,6 +109,7 @@ class RunRecord:
                 draw_curves({self.folder.name: rows}, self.folder / CURVES, title=self._title())
         except RunError as problem:  # the training's own error, or its result, must not be lost to a full disk
             logger.error("%s", problem)
+        self.trackers.end(self.values, [self.folder / CURVES] if rows else [])
         if error is not None and (self.folder / LAST).is_file():
             logger.warning("to go on: python train.py --resume %s", self.folder)
 
