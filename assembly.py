@@ -185,10 +185,10 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (ImportError, MisconfigurationException, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"accelerator {config.accelerator!r} with devices {config.devices!r}, strategy {config.strategy!r} and "
-            f"precision {config.precision!r} cannot be used here: {error}"
+            f"precision {config.precision!r} cannot be used here: {str(error).splitlines()[0]}"
         ) from error
 
 

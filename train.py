@@ -1,6 +1,7 @@
 """Trains a network on Stanford Cars as `config.yml` says: python train.py --help."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
     """Returns the configuration, and the folder of the run that goes on."""
-    overrides = arguments.set + ([f"stanford_data_path={arguments.data}"] if arguments.data else [])
+    overrides = arguments.set + ([f"stanford_data_path={json.dumps(arguments.data)}"] if arguments.data else [])
     if arguments.resume is None:
         return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
-    output_path = load_config(DEMO if arguments.demo else arguments.config).output_path
+    where = [override for override in overrides if override.startswith("output_path=")]
+    output_path = load_config(DEMO if arguments.demo else arguments.config, overrides=where).output_path
     folder = find_run(arguments.resume, output_path)
-    return load_run_config(folder, overrides=overrides), folder
+    return load_run_config(folder, overrides=[each for each in overrides if each not in where]), folder
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -46,6 +46,7 @@ class Classifier(LightningModule):
         self.lr_scheduler = (lr_scheduler, lr_scheduler_params)
         self.seed = seed
         self.scheduler: optim.lr_scheduler.LRScheduler | None = None
+        self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch that ended
         self.train_sums: Tensor | None = None  # of loss, correct, correct among the top 5, and images
         self.valid_sums: Tensor | None = None
@@ -58,6 +59,8 @@ class Classifier(LightningModule):
         optimizer = build_optimizer(*self.optimizer, self.parameters())
         # Stepped by on_train_epoch_end, not by Lightning, which would do so after the epoch's checkpoint is written.
         self.scheduler = build_lr_scheduler(*self.lr_scheduler, optimizer)
+        if self.scheduler is not None and self.scheduler_state is not None:
+            self.scheduler.load_state_dict(self.scheduler_state)
         return optimizer
 
     def on_train_epoch_start(self) -> None:
@@ -98,8 +101,7 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_sums = checkpoint["train_sums"]
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        self.scheduler_state = checkpoint.get("lr_scheduler")  # the scheduler itself is built later
 
     @torch.no_grad()
     def _added(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
     """Loads the resolved configuration of the run in `folder`, to go on with it.
 
     Args:
-        folder: A run's folder.
+        folder: A run's folder; where it lies is its output_path.
         overrides: As in `load_config`, but only keys that leave the training itself as it was.
 
     Raises:
@@ -74,7 +74,9 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
                 f"--set {override}: a run that goes on keeps its {key}; only {', '.join(RESUME_KEYS)} can be changed. "
                 "For another training start a new run, without --resume"
             )
-    return parse_config(_overridden(read_yaml_file(folder / "config.yml"), overrides))
+    source = _overridden(read_yaml_file(folder / "config.yml"), overrides)
+    source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
+    return parse_config(source)
 
 
 def _overridden(source: SourcedMapping, overrides: Sequence[str]) -> SourcedMapping:

@@ -55,6 +55,9 @@ class Config(BaseModel):
     deterministic: bool = Field(False, description="Only deterministic kernels: bit-equal on a GPU too, but slower.")
 
     # Logging
+    trackers: list[Literal["mlflow", "tensorboard", "wandb"]] | None = Field(
+        ["mlflow"], description="Where runs are logged besides their folders; mlflow is the local dashboard."
+    )
     loglevel: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         description="Least level of messages shown."
     )
