@@ -1,5 +1,7 @@
 """Builds data, network and trainer from a configuration: the one place that knows all three."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.annotations import Annotations, clip_boxes, read_annotations
+from datamodules.batched_augmentations import BatchedAugmentations, unbatched_names
 from datamodules.stanford_cars import StanfordCars, with_boxes_of_others
-from datamodules.transforms import Transform, build_transforms
+from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
 from models import build_model
 from models.classifier import Classifier
@@ -28,6 +31,8 @@ from utils.training_progress import TrainingProgress
 
 STUDY_CLASSES = 196
 
+logger = logging.getLogger(__name__)
+
 
 def check_buildable(config: Config) -> None:
     """Builds every part once, small or without memory, so that a wrong value is found before any data is read.
@@ -43,6 +48,8 @@ def check_buildable(config: Config) -> None:
                 convert_to_grayscale=config.convert_to_grayscale,
                 **{key: getattr(config, key)},
             )
+    with problems.of("augmentation_device"):
+        _batched_augmentations(config)
     with problems.of("loss_function"):
         build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
     with problems.of("architecture"), torch.device("meta"):
@@ -76,27 +83,28 @@ def load_annotations(config: Config) -> Annotations:
     return annotations
 
 
-def build_pipelines(config: Config) -> tuple[Transform, Transform]:
+def build_pipelines(config: Config) -> tuple[Pipeline, Pipeline]:
     """Returns the ways from photo to tensor for the training and for the validation split."""
-    params = config.normalization_params_grayscale if config.convert_to_grayscale else config.normalization_params_rgb
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "convert_to_grayscale": config.convert_to_grayscale,
-        "normalization": params.model_dump() if config.normalize and params is not None else None,
+        "normalization": _normalization(config),
     }
-    augmentations = {
-        "image_augmentations": config.image_augmentations if config.augment_images else None,
-        "tensor_augmentations": config.tensor_augmentations if config.augment_tensors else None,
-    }
-    return build_transforms(**common, **augmentations), build_transforms(**common)
+    image_augmentations, tensor_augmentations = _augmentations(config)
+    train = build_transforms(
+        **common, image_augmentations=image_augmentations, tensor_augmentations=tensor_augmentations
+    )
+    return train, build_transforms(**common)
 
 
 def build_data(config: Config, annotations: Annotations) -> StanfordCars:
-    """Returns the data module of `config`."""
+    """Returns the data module of `config`.
+
+    Raises:
+        ConfigError: augmentation_device is device, but something configured cannot be done so.
+    """
     if config.shuffle_bounding_boxes:
-        annotations = Annotations(
-            with_boxes_of_others(annotations.train), annotations.valid, annotations.class_names, annotations.release
-        )
+        annotations = replace(annotations, train=with_boxes_of_others(annotations.train))
     train_transform, valid_transform = build_pipelines(config)
     return StanfordCars(
         annotations,
@@ -106,7 +114,44 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
         num_workers=worker_count(config.num_workers),
         crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
         seed=config.seed,
+        cache_path=config.cache_path,
+        batched=_batched_augmentations(config),
+        cache_on_device=config.cache_on_device,
     )
+
+
+def _normalization(config: Config) -> dict[str, list[float]] | None:
+    params = config.normalization_params_grayscale if config.convert_to_grayscale else config.normalization_params_rgb
+    return params.model_dump() if config.normalize and params is not None else None
+
+
+def _augmentations(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    return (
+        (config.image_augmentations or {}) if config.augment_images else {},
+        (config.tensor_augmentations or {}) if config.augment_tensors else {},
+    )
+
+
+def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
+    """Returns the augmentations of whole batches, or None where photos are augmented one at a time; says why."""
+    if config.augmentation_device == "cpu":
+        return None
+    obstacles = [reason for part in _augmentations(config) for reason in unbatched_names(part)]
+    if config.cache_path is None:
+        obstacles.append("cache_path is null, and whole batches come from the cache")
+    if config.augmentation_device == "auto":
+        if not torch.cuda.is_available() or config.accelerator not in ("auto", "gpu", "cuda"):
+            return None
+        if obstacles:
+            logger.info("photos are augmented one at a time on the CPU: %s", "; ".join(obstacles))
+            return None
+    elif obstacles:
+        raise ConfigError(f"augmentation_device: device is not possible: {'; '.join(obstacles)}")
+    logger.info("whole batches are augmented on the device")
+    normalization = _normalization(config) or {"mean": None, "std": None}
+    size = (config.image_size[0], config.image_size[1])
+    train = BatchedAugmentations(*_augmentations(config), image_size=size, **normalization)
+    return train, BatchedAugmentations({}, {}, image_size=size, **normalization)
 
 
 def build_classifier(config: Config, num_classes: int) -> Classifier:

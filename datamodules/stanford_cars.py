@@ -4,19 +4,23 @@ Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR
 photos of the training split and both chooses and judges its models on the 8,041 of the test split: there is no third.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.annotations import Annotation, Annotations
-from datamodules.photos import cut_to_box, read_photo
+from datamodules.batch_loader import BatchLoader
+from datamodules.batched_augmentations import BatchedAugmentations
 from datamodules.sampling import EpochBatches, Item
-from datamodules.transforms import Transform
+from datamodules.sources import CachedPhotos, Crop, DecodedPhotos, Source, open_cache
+from datamodules.transforms import Pipeline, Transform
 from utils.randomness import generator, seeded
 
 
@@ -24,36 +28,41 @@ class CarPhotos(Dataset):
     """The photos of one split; an item is (epoch, index), and its random draws depend on nothing but the seed and these.
 
     Args:
-        annotations: Path, box and label of each photo.
-        transform: From an RGB image to a tensor (C, H, W).
-        crop: Whether to cut each photo to its box, or also to paste the cut-out on white.
+        source: The photos at the size that the network sees.
+        labels: The label of each.
+        augment: From such a photo to a tensor (C, H, W).
         seed: Start of the random draws.
     """
 
-    def __init__(
-        self,
-        annotations: Sequence[Annotation],
-        transform: Transform,
-        *,
-        crop: Literal["no", "box", "box on white"] = "no",
-        seed: int = 0,
-    ) -> None:
-        self.annotations = annotations
-        self.transform = transform
-        self.crop = crop
+    def __init__(self, source: Source, labels: Sequence[int], augment: Transform, *, seed: int = 0) -> None:
+        self.source = source
+        self.labels = labels
+        self.augment = augment
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self.source)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int]:
         epoch, index = item
-        annotation = self.annotations[index]
-        image = read_photo(annotation.image_path)
-        if self.crop != "no":
-            image = cut_to_box(image, annotation.bounding_box, erase_background=self.crop == "box on white")
+        image = self.source.image(index)
         with seeded(self.seed, "photo", epoch, index):
-            return self.transform(image), annotation.label
+            return self.augment(image), self.labels[index]
+
+
+@dataclass
+class Split:
+    """What one split is made of; `batched` is None where photos are augmented one at a time."""
+
+    name: str
+    annotations: Sequence[Annotation]
+    pipeline: Pipeline
+    source: Source
+    batched: BatchedAugmentations | None
+
+    @property
+    def labels(self) -> list[int]:
+        return [annotation.label for annotation in self.annotations]
 
 
 def with_boxes_of_others(annotations: Sequence[Annotation], seed: int = 0) -> tuple[Annotation, ...]:
@@ -70,52 +79,93 @@ class StanfordCars(LightningDataModule):
         annotations: Both splits and the class names.
         train_transform, valid_transform: From an RGB image to a tensor.
         batch_size: Photos a step, for each process.
-        num_workers: Processes that read photos.
-        crop: As in `CarPhotos`, for the training split alone.
+        num_workers: Processes that read and augment photos.
+        crop: Whether training photos are cut to their boxes, and what stands around the cut-out.
         seed: Start of the order of the training photos and of their augmentation.
+        cache_path: Folder in which resized photos are kept, so that each is decoded once; None for none.
+        batched: The augmentations of training and of validation for whole batches, on the device that trains; they take
+            the place of `num_workers` and need the cache. None: photo by photo.
+        cache_on_device: Whether the cache lies in the device's memory; "auto": where it takes at most half of what is free.
     """
 
     def __init__(
         self,
         annotations: Annotations,
         *,
-        train_transform: Transform,
-        valid_transform: Transform,
+        train_transform: Pipeline,
+        valid_transform: Pipeline,
         batch_size: int,
         num_workers: int,
-        crop: Literal["no", "box", "box on white"] = "no",
+        crop: Crop = "no",
         seed: int = 0,
+        cache_path: Path | None = None,
+        batched: tuple[BatchedAugmentations, BatchedAugmentations] | None = None,
+        cache_on_device: Literal["auto"] | bool = "auto",
     ) -> None:
         super().__init__()
-        self.annotations = annotations
-        self.train_photos = CarPhotos(annotations.train, train_transform, crop=crop, seed=seed)
-        self.valid_photos = CarPhotos(annotations.valid, valid_transform, seed=seed)
+        self.train, self.valid = (
+            Split(
+                name,
+                photos,
+                pipeline,
+                DecodedPhotos(photos, pipeline.resize, crop=cut),
+                None if batched is None else batched[number],
+            )
+            for number, (name, photos, pipeline, cut) in enumerate(
+                (
+                    ("train", annotations.train, train_transform, crop),
+                    ("valid", annotations.valid, valid_transform, "no"),
+                )
+            )
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.cache_path = cache_path
+        self.cache_on_device = cache_on_device
 
-    def train_dataloader(self) -> DataLoader:
-        batches = self._batches(self.train_photos, shuffle=True)
+    def setup(self, stage: str) -> None:
+        """Builds the caches where they are missing."""
+        if self.cache_path is None:
+            return
+        for split in (self.train, self.valid):
+            if isinstance(split.source, DecodedPhotos) and len(split.source):
+                shape = tuple(split.pipeline(Image.new("RGB", (8, 8))).shape)
+                split.source = open_cache(self.cache_path, split.name, split.source, shape)
+
+    def train_dataloader(self) -> Iterable:
+        batches = self._batches(self.train, shuffle=True)
         if self.trainer is not None:
             # Lightning tells a resumed epoch's number only after the first batches have been fetched.
             epochs = self.trainer.fit_loop.epoch_progress.current
             batches.set_epoch(epochs.processed)
             if epochs.ready > epochs.processed:  # resumed within an epoch
                 batches.first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return self._loader(self.train_photos, batches)
+        return self._loader(self.train, batches)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.valid_photos, self._batches(self.valid_photos, shuffle=False))
+    def val_dataloader(self) -> Iterable:
+        return self._loader(self.valid, self._batches(self.valid, shuffle=False))
 
-    def _batches(self, photos: CarPhotos, *, shuffle: bool) -> EpochBatches:
+    def photos(self, split: Split) -> CarPhotos:
+        """Returns the photos of a split, one at a time."""
+        return CarPhotos(split.source, split.labels, split.pipeline.augment, seed=self.seed)
+
+    def _batches(self, split: Split, *, shuffle: bool) -> EpochBatches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return EpochBatches(
-            len(photos), self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
-        )
+        count = len(split.source)
+        return EpochBatches(count, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
 
-    def _loader(self, photos: CarPhotos, batches: EpochBatches) -> DataLoader:
+    def _loader(self, split: Split, batches: EpochBatches) -> Iterable:
+        if split.batched is not None and isinstance(split.source, CachedPhotos):
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            on_device = self.cache_on_device
+            if on_device == "auto":
+                on_device = device.type == "cuda" and 2 * split.source.size <= torch.cuda.mem_get_info(device)[0]
+            return BatchLoader(
+                split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed
+            )
         return DataLoader(
-            photos,
+            self.photos(split),
             batch_sampler=batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

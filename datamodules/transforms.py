@@ -16,6 +16,26 @@ from utils.signatures import transforms as known_transforms
 Transform = Callable[[Image.Image], Tensor]
 
 
+class Pipeline:
+    """From an RGB image of any size to a tensor, in two parts.
+
+    Attributes:
+        resize: To the size and colours that the network sees: always the same, so that it can be done once.
+        augment: From there to the tensor, with random draws of torch's default generator.
+    """
+
+    def __init__(self, resize: Sequence[Callable], augment: Sequence[Callable]) -> None:
+        self.resize = transforms.Compose(list(resize))
+        self.augment = transforms.Compose(list(augment))
+
+    @property
+    def transforms(self) -> list[Callable]:
+        return [*self.resize.transforms, *self.augment.transforms]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.augment(self.resize(image))
+
+
 def build_transforms(
     *,
     image_size: Sequence[int],
@@ -23,7 +43,7 @@ def build_transforms(
     image_augmentations: dict[str, dict[str, Any] | None] | None = None,
     tensor_augmentations: dict[str, dict[str, Any] | None] | None = None,
     normalization: dict[str, Sequence[float]] | None = None,
-) -> Transform:
+) -> Pipeline:
     """Builds the way from an RGB image of any size to a tensor (channels, height, width).
 
     In this order: resize without keeping the aspect ratio (bilinear, antialiased), gray, `image_augmentations`, tensor in
@@ -41,15 +61,15 @@ def build_transforms(
         TypeError, ValueError: A transform does not take its parameters.
     """
     channels = 1 if convert_to_grayscale else 3
-    steps: list[Callable] = [transforms.Resize(tuple(image_size))]
+    resize: list[Callable] = [transforms.Resize(tuple(image_size))]
     if convert_to_grayscale:
-        steps.append(transforms.Grayscale())
-    steps += [_build(name, params) for name, params in (image_augmentations or {}).items()]
-    steps.append(transforms.ToTensor())
-    steps += [_build(name, params) for name, params in (tensor_augmentations or {}).items()]
+        resize.append(transforms.Grayscale())
+    augment = [_build(name, params) for name, params in (image_augmentations or {}).items()]
+    augment.append(transforms.ToTensor())
+    augment += [_build(name, params) for name, params in (tensor_augmentations or {}).items()]
     if normalization is not None:
-        steps.append(transforms.Normalize(normalization["mean"], normalization["std"]))
-    pipeline = transforms.Compose(steps)
+        augment.append(transforms.Normalize(normalization["mean"], normalization["std"]))
+    pipeline = Pipeline(resize, augment)
     made = pipeline(Image.new("RGB", (64, 48)))
     expected = (channels, *image_size)
     if not isinstance(made, Tensor) or made.dtype != torch.float32 or tuple(made.shape) != expected:

@@ -64,8 +64,7 @@ class Classifier(LightningModule):
         return optimizer
 
     def on_train_epoch_start(self) -> None:
-        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:  # else resumed within the epoch
-            self.train_sums = None
+        self.train_sums = None  # an epoch that is resumed in its middle does not start here, and keeps its sums
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         torch.manual_seed(mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank))

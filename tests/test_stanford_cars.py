@@ -41,24 +41,24 @@ def test_every_photo_comes_with_its_own_box_and_label(tmp_path, write, seed):
     assert clipped == 0
     data = data_module(annotations, crop="box")
     photos = by_name(written)
-    for split in (data.train_photos, data.valid_photos):
+    for split in (data.train, data.valid):
         for index, annotation in enumerate(split.annotations):
             photo = photos[name(annotation.image_path)]
-            image, label = split[0, index]
+            image, label = data.photos(split)[0, index]
             assert label == photo.label and tuple(annotation.bounding_box) == photo.box
-            if split is data.train_photos:  # cut to the box: its colour alone, to the last row and column
+            if split is data.train:  # cut to the box: its colour alone, to the last row and column
                 assert (image - colour(photo, box=True)[:, None, None]).abs().max() < 0.06
             else:  # validation photos are never cut
                 whole = Image.open(annotation.image_path).resize((16, 16), Image.Resampling.BILINEAR)
                 assert torch.equal(image, to_tensor(whole))
-    assert len(data.train_photos) + len(data.valid_photos) == len(written)
+    assert len(data.train.annotations) + len(data.valid.annotations) == len(written)
 
 
 def test_erased_backgrounds_are_white_around_the_box(tmp_path):
     photos = by_name(write_updated_release(tmp_path))
     data = data_module(read_annotations(tmp_path), crop="box on white")
-    for index, annotation in enumerate(data.train_photos.annotations):
-        image, _ = data.train_photos[0, index]
+    for index, annotation in enumerate(data.train.annotations):
+        image, _ = data.photos(data.train)[0, index]
         assert (image[:, 8, 8] - colour(photos[name(annotation.image_path)], box=True)).abs().max() < 0.06
         assert (image[:, 0, 0] > 0.95).all()
 
@@ -66,8 +66,8 @@ def test_erased_backgrounds_are_white_around_the_box(tmp_path):
 def test_only_training_photos_are_augmented(tmp_path):
     write_updated_release(tmp_path)
     data = data_module(read_annotations(tmp_path), train_transform=NOISY)
-    assert not torch.equal(data.train_photos[0, 0][0], data.train_photos[1, 0][0])
-    assert torch.equal(data.valid_photos[0, 0][0], data.valid_photos[1, 0][0])
+    assert not torch.equal(data.photos(data.train)[0, 0][0], data.photos(data.train)[1, 0][0])
+    assert torch.equal(data.photos(data.valid)[0, 0][0], data.photos(data.valid)[1, 0][0])
 
 
 def test_shuffled_boxes_are_a_fixed_shuffle_that_leaves_none_in_its_place(tmp_path):

@@ -40,7 +40,7 @@ def run(cars: Path, output: Path, *changes: str, extra: tuple[str, ...] = ()) ->
     settings = [
         "image_size=[32, 32]", "batch_size=8", "num_epochs=2", "num_workers=0", "early_stopping_patience=null",
         "optimizer_params.lr=0.003", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[]",
-        f"output_path={output}", *changes,
+        f"output_path={output}", f"cache_path={cars.parent / 'cache'}", *changes,
     ]  # fmt: skip
     before = set(output.glob("*")) if output.exists() else set()
     try:
@@ -78,7 +78,7 @@ def four_epochs(cars, tmp_path_factory) -> Path:
 def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
     folder = four_epochs
     assert re.fullmatch(r"ghost_\d{14}", folder.name)
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".training"}
     assert found == {
         "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt",
@@ -87,7 +87,9 @@ def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
     assert [row["epoch"] for row in metrics] == ["0", "1", "2", "3"]
     assert [float(row["lr"]) for row in metrics] == pytest.approx([0.003, 0.0003, 0.0003, 0.00003])
     assert all(0 <= float(row[name]) <= 1 for row in metrics for name in ("train_acc", "valid_acc", "valid_top5_acc"))
-    assert all(float(row["valid_acc"]) * 8 % 1 == 0 for row in metrics)  # correct predictions over 8 images
+    for split, photos in (("train", 20), ("valid", 8)):  # correct predictions over the images of this epoch alone
+        correct = [float(row[f"{split}_acc"]) * photos for row in metrics]
+        assert correct == pytest.approx([round(number) for number in correct], abs=1e-9), split
     speed = list(csv.DictReader((folder / "speed.csv").read_text().splitlines()))
     assert [row["epoch"] for row in speed] == ["0", "1", "2", "3"] and float(speed[0]["images_per_second"]) > 0
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -126,7 +128,7 @@ def test_metrics_are_means_over_images_not_over_batches(four_epochs, cars):
     classifier.load_state_dict(checkpoint["state_dict"])
     classifier.eval()
     data = assembly.build_data(config, read_annotations(cars))
-    images, labels = zip(*(data.valid_photos[0, index] for index in range(8)), strict=True)
+    images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(8)), strict=True)
     with torch.no_grad():
         logits = classifier(torch.stack(images))
     last = rows(four_epochs)[-1]
@@ -168,6 +170,40 @@ def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(cars, fo
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     train.main(["--resume", "last", "--set", f"output_path={tmp_path}"])
     assert_same_run(four_epochs, folder)
+
+
+def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_path):
+    assert_same_run(four_epochs, run(cars, tmp_path, "num_epochs=4", "cache_path=null"))
+
+
+def test_whole_batches_on_the_device_train_and_go_on_as_the_same_run(cars, tmp_path):
+    whole = run(cars, tmp_path / "whole", "augmentation_device=device", "num_epochs=3")
+    parts = run(cars, tmp_path / "parts", "augmentation_device=device", "num_epochs=1")
+    train.main(["--resume", str(parts), "--set", "num_epochs=3"])
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("cache_path=null", "whole batches come from the cache"),
+        ("image_augmentations={RandAugment: {}}", "RandAugment: it has no"),
+    ],
+)
+def test_whole_batches_that_are_not_possible_say_why(cars, tmp_path, change, reason):
+    with pytest.raises(ConfigError, match=reason):
+        train.main(
+            [
+                "-d",
+                str(cars),
+                "--set",
+                "augmentation_device=device",
+                "--set",
+                change,
+                "--set",
+                f"output_path={tmp_path}",
+            ]
+        )
 
 
 SCHEDULERS = {

@@ -124,6 +124,17 @@ class Config(BaseModel):
     loss_function: str = Field(description="LabelSmoothingCrossEntropy or a loss of torch.nn.")
     loss_params: Parameters | None = Field(description="Its parameters.")
 
+    # Input
+    cache_path: OptionalPath = Field(
+        Path("cache"), description="Folder in which resized photos are kept, each decoded once; null: decode each time."
+    )
+    cache_on_device: Literal["auto"] | bool = Field(
+        "auto", description="With whole batches: keep the cache on the device."
+    )
+    augmentation_device: Literal["auto", "device", "cpu"] = Field(
+        "auto", description="Augment whole batches on the device, or photo by photo in num_workers processes."
+    )
+
     # Machine
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto", description="Processes that read photos; auto: one a core, at most 8."
