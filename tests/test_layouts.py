@@ -2,8 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from data_sets import (
+from tests.data_sets import (
     CLASS_NAMES,
     ORIGINAL_FIELDS,
     UPDATED_FIELDS,
@@ -11,6 +10,7 @@ from data_sets import (
     write_original_release,
     write_updated_release,
 )
+
 from datamodules.annotations import read_annotations
 from utils.errors import DataError
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-from neptune_server import PROJECT, NeptuneServer
+from tests.neptune_server import PROJECT, NeptuneServer
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
