@@ -70,7 +70,7 @@ class ColorJitter(BatchedStep):
         self.has_hue = "hue" in self.ranges
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
-        """Draws a factor of each configured adjustment, and "order" (N, adjustments): the place of each in turn."""
+        """Draws a factor of each configured adjustment, and "order" (N, adjustments): which of them comes at each place."""
         factors = {
             name: uniform(uniforms[:, 1 + index], *limits) for index, (name, limits) in enumerate(self.ranges.items())
         }

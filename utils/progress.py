@@ -8,6 +8,11 @@ from tqdm.auto import tqdm
 LOG_FILE_INTERVAL = 30.0  # seconds between two lines where nobody watches the bar move
 
 
+def is_watched() -> bool:
+    """Says whether stderr is a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def progress_bar(
     iterable: Iterable | None = None,
     *,
@@ -25,14 +30,19 @@ def progress_bar(
         total: How many, where `iterable` does not tell.
         unit_scale: Whether to print 1.2k for 1200.
     """
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(
-        iterable,
-        desc=description,
-        unit=unit,
-        total=total,
-        unit_scale=unit_scale,
-        mininterval=0.1 if watched else LOG_FILE_INTERVAL,
-        dynamic_ncols=watched,
-        leave=False,
-    )
+    settings = {"desc": description, "unit": unit, "total": total, "unit_scale": unit_scale, "leave": False}
+    if is_watched():
+        return tqdm(iterable, dynamic_ncols=True, **settings)
+    interval = {"mininterval": LOG_FILE_INTERVAL, "maxinterval": LOG_FILE_INTERVAL, "delay": LOG_FILE_INTERVAL}
+    return tqdm(iterable, file=_Lines(), **interval, **settings)
+
+
+class _Lines:
+    """Writes each state of a bar as a line of its own; what takes less than the interval leaves none."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
