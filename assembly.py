@@ -165,6 +165,7 @@ def build_classifier(config: Config, num_classes: int) -> Classifier:
         lr_scheduler=config.lr_scheduler,
         lr_scheduler_params=config.lr_scheduler_params,
         seed=config.seed,
+        stop_on_nonfinite_loss=config.stop_on_nonfinite_loss,
         channels_last=config.channels_last,
     )
 
@@ -199,7 +200,7 @@ def build_callbacks(
     about = {"config": config.plain(), "class_names": list(class_names)}
     return [
         TrainingProgress(),
-        *([EarlyStopping("valid_loss", mode="min", patience=patience, min_delta=0.0)] if patience else []),
+        *([EarlyStopping("valid_loss", mode="min", patience=patience, check_finite=False)] if patience else []),
         Recorder(record.folder, record.trackers),
         Checkpoints(record.folder, about, interval=config.checkpoint_interval, interruption=interruption),
     ]

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     # Torch takes seconds to import: a wrong configuration has been answered by now.
     import assembly
     from datamodules.demo import write_demo_data
+    from utils.faults import explained
 
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
-    with record, Interruption() as interruption:
+    reading = explained(batch_size=config.batch_size, num_workers=data.num_workers)
+    with record, reading, Interruption() as interruption:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )

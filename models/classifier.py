@@ -7,6 +7,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn, optim
 
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
+from utils.errors import RunError
 from utils.randomness import mix
 
 TOP_K = 5
@@ -22,6 +23,7 @@ class Classifier(LightningModule):
         model: Turns images (N, C, H, W) into logits (N, classes).
         loss: Turns logits and labels (N,) into one number.
         optimizer, optimizer_params, lr_scheduler, lr_scheduler_params: As in `config.yml`.
+        stop_on_nonfinite_loss: Whether a loss that is infinite or no number ends the training.
         seed: Start of the random numbers of dropout, which depend on it and on the step alone.
         channels_last: Whether images and weights lie in memory as NHWC.
     """
@@ -36,6 +38,7 @@ class Classifier(LightningModule):
         lr_scheduler: str | None,
         lr_scheduler_params: dict[str, Any] | None,
         seed: int,
+        stop_on_nonfinite_loss: bool = True,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -45,6 +48,8 @@ class Classifier(LightningModule):
         self.optimizer = (optimizer, optimizer_params)
         self.lr_scheduler = (lr_scheduler, lr_scheduler_params)
         self.seed = seed
+        self.stop_on_nonfinite_loss = stop_on_nonfinite_loss
+        self.nonfinite_step: Tensor | None = None  # the first step of this epoch with such a loss, or −1
         self.scheduler: optim.lr_scheduler.LRScheduler | None = None
         self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch that ended
@@ -64,6 +69,7 @@ class Classifier(LightningModule):
         return optimizer
 
     def on_train_epoch_start(self) -> None:
+        self.nonfinite_step = None
         self.train_sums = None  # an epoch that is resumed in its middle does not start here, and keeps its sums
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
@@ -74,6 +80,7 @@ class Classifier(LightningModule):
         logits = self(images)
         loss = self.loss(logits, labels)
         self.train_sums = self._added(self.train_sums, logits, labels, loss)
+        self._note_nonfinite(loss.detach())
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -87,8 +94,24 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)
 
+    def check_finite(self) -> None:
+        """Waits for the device and looks at the losses of this epoch so far.
+
+        Raises:
+            RunError: One was infinite or no number; no checkpoint has been written since.
+        """
+        if not self.stop_on_nonfinite_loss or self.nonfinite_step is None or (step := int(self.nonfinite_step)) < 0:
+            return
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise RunError(
+            f"the training loss was not finite in epoch {self.trainer.current_epoch}, step {step}, at a learning rate of "
+            f"{lr:.3g}; the last checkpoint is from before it. Lower optimizer_params.lr or set precision: 32-true in a new "
+            "run, or train on regardless with stop_on_nonfinite_loss: False"
+        )
+
     def on_train_epoch_end(self) -> None:
         """Closes the epoch; the callbacks that stop and write checkpoints come after it and see it whole."""
+        self.check_finite()
         self._log_means("train", self.train_sums)
         self._publish({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
@@ -101,6 +124,12 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_sums = checkpoint["train_sums"]
         self.scheduler_state = checkpoint.get("lr_scheduler")  # the scheduler itself is built later
+
+    def _note_nonfinite(self, loss: Tensor) -> None:
+        """Notes on the device, without waiting for it, the first step whose loss is not finite."""
+        step = torch.full((), self.trainer.global_step, device=loss.device)
+        noted = torch.full_like(step, -1) if self.nonfinite_step is None else self.nonfinite_step
+        self.nonfinite_step = torch.where((noted < 0) & ~loss.isfinite(), step, noted)
 
     @torch.no_grad()
     def _added(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ class Checkpoints(Checkpoint):
             self._end(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Writes last.ckpt now."""
+        """Writes last.ckpt now, unless the network has been spoiled by a loss that was not finite."""
+        trainer.lightning_module.check_finite()
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self.written = time.monotonic()
 

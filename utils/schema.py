@@ -117,6 +117,7 @@ class Config(BaseModel):
     checkpoint_interval: Annotated[float, Field(gt=0)] | None = Field(
         10, description="Minutes between two checkpoints within an epoch; null: only at the end of each epoch."
     )
+    stop_on_nonfinite_loss: bool = Field(True, description="Whether an infinite or undefined loss ends the training.")
     optimizer: str = Field(description="Optimizer of torch.optim.")
     optimizer_params: Parameters | None = Field(description="Its parameters.")
     lr_scheduler: str | None = Field(description="Scheduler of torch.optim.lr_scheduler, stepped each epoch.")
