@@ -1,6 +1,7 @@
 """Builds data, network and trainer from a configuration: the one place that knows all three."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from utils.config import Config, ConfigError, Problems
 from utils.errors import DataError
 from utils.interruption import Interruption
 from utils.machine import worker_count
+from utils.processes import is_first_process
 from utils.randomness import mix
 from utils.recording import Recorder
 from utils.run_record import RunRecord
@@ -140,7 +142,7 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
     if config.cache_path is None:
         obstacles.append("cache_path is null, and whole batches come from the cache")
     if config.augmentation_device == "auto":
-        if not torch.cuda.is_available() or config.accelerator not in ("auto", "gpu", "cuda"):
+        if not _on_cuda(config):
             return None
         if obstacles:
             logger.info("photos are augmented one at a time on the CPU: %s", "; ".join(obstacles))
@@ -210,10 +212,10 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
     """Returns Lightning's trainer on the device of `config`.
 
     Raises:
-        ConfigError: The machine has no such accelerator or not so many devices.
+        ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
     """
     try:
-        return Trainer(
+        trainer = Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
@@ -225,17 +227,28 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             deterministic=config.deterministic,
-            sync_batchnorm=True,
+            sync_batchnorm=_on_cuda(config),  # torch has no such batch norm for the CPU
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (ImportError, MisconfigurationException, RuntimeError, ValueError) as error:
+        _check_processes(trainer)
+    except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"accelerator {config.accelerator!r} with devices {config.devices!r}, strategy {config.strategy!r} and "
             f"precision {config.precision!r} cannot be used here: {str(error).splitlines()[0]}"
         ) from error
+    return trainer
+
+
+def _check_processes(trainer: Trainer) -> None:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if trainer.is_global_zero != is_first_process() or trainer.world_size < started:
+        raise ValueError(f"{started} processes were started, and each would train alone; set devices to those of a machine")
 
 
 def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
@@ -250,11 +263,15 @@ def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
     )
 
 
+def _on_cuda(config: Config) -> bool:
+    return torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
+
+
 def _precision(config: Config) -> str:
     """Returns the precision, for auto the one that the device computes natively."""
     if config.precision != "auto":
         return config.precision
-    if not torch.cuda.is_available() or config.accelerator not in ("auto", "gpu", "cuda"):
+    if not _on_cuda(config):
         return "32-true"
     # Not torch.cuda.is_bf16_supported(): it says yes on cards that only emulate it, four times slower.
     return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"

@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from utils.commands import run_command
 from utils.config import Config, load_config, load_run_config
 from utils.interruption import Interruption
 from utils.logs import log_to_file, start_logging
+from utils.processes import end_with_parent, is_first_process
 from utils.runs import LAST, LOG, find_run, has_ended, make_run_folder, read_record
 from utils.summary import summarise
 
@@ -27,7 +30,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; may be repeated"
     )
     parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of stanford_data_path")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or name, or 'last'")
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or name, or 'last'")
+    work.add_argument("--check", action="store_true", help="look at configuration and data, and train nothing")
     return parser.parse_args(argv)
 
 
@@ -43,7 +48,7 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | No
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains, and returns the best value of each metric and its epoch."""
+    """Trains, and returns the best value of each metric and its epoch; with --check neither."""
     arguments = parse_arguments(argv)
     config, resumed = read_configuration(arguments)
     start_logging(config.loglevel)
@@ -53,21 +58,36 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     # Torch takes seconds to import: a wrong configuration has been answered by now.
     import assembly
+    from datamodules.data_check import check_data
     from datamodules.demo import write_demo_data
     from utils.faults import explained
 
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:
         write_demo_data(config.stanford_data_path)
+    if arguments.check:
+        words = [word for word in (sys.argv[1:] if argv is None else argv) if not "--check".startswith(word)]
+        check_data(
+            config.stanford_data_path,
+            partial(assembly.build_data, config),
+            archive_folder=config.stanford_raw_data_path,
+            output_path=config.output_path,
+            next_command=shlex.join(["python", "train.py", *words]),
+        )
+        return {}
     annotations = assembly.load_annotations(config)
     classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
     data = assembly.build_data(config, annotations)
 
+    if not is_first_process():
+        end_with_parent()
+    elif resumed and argv is None:
+        sys.argv += ["--resume", str(resumed)]  # Lightning starts other processes by it, and "last" may be another by then
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
     reading = explained(batch_size=config.batch_size, num_workers=data.num_workers)
-    with record, reading, Interruption() as interruption:
+    with Interruption() as interruption, record, reading:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )

@@ -55,9 +55,14 @@ def write_demo_data(folder: Path, *, seed: int = 0, training_photos: int = 40, v
             annotations[0, index] = (paths[index], *(np.array([[v]], dtype=np.min_scalar_type(v)) for v in values))
         (draft / "cars_annos.mat").write_bytes(_mat_file(annotations))
         (draft / MARKER).write_text(description, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()  # Windows renames onto nothing that exists, be it empty
-        draft.replace(folder)
+        try:
+            if folder.exists():
+                folder.rmdir()  # Windows renames onto nothing that exists, be it empty
+            draft.replace(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            _require_complete(folder, description, paths)  # another process has drawn them meanwhile
 
 
 def _mat_file(annotations: np.ndarray) -> bytes:

@@ -13,7 +13,8 @@ class EpochBatches:
     """The batches of each epoch, as lists of (epoch, index).
 
     The last partial batch is kept. If it would hold one image, that image joins the batch before it: batch norm cannot
-    train on one. With several processes each takes its share of every batch of `batch_size` × `world_size` images.
+    train on one. With several processes each takes its share of every batch of `batch_size` × `world_size` images; the last
+    batch has one for each of them at least.
 
     Args:
         count: Number of photos.
@@ -54,7 +55,7 @@ class EpochBatches:
     def _bounds(self) -> list[tuple[int, int]]:
         starts = list(range(0, self.count, self.batch_size))
         # Too few images for every process, or one alone for batch norm: they join the batch before.
-        least = max(2, self.world_size) if self.shuffle else 1
+        least = max(2 if self.shuffle else 1, self.world_size)
         if len(starts) > 1 and self.count - starts[-1] < least:
             starts.pop()
         return list(zip(starts, [*starts[1:], self.count], strict=True))

@@ -21,6 +21,8 @@ from datamodules.batched_augmentations import BatchedAugmentations
 from datamodules.sampling import EpochBatches, Item
 from datamodules.sources import CachedPhotos, Crop, DecodedPhotos, Source, open_cache
 from datamodules.transforms import Pipeline, Transform
+from utils.errors import DataError, RunError
+from utils.interruption import ignore_signals
 from utils.randomness import generator, seeded
 
 
@@ -123,9 +125,14 @@ class StanfordCars(LightningDataModule):
         self.seed = seed
         self.cache_path = cache_path
         self.cache_on_device = cache_on_device
+        self.resumed_images: int | None = None  # a step, of the run that goes on
+
+    def prepare_data(self) -> None:
+        """Builds the caches where they are missing: one process of each machine does, while the others wait."""
+        self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        """Builds the caches where they are missing."""
+        """Opens the caches, and builds those that are missing."""
         if self.cache_path is None:
             return
         for split in (self.train, self.valid):
@@ -140,11 +147,22 @@ class StanfordCars(LightningDataModule):
             epochs = self.trainer.fit_loop.epoch_progress.current
             batches.set_epoch(epochs.processed)
             if epochs.ready > epochs.processed:  # resumed within an epoch
+                if self.resumed_images not in (None, batches.batch_size):
+                    raise RunError(
+                        f"this run was broken off within an epoch with {self.resumed_images} images a step, and would go on "
+                        f"with {batches.batch_size}; set devices and num_nodes to as many processes as it had"
+                    )
                 batches.first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
         return self._loader(self.train, batches)
 
     def val_dataloader(self) -> Iterable:
         return self._loader(self.valid, self._batches(self.valid, shuffle=False))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"images_per_step": self._batches(self.train, shuffle=True).batch_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.resumed_images = state["images_per_step"]
 
     def photos(self, split: Split) -> CarPhotos:
         """Returns the photos of a split, one at a time."""
@@ -153,6 +171,8 @@ class StanfordCars(LightningDataModule):
     def _batches(self, split: Split, *, shuffle: bool) -> EpochBatches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count = len(split.source)
+        if count < world_size:
+            raise DataError(f"{world_size} processes cannot share {count} photos of the split {split.name}")
         return EpochBatches(count, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
 
     def _loader(self, split: Split, batches: EpochBatches) -> Iterable:
@@ -170,4 +190,5 @@ class StanfordCars(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_signals,
         )

@@ -11,6 +11,7 @@ from utils.errors import RunError
 from utils.randomness import mix
 
 TOP_K = 5
+FINITE = torch.iinfo(torch.int64).max  # in the place of a step, where every loss was finite
 
 
 class Classifier(LightningModule):
@@ -49,7 +50,7 @@ class Classifier(LightningModule):
         self.lr_scheduler = (lr_scheduler, lr_scheduler_params)
         self.seed = seed
         self.stop_on_nonfinite_loss = stop_on_nonfinite_loss
-        self.nonfinite_step: Tensor | None = None  # the first step of this epoch with such a loss, or −1
+        self.nonfinite_step: Tensor | None = None  # the first step of this epoch with such a loss, or FINITE
         self.scheduler: optim.lr_scheduler.LRScheduler | None = None
         self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch that ended
@@ -81,7 +82,7 @@ class Classifier(LightningModule):
         loss = self.loss(logits, labels)
         self.train_sums = self._added(self.train_sums, logits, labels, loss)
         self._note_nonfinite(loss.detach())
-        return loss
+        return loss * self._share(labels)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_sums = None
@@ -100,7 +101,9 @@ class Classifier(LightningModule):
         Raises:
             RunError: One was infinite or no number; no checkpoint has been written since.
         """
-        if not self.stop_on_nonfinite_loss or self.nonfinite_step is None or (step := int(self.nonfinite_step)) < 0:
+        if not self.stop_on_nonfinite_loss or self.nonfinite_step is None:
+            return
+        if (step := int(self._over_processes(self.nonfinite_step, "min"))) == FINITE:
             return
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         raise RunError(
@@ -117,19 +120,35 @@ class Classifier(LightningModule):
         step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_sums"] = self.train_sums
+        checkpoint["train_sums"] = self._over_processes(self.train_sums, "sum")
         if self.scheduler is not None:
             checkpoint["lr_scheduler"] = self.scheduler.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.train_sums = checkpoint["train_sums"]
+        self.train_sums = checkpoint["train_sums"] if self.trainer.is_global_zero else None  # those of all processes
         self.scheduler_state = checkpoint.get("lr_scheduler")  # the scheduler itself is built later
+
+    def _share(self, labels: Tensor) -> Tensor | float:
+        """What the loss of this process is multiplied by, so that many processes train as one with all of their images.
+
+        The engine takes the mean of the gradients over processes. That of a step is to be over images, but the last batch
+        of an epoch may give a process one image more than another.
+        """
+        processes = self.trainer.world_size
+        if getattr(self.loss, "reduction", "mean") == "sum":
+            return processes
+        if processes == 1 or not self.trainer.is_last_batch:
+            return 1
+        count = torch.full((), len(labels), dtype=torch.float32, device=labels.device)
+        return processes * count / self._over_processes(count, "sum")
+
+    def _over_processes(self, value: Tensor, operation: str) -> Tensor:
+        return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)  # which works in place
 
     def _note_nonfinite(self, loss: Tensor) -> None:
         """Notes on the device, without waiting for it, the first step whose loss is not finite."""
-        step = torch.full((), self.trainer.global_step, device=loss.device)
-        noted = torch.full_like(step, -1) if self.nonfinite_step is None else self.nonfinite_step
-        self.nonfinite_step = torch.where((noted < 0) & ~loss.isfinite(), step, noted)
+        step = torch.where(loss.isfinite(), FINITE, self.trainer.global_step)
+        self.nonfinite_step = step if self.nonfinite_step is None else torch.minimum(self.nonfinite_step, step)
 
     @torch.no_grad()
     def _added(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
@@ -143,7 +162,7 @@ class Classifier(LightningModule):
         return batch if sums is None else sums.to(batch.device) + batch
 
     def _log_means(self, split: str, sums: Tensor) -> None:
-        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        total = self._over_processes(sums, "sum")
         loss, correct, correct_top_k, count = total.tolist()  # the one time in an epoch that the device is waited for
         means = {"loss": loss / count, "acc": correct / count, f"top{TOP_K}_acc": correct_top_k / count}
         self._publish({f"{split}_{name}": value for name, value in means.items()})

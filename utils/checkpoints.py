@@ -69,22 +69,27 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[ABOUT] = {"format": FORMAT, "metrics": module.epoch_metrics, **self.about}
 
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        first = trainer.strategy.broadcast(self.folder.name)
+        if self.folder.name != first:  # "last" may become another run while processes start
+            raise RunError(f"process {trainer.global_rank} found {self.folder.name} and the first {first}: give the name")
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.interruption.take_signals()  # from Lightning, which speaks to other processes from within its handler
+
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         if trainer.is_last_batch:
             return  # what comes next is validation, and then the epoch's own checkpoint
         due = self.interval is not None and time.monotonic() - self.written >= 60 * self.interval
-        interrupted = self._interrupted(trainer)
-        if interrupted or (trainer.strategy.broadcast(due) if trainer.world_size > 1 else due):
+        if self._agreed(trainer, due or self.interruption.noted):
             self.save_last(trainer)
-        if interrupted:
-            self._end(trainer)
+            self._end_if(trainer, self.interruption.noted)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         # Validation that takes long is given up; what was trained since the last checkpoint is trained again.
-        if self._interrupted(trainer) and self.interruption.seconds > LONGEST_WAIT:
-            self._end(trainer)
+        self._end_if(trainer, self.interruption.seconds > LONGEST_WAIT)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         valid_loss = module.epoch_metrics["valid_loss"]
@@ -98,9 +103,7 @@ class Checkpoints(Checkpoint):
                     os.link(self.folder / LAST, partial)
                 except OSError:  # a file system without links
                     partial.write_bytes((self.folder / LAST).read_bytes())
-
-        if self._interrupted(trainer):
-            self._end(trainer)
+        self._end_if(trainer, self.interruption.noted)
 
     def save_last(self, trainer: Trainer) -> None:
         """Writes last.ckpt now, unless the network has been spoiled by a loss that was not finite."""
@@ -108,11 +111,13 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self.written = time.monotonic()
 
-    def _interrupted(self, trainer: Trainer) -> bool:
-        noted = self.interruption.signal_number is not None
-        return noted if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(noted, all=False)
+    def _agreed(self, trainer: Trainer, wish: bool) -> bool:
+        """Whether one of the processes wishes it: they wait for each other, so that all of them must do it or none."""
+        return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
-    def _end(self, trainer: Trainer) -> None:
+    def _end_if(self, trainer: Trainer, wish: bool) -> None:
+        if not self._agreed(trainer, wish):
+            return
         number = self.interruption.signal_number or signal.SIGTERM
         raise Interrupted(
             f"{signal.Signals(number).name} ended the training in epoch {trainer.current_epoch}", signal_number=number

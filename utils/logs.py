@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.processes import is_first_process
+
 # Said by the libraries to those who write programs with them, of no use to those who run this one.
 NOISE = (
     r".*does not have many workers.*",
@@ -16,6 +18,7 @@ NOISE = (
     r".*Trying to infer the `batch_size`.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*lr_scheduler.step\(\).*before.*optimizer.step\(\).*",
+    r".*when logging on epoch level in distributed setting.*",  # the metrics that are logged are those of all processes
 )
 
 
@@ -28,12 +31,14 @@ class _Terminal(logging.Handler):
 
 
 def start_logging(level: str) -> None:
-    """Shows messages of at least `level` in the terminal; may be called again."""
+    """Shows messages of at least `level` in the terminal; may be called again. All but the first process tell errors alone."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, (_Terminal, logging.FileHandler))]:
         root.removeHandler(handler)
         handler.close()
-    root.addHandler(_Terminal())
+    terminal = _Terminal()
+    terminal.setLevel(logging.NOTSET if is_first_process() else logging.ERROR)
+    root.addHandler(terminal)
     root.setLevel(level)
     logging.captureWarnings(True)
     for message in NOISE:
@@ -49,11 +54,14 @@ def start_logging(level: str) -> None:
         "alembic",
     ):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for noisy in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def log_to_file(path: Path) -> None:
-    """Writes messages to the file `path` too, with their times."""
+    """Writes messages to the file `path` too, with their times; only the first process does."""
+    if not is_first_process():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))

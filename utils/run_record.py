@@ -92,9 +92,11 @@ class RunRecord:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         if self.trainer is None or not self.trainer.is_global_zero:
-            return
+            # A RunError without a cause is a decision that all processes take, and the first one says it. Lightning would
+            # kill that one, which may still be writing, as soon as another ends with an error.
+            return isinstance(error, RunError) and error.__cause__ is None
         rows = self.rows
         self.values |= {
             "status": self._status(error),
@@ -112,6 +114,7 @@ class RunRecord:
         self.trackers.end(self.values, [self.folder / CURVES] if rows else [])
         if error is not None and (self.folder / LAST).is_file():
             logger.warning("to go on: python train.py --resume %s", self.folder)
+        return False
 
     def _status(self, error: BaseException | None) -> Status:
         if error is not None:

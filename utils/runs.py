@@ -17,6 +17,7 @@ from typing import Any
 
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
+from utils.processes import is_first_process
 
 CONFIG = "config.yml"
 RECORD = "run.json"
@@ -29,8 +30,13 @@ BEST = Path("checkpoints", "best.ckpt")
 
 
 def make_run_folder(output_path: Path, architecture: str) -> Path:
-    """Makes the folder `<architecture>_<timestamp>`, with a number behind it where that is taken."""
+    """Makes the folder `<architecture>_<timestamp>`, with a number behind it where that is taken.
+
+    Only the first of several processes makes it; the others, which write nothing, get the mere name of one.
+    """
     name = f"{architecture.replace('/', '_')}_{datetime.now():%Y%m%d%H%M%S}"
+    if not is_first_process():
+        return output_path / name
     try:
         output_path.mkdir(parents=True, exist_ok=True)
         for number in range(1, 1000):

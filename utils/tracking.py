@@ -48,3 +48,20 @@ def study_parameters(config: Config, *, network: str, num_params: int, weight_de
         "lr_scheduler": config.lr_scheduler,
         "lr_scheduler_params": config.lr_scheduler_params,
     }
+
+
+def run_facts(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a run logs beside its parameters and metrics, at its start and again at its end.
+
+    Args:
+        record: The content of `run.json`.
+    """
+    known = {name: record[name] for name in ("experiment_id", "description", "started", "runtime", "commit")}
+    return {
+        **{name: value for name, value in known.items() if value is not None},
+        "tags": record["tags"],
+        "status": record["status"],
+        "error": record["error"] or "",  # not left out: a resumed run must not keep the error of its first part
+        "duration": record["seconds"],
+        **{f"version_{name}": version for name, version in record["versions"].items()},
+    }

@@ -1,0 +1,71 @@
+"""Measures networks side by side: python benchmark.py --help."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.commands import run_command
+from utils.config import load_config
+from utils.errors import RunError
+from utils.files import write_text
+from utils.logs import start_logging
+
+if TYPE_CHECKING:
+    from deployment.benchmarking import Row
+
+ROUNDS, QUICK_ROUNDS = 7, 2
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measures size, speed and memory of networks, and shows the accuracy of those that are trained."
+    )
+    parser.add_argument(
+        "networks", metavar="ARCHITECTURE|RUN|CHECKPOINT", nargs="*", help="none: all architectures but those of timm"
+    )
+    parser.add_argument(
+        "--image-size", metavar=("HEIGHT", "WIDTH"), type=int, nargs=2, default=(227, 227),
+        help="of architectures; a trained network has its own (default: 227 227)",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to, instead of benchmark/ in output_path")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> list["Row"]:
+    """Measures, and returns what was measured."""
+    arguments = parse_arguments(argv)
+    start_logging("WARNING")
+    folder = arguments.output or load_config().output_path / "benchmark"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}") from error
+
+    # Torch takes seconds to import: a wrong argument has been answered by now.
+    from deployment.benchmark_figure import draw
+    from deployment.benchmark_report import as_csv, as_markdown, as_text, conditions, table
+    from deployment.benchmarking import build_rows, measure
+
+    rows = build_rows(arguments.networks, arguments.image_size)
+    rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
+    said = conditions(rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(rows, Path(scratch), rounds=rounds)
+    cells = table(rows)
+    write_text(folder / "benchmark.csv", as_csv(rows))
+    write_text(folder / "benchmark.md", as_markdown(cells, said))
+    draw(rows, folder / "benchmark.png", title=said[0])
+    print("\n".join([as_text(cells), "", *said]))
+    print(f"  all of it is in {folder}: benchmark.csv, benchmark.md, benchmark.png")
+    print(
+        "  next: python train.py --set architecture=NAME   then   python benchmark.py RUN …   to see accuracy beside cost"
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,130 @@
+"""Loads a trained network with everything it needs from its checkpoint: weights, configuration, class names, transforms."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assembly import build_classifier, build_pipelines
+from datamodules.transforms import Transform
+from models.classifier import Classifier
+from utils.checkpoints import ABOUT, read_checkpoint
+from utils.config import Config, load_config, parse_config
+from utils.errors import ConfigError, RunError
+from utils.nearest import nearest
+from utils.runs import BEST, LAST
+from utils.yaml_source import SourcedMapping
+
+LISTED_NAMES = 5  # of weights that are missing
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        path: Its checkpoint.
+        config: The configuration of its training.
+        class_names: Of the labels 0, 1, …
+        metrics: What its training measured of exactly these weights; empty for a checkpoint from within an epoch.
+        classifier: The network on the CPU, ready for evaluation.
+        transform: From an RGB image to a tensor (C, H, W), as for the validation photos.
+    """
+
+    path: Path
+    config: Config
+    class_names: tuple[str, ...]
+    metrics: dict[str, float]
+    classifier: Classifier
+    transform: Transform
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, or that of a checkpoint that lies elsewhere."""
+        return self.path.parents[1] if self.path.parent.name == BEST.parent.name else self.path.parent
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Returns the logits (N, classes) of images (N, C, H, W), computed where the network is, on the CPU."""
+        return self.classifier(images.to(self.classifier.device, self.classifier.dtype)).float().cpu()
+
+
+def find_checkpoint(name: str) -> Path:
+    """Returns the checkpoint `name`, or best.ckpt of the run `name`: a folder, a name in output_path, or "last".
+
+    Raises:
+        ConfigError: There is neither.
+        RunError: The run has no best.ckpt.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    output_path = load_config().output_path
+    runs = sorted(output_path.glob(f"*/{BEST}"), key=lambda best: best.stat().st_mtime)
+    if name == "last" and runs:
+        return runs[-1]
+    for folder in (path, output_path / name):
+        if (folder / BEST).is_file():
+            return folder / BEST
+        if (folder / LAST).is_file():
+            raise RunError(f"{folder} has no {BEST}: no epoch has ended; name {folder / LAST} to use what there is")
+    hint = nearest(name, [best.parents[1].name for best in runs])
+    raise ConfigError(f"{name} is neither a checkpoint nor a run, also not in {output_path}.{hint}")
+
+
+def load_trained(name: str) -> Trained:
+    """Loads the checkpoint or run `name`, which may be anything that `find_checkpoint` takes.
+
+    Raises:
+        ConfigError: There is no such checkpoint or run.
+        RunError: The checkpoint is damaged, or of another program or version; the error says what is missing.
+    """
+    path = find_checkpoint(name)
+    checkpoint = read_checkpoint(path)
+    about = checkpoint[ABOUT]
+    class_names = about.get("class_names")
+    if not isinstance(class_names, list) or not class_names or not all(isinstance(name, str) for name in class_names):
+        raise RunError(f"{path}: its class_names are missing, so its {ABOUT!r} part does not say what it recognises")
+    try:
+        config = _read_config(about.get("config"))
+        classifier = build_classifier(config, num_classes=len(class_names))
+        _, transform = build_pipelines(config)
+    except ConfigError as error:
+        raise RunError(f"{path} cannot be used by this version of the project. {error}") from error
+    _load_weights(classifier, checkpoint["state_dict"], path)
+    metrics = {} if _is_within_an_epoch(checkpoint) else dict(about.get("metrics") or {})
+    return Trained(path, config, tuple(class_names), metrics, classifier.eval(), transform)
+
+
+def _read_config(values: Any) -> Config:
+    if not isinstance(values, dict):
+        raise ConfigError("Its configuration is missing")
+    source = SourcedMapping()
+    source.values = values
+    return parse_config(source)
+
+
+def _load_weights(classifier: Classifier, weights: Any, path: Path) -> None:
+    expected = classifier.state_dict()
+    found = weights if isinstance(weights, dict) else {}
+    for kind, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
+        if names:
+            some = ", ".join(sorted(names)[:LISTED_NAMES]) + (", …" if len(names) > LISTED_NAMES else "")
+            raise RunError(f"{path} {kind} weights ({len(names)} of {len(expected)}): {some}")
+    if any(weight.dtype == torch.float64 for weight in found.values() if isinstance(weight, Tensor)):
+        classifier.double()  # else a training with precision 64-true could not be evaluated as it was
+    try:
+        classifier.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{path}: its weights do not fit its own configuration: {error}") from error
+
+
+def _is_within_an_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Says whether training went on after the metrics in `checkpoint` were measured, so that they are of other weights."""
+    try:
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        return epochs["ready"] > epochs["processed"]
+    except (KeyError, TypeError):  # stripped of what only training needs
+        return False

@@ -1,0 +1,1 @@
+"""Runs the published experiments, and sets what is measured beside what was published."""

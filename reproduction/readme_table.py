@@ -1,0 +1,76 @@
+"""The table of experiments/README.md: every published experiment, and beside it what was measured with this project."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from reproduction.published import EXPERIMENTS, describe, experiment_names, read_published
+from reproduction.report import NONE, markdown_table
+from reproduction.results import Condition, Measured, Summary, by_condition, read_measured, write_measured
+from utils.errors import ConfigError
+from utils.files import write_text
+
+MEASURED = EXPERIMENTS / "measured.csv"
+README = EXPERIMENTS / "README.md"
+BEGIN, END = "<!-- python reproduce.py --table -->", "<!-- end of the table -->"
+COLUMNS = ("id", "what was tried", "training, %:", "validation, %:", "epochs:", "parameters:", "measured validation, %:",
+           "runs:", "on")  # fmt: skip
+
+
+def update_table(new: Sequence[Measured], *, measured: Path = MEASURED, readme: Path = README) -> int:
+    """Adds the runs `new` to measured.csv, in place of earlier rows of the same runs, and writes the table anew.
+
+    Returns:
+        How many runs measured.csv has now.
+
+    Raises:
+        ConfigError: measured.csv or the README is not what this command can change.
+        RunError: They cannot be written.
+    """
+    write_measured(measured, [*read_measured(measured), *new])
+    rows = read_measured(measured)
+    before, begin, rest = (readme.read_text(encoding="utf-8") if readme.exists() else "").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ConfigError(f"{readme} has no place for the table; it goes between the lines '{BEGIN}' and '{END}'")
+    write_text(readme, f"{before}{BEGIN}\n\n{table_text(rows)}\n{END}{after}")
+    return len(rows)
+
+
+def table_text(rows: Sequence[Measured]) -> str:
+    """Returns the table, blank where nothing was measured, and what its numbers mean."""
+    published, conditions = read_published(), by_condition(rows)
+    numbers = {condition: f"({number})" for number, condition in enumerate(conditions, start=1)}
+    lines = []
+    for name in experiment_names():
+        figures = published.get(name)
+        found = [(numbers[condition], each[name]) for condition, each in conditions.items() if name in each]
+        lines.append(
+            (
+                f"[{name}]({name}.yml)",
+                describe(name, published),
+                *(
+                    (NONE,) * 4
+                    if figures is None
+                    else (
+                        f"{figures.train_acc_percent:.2f}",
+                        f"{figures.valid_acc_percent:.2f}",
+                        figures.epochs,
+                        f"{figures.num_params:,}",
+                    )
+                ),
+                "<br>".join(summary.text for _, summary in found),
+                "<br>".join(str(len(summary.runs)) for _, summary in found),
+                "<br>".join(f"{summary.runs[0].data} {number}" for number, summary in found),
+            )
+        )
+    legend = [_legend(numbers[condition], condition, each.values()) for condition, each in conditions.items()]
+    return "\n".join([markdown_table(COLUMNS, lines), *legend])
+
+
+def _legend(number: str, condition: Condition, summaries: Iterable[Summary]) -> str:
+    runs = [run for summary in summaries for run in summary.runs]
+    facts = [
+        ", ".join(sorted({getattr(run, name) for run in runs})) for name in ("device", "precision", "torch", "date")
+    ]
+    task = "" if condition.is_published else " Not the published task: not to be set against the published figures."
+    return f"{number} {condition}.{task} {facts[0]}; {facts[1]}; torch {facts[2]}; {facts[3]}.\n"

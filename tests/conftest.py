@@ -1,0 +1,43 @@
+"""A small network, trained once for all tests that use a trained one."""
+
+import colorsys
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+from tests.data_sets import write_updated_release
+
+CAR_MODELS = (
+    "Audi TT RS Coupe 2012", "BMW X6 SUV 2012", "BMW X5 SUV 2007", "Fiat 500 Abarth 2012",
+    "Ram C/V Cargo Van Minivan 2012", "smart fortwo Convertible 2012", "AM General Hummer SUV 2000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def car_photos(tmp_path_factory) -> Path:
+    """A data set of seven models, four training and two validation photos each; a model's photos are alike in colour."""
+    folder = tmp_path_factory.mktemp("car_photos")
+    draws = random.Random(0)
+    photos = write_updated_release(folder, train_per_class=4, valid_per_class=2, class_names=CAR_MODELS)
+    for photo in photos:
+        hue = (photo.label + draws.uniform(-0.3, 0.3)) / len(CAR_MODELS)
+        colour = tuple(round(255 * level) for level in colorsys.hsv_to_rgb(hue, 0.9, draws.uniform(0.6, 1)))
+        Image.new("RGB", photo.size, colour).save(folder / photo.name, quality=95)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(car_photos, tmp_path_factory) -> Path:
+    """The folder of a run of six epochs: ShuffleNetV2, images 64 pixels high and 48 wide, batches of 5."""
+    output = tmp_path_factory.mktemp("output")
+    settings = [
+        "architecture=shuff_v2_x05", "dropout=null", "out_channels=null", "image_size=[64, 48]", "batch_size=5",
+        "num_epochs=6", "optimizer_params={lr: 0.003}", "num_workers=0", "accelerator=cpu", "augment_images=False",
+        "cache_path=null", "trackers=[]", f"output_path={output}",
+    ]  # fmt: skip
+    train.main(["-d", str(car_photos), *(word for setting in settings for word in ("--set", setting))])
+    (folder,) = output.iterdir()
+    return folder

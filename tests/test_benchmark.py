@@ -1,0 +1,181 @@
+"""The benchmark: what it counts is exact, what it times takes turns, and what it shows is what it measured."""
+
+import csv
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import benchmark
+from deployment.benchmark_figure import _overlap
+from deployment.benchmark_report import as_markdown, as_text, table
+from deployment.benchmarking import Row, build_rows
+from deployment.measuring import Seconds, count_multiply_adds, count_parameters, interleaved, spread
+from deployment.peak_memory import STATUS
+from models import ARCHITECTURES, build_model
+from utils.checkpoints import ABOUT, read_checkpoint
+from utils.errors import ConfigError
+
+
+def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
+    """Counts multiply-adds from the shapes that every convolution and linear layer sees."""
+    count = 0
+
+    def add(layer, inputs, output):
+        nonlocal count
+        weights_each = layer.weight[0].numel()  # multiplied for each number of the output
+        count += output.numel() * weights_each
+
+    hooks = [layer.register_forward_hook(add) for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    model(image)
+    for hook in hooks:
+        hook.remove()
+    return count
+
+
+@pytest.fixture(scope="module")
+def measured(trained_run, tmp_path_factory, request):
+    """SqueezeNet with random weights and the trained run, measured as briefly as can be."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deployment.benchmarking.TURN", 0.0)
+        rows = benchmark.main(
+            ["sq_11", str(trained_run), "--image-size", "64", "48", "--quick", "--output", str(folder)]
+        )
+    return folder, rows
+
+
+def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
+    folder, _ = measured
+    squeezenet, run = csv.DictReader((folder / "benchmark.csv").read_text().splitlines())
+    assert (squeezenet["network"], squeezenet["parameters"], squeezenet["accuracy"]) == ("sq_11", "823044", "")
+    assert (run["network"], run["architecture"], run["parameters"]) == (trained_run.name, "shuff_v2_x05", "348967")
+    assert (
+        float(run["accuracy"]) == read_checkpoint(trained_run / "checkpoints/best.ckpt")[ABOUT]["metrics"]["valid_acc"]
+    )
+    for row in (squeezenet, run):
+        assert (row["height"], row["width"]) == ("64", "48")
+        model = build_model(row["architecture"], num_classes=196 if row is squeezenet else 7).eval()
+        assert int(row["multiply_adds"]) == convolutions_and_products(model, torch.zeros(1, 3, 64, 48))
+        assert 4 * int(row["parameters"]) < int(row["fp32_bytes"]) < 5.5 * int(row["parameters"])
+        assert int(row["parameters"]) < int(row["int8_bytes"]) < 0.6 * int(row["fp32_bytes"])
+        for runtime, threads in itertools.product(("eager", "onnxruntime"), {1, benchmark_threads()}):
+            low, median, high = (
+                float(row[f"{runtime}_{threads}_{part}_ms"]) for part in ("quartile_1", "median", "quartile_3")
+            )
+            assert 0 < low <= median <= high
+        assert float(row["images_per_second"]) > 0
+        if STATUS.exists():
+            assert int(row["fp32_bytes"]) < int(row["memory_bytes"]) < 500e6
+
+
+def benchmark_threads() -> int:
+    from utils.machine import available_cores
+
+    return available_cores()
+
+
+def test_the_report_states_its_conditions(measured):
+    folder, rows = measured
+    text = (folder / "benchmark.md").read_text()
+    assert f"torch {torch.__version__.partition('+')[0]}" in text and "onnxruntime " in text and "2 rounds" in text
+    assert "torch.utils.flop_counter" in text and "also chose the checkpoint" in text
+    cells = table(rows)
+    assert (
+        cells[0][:3] == ["network", "image", "accuracy, %"] and "GPU, ms" not in cells[0]
+    ) or torch.cuda.is_available()
+    assert cells[1][1] == "64×48" and cells[1][2] == "" and cells[2][2] == f"{100 * rows[1].accuracy:.2f}"
+    with Image.open(folder / "benchmark.png") as image:
+        assert image.size == (1320, 840)
+
+
+def test_the_networks_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = interleaved(calls, rounds=2, seconds=0, least_calls=3)
+    turn = 2 + 3  # of warm-up and measured
+    assert "".join(order) == "".join(name * turn for name in "abcabc")
+    assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "c": 6}
+
+
+def test_the_warm_up_is_not_counted_and_a_turn_lasts_its_time():
+    durations = iter([0.05, 0.05, *[0.004] * 1000])
+    times = interleaved({"a": lambda: time.sleep(next(durations))}, rounds=1, seconds=0.1)["a"]
+    assert min(times) >= 0.004 and sorted(times)[len(times) // 2] < 0.03
+    assert sum(times[:-1]) < 0.1 <= sum(times) + 0.02 and len(times) > 3
+
+
+def test_median_and_quartiles():
+    values = [0.5, 0.1, 0.4, 0.2, 0.9, 0.3]
+    assert spread(values) == pytest.approx(tuple(np.percentile(values, (50, 25, 75))))
+
+
+@pytest.mark.parametrize(
+    ("size", "num_classes", "width", "parameters", "millions"),
+    [(224, 1000, 1280, 5_183_016, 141.1), (224, 196, 320, 3_041_412, 139.0), (227, 196, 320, 3_041_412, 161.4)],
+)
+def test_ghostnets_known_cost(size, num_classes, width, parameters, millions):
+    with torch.device("meta"):
+        model = build_model("ghost", num_classes=num_classes, out_channels=width).eval()
+        image = torch.zeros(1, 3, size, size)
+    assert count_parameters(model) == parameters
+    assert round(count_multiply_adds(model, image) / 1e6, 1) == millions
+
+
+def test_none_named_means_all_26(monkeypatch):
+    monkeypatch.setattr("deployment.benchmarking.build_model", lambda name, **settings: nn.Identity())
+    assert [row.name for row in build_rows([], (227, 227))] == list(ARCHITECTURES) and len(ARCHITECTURES) == 26
+
+
+def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'mob_v3' is no architecture, run or checkpoint. Did you mean 'mob_v2'\?"):
+        benchmark.main(["mob_v3", "--output", str(tmp_path)])
+
+
+def test_tables_line_up():
+    cells = [["network", "fp32, MB"], ["ghost", "12.6"], ["eff_b7", "257.1"]]
+    assert as_text(cells).splitlines() == ["          fp32", "network     MB", "ghost     12.6", "eff_b7   257.1"]
+    assert as_markdown(cells, ["so"]).splitlines()[2:6] == [
+        "| network | fp32, MB |", "| --- | ---: |", "| ghost | 12.6 |", "| eff_b7 | 257.1 |"
+    ]  # fmt: skip
+
+
+def test_the_picture_shows_accuracy_only_if_every_network_has_one(tmp_path):
+    """Dots stand higher with more accuracy; without the accuracy of one network, with more parameters."""
+    from deployment.benchmark_figure import draw
+
+    def rows(accuracy):
+        made = [
+            Row("small", "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=1_000_000),
+            Row("large", "ghost", nn.Identity(), torch.zeros(1), 0.4, parameters=50_000_000),
+        ]
+        for row, seconds in zip(made, (0.001, 0.1), strict=True):
+            row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
+        return made
+
+    def heights(path):
+        """Returns the row of pixels of the left and of the right dot."""
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[60:-80, 80:]
+        coloured = pixels.max(axis=2) - pixels.min(axis=2) > 60
+        half = coloured.shape[1] // 2
+        return [np.argwhere(part).mean(axis=0)[0] for part in (coloured[:, :half], coloured[:, half:])]
+
+    draw(rows(0.8), tmp_path / "trained.png", title="")
+    left, right = heights(tmp_path / "trained.png")
+    assert left < right - 100  # pixels are counted from the top
+    draw(rows(None), tmp_path / "random.png", title="")
+    left, right = heights(tmp_path / "random.png")
+    assert right < left - 100
+
+
+def test_the_area_that_two_labels_share():
+    from matplotlib.transforms import Bbox
+
+    box = Bbox.from_bounds(0, 0, 10, 4)
+    assert _overlap(box, Bbox.from_bounds(8, 1, 10, 10)) == 2 * 3
+    assert _overlap(box, Bbox.from_bounds(11, 0, 5, 5)) == 0

@@ -1,0 +1,277 @@
+"""Prediction: the same classes as the network itself gives, from the checkpoint alone, whatever the files are like."""
+
+import csv
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import predict
+from deployment.explanation import Explainer, last_feature_map
+from deployment.prediction import Prediction, find_photos
+from deployment.prediction import predict as predict_photos
+from deployment.trained import load_trained
+from models import build_model
+from tests.conftest import CAR_MODELS
+from utils.checkpoints import ABOUT, read_checkpoint
+from utils.commands import run_command
+from utils.errors import ConfigError, RunError
+
+
+@pytest.fixture(scope="module")
+def trained(trained_run):
+    return load_trained(str(trained_run))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder of five noisy photos of different sizes, one of them in a folder below and one gray, and a text."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    noise = np.random.default_rng(0)
+    for name, shape in (("b.png", (50, 70, 3)), ("a.JPG", (120, 90, 3)), ("more/c.jpeg", (64, 48, 3)), ("gray.png", (30, 40)),
+                        ("more/d.webp", (33, 44, 3))):  # fmt: skip
+        coarse = Image.fromarray(
+            noise.integers(0, 256, (*(side // 8 for side in shape[:2]), *shape[2:]), dtype=np.uint8)
+        )
+        coarse.resize(shape[1::-1]).save(folder / name)
+    (folder / "readme.txt").write_text("no photo")
+    return folder
+
+
+def reference(trained, path: Path) -> list[tuple[str, float]]:
+    """Returns what the network says of one photo, step by step as the study prepared its photos."""
+    image = Image.open(path).convert("RGB").resize((48, 64), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.4707, 0.4602, 0.455), (0.2594, 0.2585, 0.2635)))
+    with torch.no_grad():
+        logits = trained.classifier.model.eval()(((pixels - mean) / std)[None])[0].double()
+    probabilities = logits.exp() / logits.exp().sum()
+    return sorted(zip(CAR_MODELS, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])[:5]
+
+
+def assert_same(found, expected) -> None:
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected], abs=2e-6)
+
+
+def test_json_has_the_five_most_probable_models_of_every_photo(trained, trained_run, photos, capsys):
+    predict.main([str(trained_run), str(photos), "--json"])
+    entries = json.loads(capsys.readouterr().out)
+    names = ["a.JPG", "b.png", "gray.png", "more/c.jpeg", "more/d.webp"]
+    assert [entry["photo"] for entry in entries] == [str(photos / name) for name in names]
+    for entry in entries:
+        found = [(row["name"], row["probability"]) for row in entry["classes"]]
+        assert len(found) == 5
+        assert_same(found, reference(trained, Path(entry["photo"])))
+
+
+def test_csv_and_table(trained, trained_run, photos, capsys):
+    path = photos / "b.png"
+    expected = reference(trained, path)
+    predict.main([str(trained_run), str(path), "--csv"])
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert_same([(row["class"], float(row["probability"])) for row in rows], expected)
+    assert [row["rank"] for row in rows] == list("12345") and {row["photo"] for row in rows} == {str(path)}
+    predict.main([str(trained_run), str(path)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == str(path)
+    assert said[1:6] == [f"  {100 * value:7.2f} %  {name}" for name, value in expected]
+    assert "--explain" in said[-1]
+
+
+def test_a_broken_photo_is_named_and_the_others_are_predicted(
+    trained, trained_run, photos, tmp_path, capsys, monkeypatch
+):
+    whole = (photos / "a.JPG").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no photo")
+    names = [str(tmp_path / "half.jpg"), str(photos / "b.png"), str(tmp_path / "text.png"), str(tmp_path / "gone.jpg")]
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(trained_run), *names, str(photos / "gray.png"), "--json"])
+    assert run_command(predict.main) == 1
+    out, err = capsys.readouterr()
+    entries = json.loads(out)
+    assert ["error" in entry for entry in entries] == [True, False, True, True, False]
+    for index in (1, 4):
+        found = [(row["name"], row["probability"]) for row in entries[index]["classes"]]
+        assert_same(found, reference(trained, Path(entries[index]["photo"])))
+    assert "half.jpg: this photo cannot be decoded" in err and "text.png: this photo cannot be decoded" in err
+    assert "gone.jpg: there is no such file" in err and "3 of 5 photos could not be read" in err
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_batches_do_not_change_what_belongs_to_which_photo(trained, photos, tmp_path, batch_size):
+    paths = [*find_photos([str(photos)]), tmp_path / "gone.jpg"]
+    paths.insert(2, tmp_path / "gone_too.jpg")
+    predictions = list(predict_photos(trained, paths, batch_size=batch_size))
+    assert [prediction.path for prediction in predictions] == paths
+    for prediction in predictions:
+        if prediction.error is None:
+            assert_same(prediction.classes, reference(trained, prediction.path))
+    assert sum(prediction.error is not None for prediction in predictions) == 2
+
+
+def test_a_phone_photo_is_turned_upright(trained, photos, tmp_path):
+    upright = Image.open(photos / "a.JPG")
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    first, second = predict_photos(trained, [tmp_path / "upright.png", tmp_path / "turned.png"])
+    assert first.classes == second.classes
+
+
+def test_a_folder_without_photos_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="has no photos in it"):
+        find_photos([str(tmp_path)])
+
+
+def test_the_checkpoint_is_all_that_is_needed(trained, trained_run, photos, tmp_path, monkeypatch):
+    alone = tmp_path / "net.ckpt"
+    shutil.copy(trained_run / "checkpoints/best.ckpt", alone)
+    monkeypatch.chdir(tmp_path)
+    (prediction,) = predict.main([str(alone), str(photos / "b.png")])
+    assert_same(prediction.classes, reference(trained, photos / "b.png"))
+    assert not trained.classifier.training
+
+
+def without(part: str):
+    return lambda checkpoint: checkpoint[ABOUT].pop(part)
+
+
+def changed_config(**changes):
+    return lambda checkpoint: checkpoint[ABOUT]["config"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda checkpoint: checkpoint.pop(ABOUT), r"no checkpoint of this project: its part 'cars'"),
+        (without("class_names"), "class_names are missing"),
+        (without("config"), "Its configuration is missing"),
+        (lambda checkpoint: checkpoint[ABOUT].update(format=0), "has checkpoint format 0; this version reads 1"),
+        (lambda checkpoint: checkpoint[ABOUT]["config"].pop("image_size"), "image_size: this key is missing"),
+        (changed_config(magic=1), "magic: unknown key"),
+        (changed_config(architecture="shuff_v2_x10"), "weights do not fit its own configuration"),
+        (changed_config(architecture="mob_v2"), r"lacks weights \(\d+ of \d+\): model\.classifier"),
+        (
+            lambda checkpoint: checkpoint["state_dict"].pop("model.fc.bias"),
+            r"lacks weights \(1 of \d+\): model.fc.bias$",
+        ),
+        (
+            lambda checkpoint: checkpoint["state_dict"].update(extra=torch.zeros(1)),
+            r"unknown weights \(1 of \d+\): extra$",
+        ),
+        (lambda checkpoint: checkpoint.update(state_dict=None), r"lacks weights"),
+    ],
+)
+def test_old_and_foreign_checkpoints_are_refused_with_what_is_missing(trained_run, tmp_path, change, message):
+    checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(RunError, match=message) as error:
+        load_trained(str(tmp_path / "old.ckpt"))
+    assert "old.ckpt" in str(error.value)
+
+
+class Harmful:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_no_pickle_is_executed(trained_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
+    torch.save(checkpoint | {"more": Harmful()}, tmp_path / "harmful.ckpt")
+    with pytest.raises(RunError, match="more than tensors and plain values"):
+        load_trained("harmful.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_grad_cam_is_that_of_its_paper(trained, tmp_path):
+    """Equations 1 and 2: channels weighted by the mean of the gradient, summed, and what is negative cut off."""
+    explainer = Explainer(trained, tmp_path)
+    model = trained.classifier.model
+    image = torch.randn(3, 64, 48, generator=torch.Generator().manual_seed(1))
+    features = model.stage3(model.stage2(model.maxpool(model.conv1(image[None]))))  # (1, C, 4, 3); conv5 leaves (2, 2)
+    features = model.conv5(model.stage4(features)).detach().requires_grad_()
+    assert last_feature_map(trained) is model.conv5 and features.shape[2:] == (2, 2)
+    shown = 0
+    for label in range(7):
+        (gradient,) = torch.autograd.grad(model.fc(features.mean(dim=(2, 3)))[0, label], features)
+        expected = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)[0].relu().detach()
+        shown += bool(expected.max() > 0)
+        expected = expected / expected.max().clamp(min=1e-30)
+        assert torch.allclose(explainer.heat(image, label), expected, atol=1e-5)
+    assert shown > 1
+
+
+def test_an_overlay_for_each_photo_and_none_for_the_broken(trained_run, photos, tmp_path):
+    same_name = tmp_path / "in"
+    same_name.mkdir()
+    shutil.copy(photos / "b.png", same_name)
+    broken = same_name / "broken.png"
+    broken.write_text("no photo")
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match="1 of 3"):
+        predict.main([str(trained_run), str(photos / "b.png"), str(same_name), "--explain", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == ["b.png", "b_2.png"]
+    with Image.open(out / "b.png") as overlay:
+        assert overlay.width == 70 and overlay.height > 50  # the photo, and a line below it
+
+
+def test_the_overlay_colours_where_the_heat_is(trained, tmp_path, monkeypatch):
+    Image.new("RGB", (100, 80), (90, 90, 90)).save(tmp_path / "gray.png")
+    explainer = Explainer(trained, tmp_path / "out")
+    monkeypatch.setattr(explainer, "heat", lambda image, label: torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    path = explainer.write(Prediction(tmp_path / "gray.png", ((CAR_MODELS[0], 0.5),)))
+    pixels = np.asarray(Image.open(path))
+    assert pixels[2, 2].tolist() == [90, 90, 90]  # as it was
+    red, green, blue = pixels[78, 97].astype(int)
+    assert red > green + 50 and red > blue + 50
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer"), [("ghost", "features"), ("sq_11", "classifier.2"), ("eff_b0", "features")]
+)
+def test_the_layer_that_is_explained(trained, architecture, layer):
+    out_channels = 32 if architecture == "ghost" else None
+    model = build_model(architecture, num_classes=7, out_channels=out_channels).eval()
+    trained.classifier.model, kept = model, trained.classifier.model
+    try:
+        config = trained.config.model_copy(update={"image_size": [96, 80]})
+        assert last_feature_map(replace(trained, config=config)) is model.get_submodule(layer)
+    finally:
+        trained.classifier.model = kept
+
+
+class Tokens(nn.Module):
+    """As a transformer: the only feature map is the one that the tokens are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 16, 16)
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+        self.head = nn.Linear(8, 7)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(self.patches(images).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
+def test_a_network_without_feature_maps_is_not_explained(trained, monkeypatch):
+    monkeypatch.setitem(trained.classifier._modules, "model", Tokens())
+    with pytest.raises(RunError, match="no feature map near its end"):
+        last_feature_map(trained)
+
+
+def test_without_captum_the_error_says_what_to_install(trained_run, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(RunError, match="pip install captum"):
+        predict.main([str(trained_run), str(photos / "b.png"), "--explain", str(tmp_path / "out")])

@@ -1,0 +1,50 @@
+"""Logs a run to Weights & Biases; without an API key into the run's own folder, for `wandb sync` to deliver."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+
+PROJECT = "car-models"  # unless the environment variable WANDB_PROJECT says another
+
+logger = logging.getLogger(__name__)
+
+
+class WandbTracker:
+    """Logs the run in `folder`; a run of the same `run_id` goes on."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        # It would ask for the key, and wait for an answer, in the middle of the training's own messages.
+        offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
+        if offline:
+            logger.warning("wandb: no API key; to deliver this run later: wandb login; wandb sync %s/wandb/*", folder)
+        self.logger = WandbLogger(
+            name=folder.name,
+            id=run_id,
+            save_dir=folder,
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            offline=offline,
+            mode="offline" if offline else None,  # the logger's own way comes too late once the client was asked
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def start(self, name: str, parameters: dict[str, Any], facts: dict[str, Any], files: list[Path]) -> None:
+        self.logger.log_hyperparams(parameters)
+        self._log(facts, files)
+
+    def log_epoch(self, metrics: dict[str, float], epoch: int) -> None:
+        self.logger.log_metrics(metrics, epoch)
+
+    def end(self, facts: dict[str, Any], files: list[Path]) -> None:
+        self._log(facts, files)
+        self.logger.experiment.finish(exit_code=int(facts["status"] not in ("completed", "early-stopped")))
+
+    def _log(self, facts: dict[str, Any], files: list[Path]) -> None:
+        self.logger.experiment.summary.update(facts)
+        for path in files:
+            self.logger.experiment.save(path, base_path=path.parent, policy="now")
