@@ -220,7 +220,7 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=config.strategy,
-            precision=_precision(config),
+            precision=precision(config),
             max_epochs=config.num_epochs,
             callbacks=callbacks,
             logger=False,  # the recorder speaks to the trackers, so that none of them can end a training
@@ -248,7 +248,9 @@ def _check_processes(trainer: Trainer) -> None:
         environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if trainer.is_global_zero != is_first_process() or trainer.world_size < started:
-        raise ValueError(f"{started} processes were started, and each would train alone; set devices to those of a machine")
+        raise ValueError(
+            f"{started} processes were started, and each would train alone; set devices to those of a machine"
+        )
 
 
 def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
@@ -267,7 +269,7 @@ def _on_cuda(config: Config) -> bool:
     return torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
 
 
-def _precision(config: Config) -> str:
+def precision(config: Config) -> str:
     """Returns the precision, for auto the one that the device computes natively."""
     if config.precision != "auto":
         return config.precision

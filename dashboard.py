@@ -68,7 +68,9 @@ def show_on_colab(*arguments: str, height: int = 900) -> "subprocess.Popen[str]"
         RunError: It did not start.
     """
     command = [sys.executable, __file__, "--colab", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     said = []
     for line in process.stdout:
         said.append(line)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -66,13 +65,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if arguments.demo and not arguments.data:
         write_demo_data(config.stanford_data_path)
     if arguments.check:
-        words = [word for word in (sys.argv[1:] if argv is None else argv) if not "--check".startswith(word)]
         check_data(
             config.stanford_data_path,
             partial(assembly.build_data, config),
             archive_folder=config.stanford_raw_data_path,
             output_path=config.output_path,
-            next_command=shlex.join(["python", "train.py", *words]),
         )
         return {}
     annotations = assembly.load_annotations(config)
@@ -82,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not is_first_process():
         end_with_parent()
     elif resumed and argv is None:
-        sys.argv += ["--resume", str(resumed)]  # Lightning starts other processes by it, and "last" may be another by then
+        sys.argv += [
+            "--resume",
+            str(resumed),
+        ]  # Lightning starts other processes by it, and "last" may be another by then
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 import assembly
+from datamodules.sampling import EpochBatches
 from utils.commands import run_command
 from utils.config import Config, load_config
 from utils.machine import available_cores, versions
@@ -57,10 +58,13 @@ def own_loader(config: Config, annotations: assembly.Annotations, device: torch.
     """This project's loader with `changes` of the configuration."""
     data = assembly.build_data(config.model_copy(update=changes), annotations)
     data.setup("fit")
-    return data.loader(data.train, device)
+    batches = EpochBatches(len(annotations.train), config.batch_size, shuffle=True, seed=config.seed)
+    return data.loader(data.train, batches, device)
 
 
-def trainer_step(config: Config, device: torch.device, num_classes: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def trainer_step(
+    config: Config, device: torch.device, num_classes: int
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """One training step in the precision of the configuration, nothing else."""
     classifier = assembly.build_classifier(config, num_classes).to(device).train()
     optimizer = classifier.configure_optimizers()
@@ -114,8 +118,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as cache:
         ways = {
             "torchvision on PIL": plain_loader(config, annotations),
-            "this project, no cache": own_loader(config, annotations, device, cache_path=None, augmentation_device="cpu"),
-            "this project, cache": own_loader(config, annotations, device, cache_path=Path(cache), augmentation_device="cpu"),
+            "this project, no cache": own_loader(
+                config, annotations, device, cache_path=None, augmentation_device="cpu"
+            ),
+            "this project, cache": own_loader(
+                config, annotations, device, cache_path=Path(cache), augmentation_device="cpu"
+            ),
             "this project, whole batches": own_loader(
                 config, annotations, device, cache_path=Path(cache), augmentation_device="device"
             ),

@@ -35,7 +35,6 @@ def check_data(
     *,
     archive_folder: Path | None,
     output_path: Path,
-    next_command: str,
 ) -> Path:
     """Decodes every photo of a data set once, prints a short report and writes a long one with pictures.
 
@@ -44,7 +43,6 @@ def check_data(
         build_data: Makes the data module of the training that is to come.
         archive_folder: Where else archives and annotation files may lie.
         output_path: Where the report's folder is made, `check_<timestamp>`.
-        next_command: What to run when all is well.
 
     Returns:
         The report's folder.
@@ -55,7 +53,7 @@ def check_data(
         RunError: The report cannot be written.
     """
     findings = examine_data(folder, build_data, archive_folder=archive_folder)
-    report = write_report(findings, output_path, next_command=next_command)
+    report = write_report(findings, output_path)
     refuse(findings.broken, f"the photos; {report / REPORT} lists all")
     return report
 

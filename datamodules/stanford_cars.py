@@ -153,10 +153,10 @@ class StanfordCars(LightningDataModule):
                         f"with {batches.batch_size}; set devices and num_nodes to as many processes as it had"
                     )
                 batches.first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return self._loader(self.train, batches)
+        return self.loader(self.train, batches, self._device())
 
     def val_dataloader(self) -> Iterable:
-        return self._loader(self.valid, self._batches(self.valid, shuffle=False))
+        return self.loader(self.valid, self._batches(self.valid, shuffle=False), self._device())
 
     def state_dict(self) -> dict[str, int]:
         return {"images_per_step": self._batches(self.train, shuffle=True).batch_size}
@@ -175,9 +175,12 @@ class StanfordCars(LightningDataModule):
             raise DataError(f"{world_size} processes cannot share {count} photos of the split {split.name}")
         return EpochBatches(count, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
 
-    def _loader(self, split: Split, batches: EpochBatches) -> Iterable:
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def loader(self, split: Split, batches: EpochBatches, device: torch.device) -> Iterable:
+        """Returns what serves `batches` of a split: of whole batches on `device`, or photo by photo on the CPU."""
         if split.batched is not None and isinstance(split.source, CachedPhotos):
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
             on_device = self.cache_on_device
             if on_device == "auto":
                 on_device = device.type == "cuda" and 2 * split.source.size <= torch.cuda.mem_get_info(device)[0]

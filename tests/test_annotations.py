@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from datamodules.annotation_rows import BoundingBox, Row, read_class_names, read_rows
+from datamodules.annotations import Annotation, clip_boxes, read_annotations
 from tests.data_sets import (
     CLASS_NAMES,
     UPDATED_FIELDS,
@@ -13,10 +17,6 @@ from tests.data_sets import (
     write_original_release,
     write_updated_release,
 )
-from PIL import Image
-
-from datamodules.annotation_rows import BoundingBox, Row, read_class_names, read_rows
-from datamodules.annotations import Annotation, clip_boxes, read_annotations
 from utils.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.data_sets import write_updated_release
 
 from datamodules import archives
 from datamodules.annotations import read_annotations
 from datamodules.archives import extract_archive
+from tests.data_sets import write_updated_release
 from utils.errors import DataError
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -39,12 +39,12 @@ def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
 
 @pytest.fixture(scope="module")
 def measured(trained_run, tmp_path_factory, request):
-    """SqueezeNet with random weights and the trained run, measured as briefly as can be."""
+    """SqueezeNet 1.0 with random weights and the trained run, measured as briefly as can be."""
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deployment.benchmarking.TURN", 0.0)
         rows = benchmark.main(
-            ["sq_11", str(trained_run), "--image-size", "64", "48", "--quick", "--output", str(folder)]
+            ["sq_10", str(trained_run), "--image-size", "64", "48", "--quick", "--output", str(folder)]
         )
     return folder, rows
 
@@ -52,8 +52,8 @@ def measured(trained_run, tmp_path_factory, request):
 def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
     folder, _ = measured
     squeezenet, run = csv.DictReader((folder / "benchmark.csv").read_text().splitlines())
-    assert (squeezenet["network"], squeezenet["parameters"], squeezenet["accuracy"]) == ("sq_11", "823044", "")
-    assert (run["network"], run["architecture"], run["parameters"]) == (trained_run.name, "shuff_v2_x05", "348967")
+    assert (squeezenet["network"], squeezenet["parameters"], squeezenet["accuracy"]) == ("sq_10", "835972", "")
+    assert (run["network"], run["architecture"], run["parameters"]) == (trained_run.name, "sq_11", "726087")
     assert (
         float(run["accuracy"]) == read_checkpoint(trained_run / "checkpoints/best.ckpt")[ABOUT]["metrics"]["valid_acc"]
     )

@@ -200,7 +200,11 @@ def test_all_problems_come_at_once_each_with_its_line(tmp_path):
     text = "batch_size: 0\noptimizer: Adamm\nimage_augmentations:\n  RandomAffine:\n    degrees: 5\n    sheer: 1\nsede: 3\n"
     message = problems(text=text, folder=tmp_path)
     assert message.splitlines()[0] == "The configuration has 4 problems:"
-    for place in ("mine.yml:1: batch_size", "mine.yml:2: optimizer", "mine.yml:6: image_augmentations.RandomAffine.sheer"):
+    for place in (
+        "mine.yml:1: batch_size",
+        "mine.yml:2: optimizer",
+        "mine.yml:6: image_augmentations.RandomAffine.sheer",
+    ):
         assert place in message
     assert "mine.yml:7: sede: unknown key. Did you mean 'seed'?" in message
 
@@ -243,7 +247,12 @@ def test_a_key_of_a_file_replaces_the_whole_key(tmp_path):
 def test_set_changes_one_value_deep_inside_and_leaves_the_others():
     config = load_config(overrides=["optimizer_params.lr=0.5", "image_augmentations.ColorJitter.hue=0"])
     assert config.optimizer_params == {"lr": 0.5, "weight_decay": 0.6}
-    assert config.image_augmentations["ColorJitter"] == {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0}
+    assert config.image_augmentations["ColorJitter"] == {
+        "brightness": 0.2,
+        "contrast": 0.2,
+        "saturation": 0.2,
+        "hue": 0,
+    }
 
 
 def test_a_resolved_configuration_can_be_read_back_and_holds_no_secret(tmp_path):

@@ -54,11 +54,13 @@ def test_it_takes_exactly_one_number(text):
 
 @pytest.mark.parametrize("text", ["lambda epoch:", "0.9 **", "import os", "(" * 300 + ")" * 10, "x" * 501])
 def test_what_is_no_expression(text):
-    with pytest.raises(ValueError, match="not an expression|longer than"):
+    with pytest.raises(ValueError, match=r"not an expression|longer than"):
         parse_expression(text)
 
 
-@pytest.mark.parametrize("text", ["9 ** 9 ** 9 ** 9", "1 / epoch", "(0 - 8) ** 0.5", "log(0)", "epoch < 1", "sqrt(1, 2)"])
+@pytest.mark.parametrize(
+    "text", ["9 ** 9 ** 9 ** 9", "1 / epoch", "(0 - 8) ** 0.5", "log(0)", "epoch < 1", "sqrt(1, 2)"]
+)
 def test_what_cannot_be_computed_says_so_instead_of_hanging(text):
     with pytest.raises(ValueError, match="for epoch 0"):
         parse_expression(text)(0)

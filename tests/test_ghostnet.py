@@ -60,7 +60,8 @@ def test_forward_and_a_finite_gradient_in_every_parameter(in_channels):
 
 def test_the_table_of_blocks_is_the_papers():
     rows = """3 16 16 - 1; 3 48 24 - 2; 3 72 24 - 1; 5 72 40 SE 2; 5 120 40 SE 1; 3 240 80 - 2; 3 200 80 - 1; 3 184 80 - 1;
-    3 184 80 - 1; 3 480 112 SE 1; 3 672 112 SE 1; 5 672 160 SE 2; 5 960 160 - 1; 5 960 160 SE 1; 5 960 160 - 1; 5 960 160 SE 1"""
+    3 184 80 - 1;
+    3 480 112 SE 1; 3 672 112 SE 1; 5 672 160 SE 2; 5 960 160 - 1; 5 960 160 SE 1; 5 960 160 - 1; 5 960 160 SE 1"""
     expected = [row.split() for row in rows.split(";")]
     assert [Block(int(k), int(h), int(o), se == "SE", int(s)) for k, h, o, se, s in expected] == list(BLOCKS)
 

@@ -2,6 +2,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from datamodules.annotations import read_annotations
 from tests.data_sets import (
     CLASS_NAMES,
     ORIGINAL_FIELDS,
@@ -10,8 +12,6 @@ from tests.data_sets import (
     write_original_release,
     write_updated_release,
 )
-
-from datamodules.annotations import read_annotations
 from utils.errors import DataError
 
 MIRRORS = ("Kaggle", "pytorch/vision/issues/7545", "Hugging Face", "Internet Archive")

@@ -46,7 +46,9 @@ def test_losses_of_torch_by_name_with_parameters(batch):
     assert isinstance(build_loss("MultiMarginLoss", num_classes=12), nn.MultiMarginLoss)
 
 
-@pytest.mark.parametrize("name", ["MSELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CTCLoss", "TripletMarginLoss"])
+@pytest.mark.parametrize(
+    "name", ["MSELoss", "BCEWithLogitsLoss", "CosineEmbeddingLoss", "CTCLoss", "TripletMarginLoss"]
+)
 def test_a_loss_for_another_task_is_refused(name):
     with pytest.raises(ConfigError, match=f"'{name}' does not take logits"):
         build_loss(name)

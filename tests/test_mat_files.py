@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from tests.data_sets import CLASS_NAMES, ORIGINAL_FIELDS, UPDATED_FIELDS, write_mat, write_updated_release
 
 from datamodules import mat_files
 from datamodules.annotation_rows import BoundingBox, read_class_names, read_rows
 from datamodules.annotations import read_annotations
 from datamodules.mat_files import read_mat
+from tests.data_sets import CLASS_NAMES, ORIGINAL_FIELDS, UPDATED_FIELDS, write_mat, write_updated_release
 from utils.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

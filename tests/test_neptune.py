@@ -23,11 +23,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.neptune_server import PROJECT, NeptuneServer
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from tests.neptune_server import PROJECT, NeptuneServer
 from utils import neptune_client, neptune_logger
 from utils.errors import ConfigError
 from utils.neptune_logger import NeptuneLogger

@@ -101,7 +101,7 @@ class Findings:
         return mean.tolist(), np.sqrt(variance).tolist()
 
 
-def write_report(findings: Findings, output_path: Path, *, next_command: str) -> Path:
+def write_report(findings: Findings, output_path: Path) -> Path:
     """Writes report.md and three pictures into a new folder `check_<timestamp>`, prints the short report, returns it.
 
     Raises:
@@ -116,7 +116,11 @@ def write_report(findings: Findings, output_path: Path, *, next_command: str) ->
     write_text(folder / REPORT, full_report(findings, lines))
     print("\n".join(lines))
     print(f"  all of it is in {folder}: {REPORT}, {BALANCE}, {SIZES}, {SAMPLES}")
-    print(f"  next: {next_command}" if not findings.broken else "  next: replace the broken photos and check again")
+    print(
+        "  next: the same command without --check"
+        if not findings.broken
+        else "  next: replace the broken photos and check again"
+    )
     return folder
 
 

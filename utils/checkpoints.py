@@ -72,7 +72,9 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         first = trainer.strategy.broadcast(self.folder.name)
         if self.folder.name != first:  # "last" may become another run while processes start
-            raise RunError(f"process {trainer.global_rank} found {self.folder.name} and the first {first}: give the name")
+            raise RunError(
+                f"process {trainer.global_rank} found {self.folder.name} and the first {first}: give the name"
+            )
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.interruption.take_signals()  # from Lightning, which speaks to other processes from within its handler
