@@ -246,11 +246,8 @@ def _check_processes(trainer: Trainer) -> None:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is not None:
         environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if trainer.is_global_zero != is_first_process() or trainer.world_size < started:
-        raise ValueError(
-            f"{started} processes were started, and each would train alone; set devices to those of a machine"
-        )
+    if trainer.is_global_zero != is_first_process() or trainer.world_size < int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError("each of the processes that were started would train alone; set devices to those on one machine")
 
 
 def _build_network(config: Config, num_classes: int) -> torch.nn.Module:

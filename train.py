@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     config, resumed = read_configuration(arguments)
     start_logging(config.loglevel)
     if resumed and has_ended(resumed) and not any(change.startswith(LONGER) for change in arguments.set):
-        print(f"{summarise(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N")
+        if is_first_process():
+            print(f"{summarise(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N")
         return read_record(resumed)["best"]
 
     # Torch takes seconds to import: a wrong configuration has been answered by now.
@@ -76,13 +77,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
     data = assembly.build_data(config, annotations)
 
-    if not is_first_process():
-        end_with_parent()
-    elif resumed and argv is None:
-        sys.argv += [
-            "--resume",
-            str(resumed),
-        ]  # Lightning starts other processes by it, and "last" may be another by then
+    end_with_parent()
+    if resumed and argv is None:
+        sys.argv.append(f"--resume={resumed}")  # Lightning starts other processes by it; "last" may be another by then
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)

@@ -1,6 +1,7 @@
 """A small network, trained once for all tests that use a trained one."""
 
 import colorsys
+import os
 import random
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from PIL import Image
 
 import train
 from tests.data_sets import write_updated_release
+
+# Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CAR_MODELS = (
     "Audi TT RS Coupe 2012", "BMW X6 SUV 2012", "BMW X5 SUV 2007", "Fiat 500 Abarth 2012",

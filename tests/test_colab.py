@@ -176,6 +176,7 @@ def archives(colab) -> Path:
     return colab.cars / "data"
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_after_a_disconnect(colab, archives):
     form = {"data_source": "Drive", "experiment": "experiments/C-14.yml"}
     with pytest.raises(DeadKernelError):
@@ -232,6 +233,7 @@ def test_a_training_goes_on_after_a_disconnect(colab, archives):
     assert {run["info"]["run_name"] for run in seen["runs"]} == {folder.name, other.name}
 
 
+@pytest.mark.slow
 def test_the_stop_button_saves_the_demos_training_and_ends_the_notebook(colab):
     settings = FAST.replace("batch_size=8", "batch_size=100")
     with pytest.raises(CellExecutionError, match="exit code 130"):

@@ -119,7 +119,10 @@ def test_an_executorch_file(trained_run, images, trained):
 
 @pytest.mark.parametrize(
     ("format_name", "module", "install"),
-    [("onnx", "onnxscript", "onnx onnxscript onnxruntime"), ("executorch", "executorch", "executorch")],
+    [
+        ("onnx", "onnxscript", "onnx onnxscript onnxruntime"),
+        ("executorch", "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch"),
+    ],
 )
 def test_a_library_that_is_missing_is_named(trained_run, tmp_path, monkeypatch, format_name, module, install):
     monkeypatch.setitem(sys.modules, module, None)

@@ -25,8 +25,11 @@ def explained(*, batch_size: int, num_workers: int) -> Iterator[None]:
             f"try --set batch_size={max(2, batch_size // 2)}, or free the device of other programs"
         ) from error
     except RuntimeError as error:
-        if isinstance(error, torch.distributed.DistError) or "third_party/gloo" in str(error):
-            raise RunError("another process of this training has ended, see what it says for itself") from error
+        if isinstance(error, torch.distributed.DistBackendError) or "third_party/gloo" in str(error):
+            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+            raise RunError(
+                f"another process of this training is gone or cannot be reached, see what it says for itself ({reason})"
+            ) from error
         if re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error)) is None:
             raise
         raise RunError(

@@ -1,6 +1,7 @@
 """Writes files so that what is there is always whole."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: The disk is full, or the folder cannot be written to; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # The name of the machine too: on two that share a folder, such as two containers, processes may have the same number.
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         yield partial
         with partial.open("rb") as file:

@@ -54,7 +54,11 @@ def start_logging(level: str) -> None:
         "alembic",
     ):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    for noisy in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+    for noisy in (
+        "pytorch_lightning.utilities.rank_zero",
+        "pytorch_lightning.trainer.connectors.signal_connector",
+        "lightning_fabric.utilities.distributed",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

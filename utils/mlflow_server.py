@@ -21,6 +21,7 @@ FIRST_PAGE = "/runs"
 STOP_SECONDS = 3
 # MLflow's pages bring all they need; what they would fetch from elsewhere (telemetry, an editor for traces) stays away.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+HIDDEN = b"<style>[data-assistant-ui] {display: none !important}</style>"  # the assistant's button
 # Colab shows a page of its machine under another name, and within its own page.
 COLAB = {
     "MLFLOW_SERVER_ALLOWED_HOSTS": f"localhost,localhost:*,{HOST},{HOST}:*,*.googleusercontent.com,*.colab.dev",
@@ -69,7 +70,7 @@ def serve(
         warnings.simplefilter("ignore")  # as in open_store
         import mlflow.server
         import uvicorn
-        from starlette.responses import HTMLResponse, PlainTextResponse
+        from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
         os.environ.update(COLAB if colab else {})
         os.environ[mlflow.server.BACKEND_STORE_URI_ENV_VAR] = store_uri(output_path)
@@ -85,6 +86,10 @@ def serve(
         if "/mlflow/assistant/" in request.url.path:
             return PlainTextResponse("there is no assistant", status_code=404)
         response = await answer(request)
+        if request.url.path == "/":
+            page = b"".join([part async for part in response.body_iterator])
+            headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+            response = Response(page.replace(b"</head>", HIDDEN + b"</head>"), response.status_code, headers)
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
