@@ -158,6 +158,7 @@ def test_a_wrong_checksum_at_the_end_is_refused(tmp_path: Path) -> None:
         (random.Random(0).randbytes(5000), "is damaged or cut short"),
         (gzip.compress(bytes(10240)), "holds no folder car_ims/"),
     ],
+    ids=["empty", "web page", "git lfs", "zip", "noise", "other content"],
 )
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     archive = tmp_path / "car_ims.tgz"

@@ -18,18 +18,23 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
+from datamodules import sources
 from datamodules.annotations import read_annotations
+from datamodules.photos import read_photo
 from datamodules.sampling import EpochBatches
 from datamodules.stanford_cars import CarPhotos
+from models.classifier import Classifier
 from tests.data_sets import write_updated_release
+from utils import run_record
 from utils.checkpoints import Checkpoints, read_checkpoint
-from utils.config import CONFIG_FILE, load_run_config
-from utils.errors import RunError, UserError
+from utils.config import CONFIG_FILE, load_config, load_run_config
+from utils.errors import DataError, RunError, UserError
 
 PROJECT = CONFIG_FILE.parent
 TRAIN_PHOTOS, VALID_PHOTOS = 15, 9  # shares of 4 + 4 and 4 + 3, and of 5 + 4: nine are not left as eight and one
@@ -70,125 +75,10 @@ def status(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text())["status"]
 
 
-# --- Two processes as forks --------------------------------------------------------------------------------------------
-
-
 def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
-
-
-def by_torchrun(rank: int, port: str) -> dict[str, str]:
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
-    return ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-
-
-def by_srun_on_two_machines(rank: int, port: str) -> dict[str, str]:
-    job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": "cars", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "2"}
-    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "MASTER_PORT": port}
-    return job | tasks | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
-
-
-def _train(environment: dict[str, str], words: list[str], seen: Path, signal_step: int | None) -> None:
-    """What a fork does: trains, and notes which photos it saw."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    items: list[list] = []
-    get, end = CarPhotos.__getitem__, Checkpoints.on_train_batch_end
-
-    def noted(self, item):
-        items.append(["train" if len(self) == TRAIN_PHOTOS else "valid", *item])
-        return get(self, item)
-
-    def interrupted(self, trainer, *others):
-        if trainer.global_step == signal_step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        end(self, trainer, *others)
-
-    CarPhotos.__getitem__, Checkpoints.on_train_batch_end = noted, interrupted
-    try:
-        train.main(words)
-    except UserError as error:
-        sys.exit(error.exit_code)
-    finally:
-        seen.write_text(json.dumps(items))
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Forks of a process that has imported everything, without the threads of this one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(PROJECT))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["assembly", "tests.test_distributed"])
-        yield context
-
-
-@pytest.fixture
-def train_on_two(forks, tmp_path):
-    """Trains on two processes; returns their exit codes and what each of them saw."""
-    numbers = itertools.count()
-
-    def start(words, environment=by_torchrun, *, signal_step: int | None = None):
-        port, name = free_port(), next(numbers)
-        seen = [tmp_path / f"seen_{name}_{rank}.json" for rank in (0, 1)]
-        processes = [
-            forks.Process(
-                target=_train, args=(environment(rank, port), words, seen[rank], signal_step if rank else None)
-            )
-            for rank in (0, 1)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            process.kill()
-        return [process.exitcode for process in processes], [json.loads(path.read_text()) for path in seen]
-
-    return start
-
-
-@pytest.mark.parametrize("augmentations", [(), BATCHED], ids=["photo by photo", "whole batches"])
-def test_two_processes_train_as_one_with_the_doubled_batch(cars, tmp_path, train_on_two, augmentations):
-    changes = (*WITHOUT_BATCH_NORM, *augmentations)
-    codes, _ = train_on_two(arguments(cars, tmp_path / "two", *changes, "devices=2"))
-    train.main(arguments(cars, tmp_path / "one", *changes, batch_size=8))
-    two, one = only(tmp_path / "two"), only(tmp_path / "one")
-    assert codes == [0, 0] and len(rows(one)) == 2
-    for row, other in zip(rows(two), rows(one), strict=True):
-        assert {name: float(value) for name, value in row.items()} == pytest.approx(
-            {name: float(value) for name, value in other.items()}, rel=2e-6
-        )
-    expected = read_checkpoint(one / "checkpoints/last.ckpt")["state_dict"]
-    for name, value in read_checkpoint(two / "checkpoints/last.ckpt")["state_dict"].items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("undisturbed")
-
-
-def test_every_photo_is_seen_once_an_epoch_and_only_one_process_writes(cars, undisturbed, train_on_two):
-    codes, seen = train_on_two(arguments(cars, undisturbed / "output", "devices=2"))
-    assert codes == [0, 0]
-    times = Counter(map(tuple, itertools.chain(*seen)))
-    training = {(split, epoch, index): n for (split, epoch, index), n in times.items() if split == "train"}
-    assert training == {("train", epoch, index): 1 for epoch in (0, 1) for index in range(TRAIN_PHOTOS)}
-    validation = Counter(index for split, _, index in map(tuple, itertools.chain(*seen)) if split == "valid")
-    assert validation == dict.fromkeys(range(VALID_PHOTOS), 2)  # once after each epoch
-    assert [len(items) for items in seen] == [2 * (8 + 5), 2 * (7 + 4)]
-    folder = only(undisturbed / "output")
-    assert_validated_once(cars, folder)
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
-        "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log", ".training",
-        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
-    }  # fmt: skip
-    log = (folder / "train.log").read_text()
-    assert "on cpu × 2" in log and all(log.count(f"epoch {epoch}/1") == 1 for epoch in (0, 1))
-    assert "WARNING" not in log and log.count("caching") == 2  # the two splits, by one process
 
 
 def assert_validated_once(cars: Path, folder: Path) -> None:
@@ -207,29 +97,210 @@ def assert_validated_once(cars: Path, folder: Path) -> None:
     assert float(last["valid_acc"]) == pytest.approx((logits.argmax(1) == torch.tensor(labels)).double().mean().item())
 
 
-def test_srun_on_two_machines_gives_the_same_run(cars, undisturbed, tmp_path, train_on_two):
-    codes, _ = train_on_two(
-        arguments(cars, tmp_path / "output", "devices=1", "num_nodes=2"), environment=by_srun_on_two_machines
+# --- Two processes as a person starts them -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def started(cars, tmp_path_factory):
+    """Two trainings side by side: by torchrun, from archives and without an end, and by `python train.py`."""
+    output, archives = tmp_path_factory.mktemp("started"), tmp_path_factory.mktemp("archives")
+    write_updated_release(archives, archives=True, train_per_class=5)
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    runs = {}
+    for name, launcher, data, *changes in (
+        ("torchrun", torchrun, archives, "num_epochs=1000", "num_workers=1"),
+        ("python", (), cars, "strategy=ddp"),
+    ):
+        command = [sys.executable, *launcher, "train.py", *arguments(data, output / name, "devices=2", *changes)]
+        settings = {"cwd": PROJECT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
+        runs[name] = process, output / name, data
+    yield runs
+    for process, *_ in runs.values():
+        process.kill()
+        process.communicate()
+
+
+def test_torchrun_extracts_once_and_ends_at_a_signal_with_one_checkpoint(started):
+    process, path, data = started["torchrun"]
+    deadline = time.monotonic() + 100
+    while not list(path.glob("*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # it hands it on to both
+    output, _ = process.communicate(timeout=60)
+    folder = only(path)
+    assert status(folder) == "interrupted" and (folder / "checkpoints/last.ckpt").is_file(), output
+    assert output.count("SIGTERM ended the training") == output.count("to go on: python train.py --resume") == 1, output
+    assert len(list(data.glob("car_ims/*.jpg"))) == 21 and not list(data.glob(".*")), output
+
+
+def test_python_train_starts_the_second_process_and_only_one_writes_and_speaks(cars, started):
+    process, path, _ = started["python"]
+    output, _ = process.communicate(timeout=100)
+    folder = only(path)
+    assert status(folder) == "completed" and process.returncode == 0, output
+    assert_validated_once(cars, folder)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log", ".training",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+    messages = ("run ", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1")
+    logged = (folder / "train.log").read_text().splitlines()
+    assert len(logged) == 5 and all(
+        f" INFO    {message}" in line for message, line in zip(messages, logged, strict=True)
     )
+    lines = output.splitlines()
+    for message in (*messages, "completed"):
+        assert [line.startswith(message) for line in lines].count(True) == 1, output
+    assert len(lines) == len(messages) + 9, output  # the rest of the summary
+
+
+# --- Two processes as forks --------------------------------------------------------------------------------------------
+
+
+def by_torchrun(rank: int, port: str) -> dict[str, str]:
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+    return ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+
+
+def by_srun_on_two_machines(rank: int, port: str) -> dict[str, str]:
+    job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": "cars", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "2"}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "MASTER_PORT": port}
+    return job | tasks | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
+
+
+def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tuple[str, int] | None) -> None:
+    """What a fork does: trains, notes which photos it used and which it decoded, and has a fault after a step."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    items: list[list] = []
+    get, decode, end, note = (
+        CarPhotos.__getitem__,
+        read_photo,
+        Checkpoints.on_train_batch_end,
+        Classifier._note_nonfinite,
+    )
+
+    def noted(self, item):
+        items.append(["train" if len(self) == TRAIN_PHOTOS else "valid", *item])
+        return get(self, item)
+
+    def decoded(path):
+        items.append(["decoded", 0, path.name])
+        return decode(path)
+
+    def signalled(self, trainer, *others):
+        if fault == ("signal", trainer.global_step):
+            os.kill(os.getpid(), signal.SIGTERM)
+        end(self, trainer, *others)
+
+    def spoilt(self, loss):
+        note(self, loss * float("nan") if fault == ("loss", self.trainer.global_step) else loss)
+
+    CarPhotos.__getitem__, sources.read_photo = noted, decoded
+    Checkpoints.on_train_batch_end, Classifier._note_nonfinite = signalled, spoilt
+    run_record.draw_curves = lambda *_, **__: None  # half of the time of so small a run
+    try:
+        train.main(words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    finally:
+        seen.write_text(json.dumps(items))
+
+
+@pytest.fixture(scope="module")
+def train_on_two(tmp_path_factory):
+    """Trains on two forks of a process that has imported everything; returns their exit codes and what each has seen.
+
+    A fault is one of the second process; `others` is its command line where that differs.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["assembly", "tests.test_distributed"])
+
+        def start(words, environment=by_torchrun, *, fault=None, others=None):
+            port, folder = free_port(), tmp_path_factory.mktemp("seen")
+            seen = [folder / name for name in ("first.json", "second.json")]
+            processes = [
+                context.Process(
+                    target=_train, args=(environment(rank, port), line, seen[rank], fault if rank else None)
+                )
+                for rank, line in enumerate((words, others or words))
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(60)
+                process.kill()
+            return [process.exitcode for process in processes], [json.loads(path.read_text()) for path in seen]
+
+        yield start
+
+
+@pytest.mark.parametrize("augmentations", [(), BATCHED], ids=["photo by photo", "whole batches"])
+def test_two_processes_train_as_one_with_the_doubled_batch(cars, tmp_path, train_on_two, augmentations):
+    changes = (*WITHOUT_BATCH_NORM, *augmentations)
+    codes, _ = train_on_two(arguments(cars, tmp_path / "two", *changes, "devices=2"))
+    train.main(arguments(cars, tmp_path / "one", *changes, batch_size=8))
+    two, one = only(tmp_path / "two"), only(tmp_path / "one")
+    assert codes == [0, 0] and len(rows(one)) == 2
+    for row, other in zip(rows(two), rows(one), strict=True):
+        values, expected = ({name: float(value) for name, value in each.items()} for each in (row, other))
+        assert values == pytest.approx(expected, rel=2e-6)
+    expected = read_checkpoint(one / "checkpoints/last.ckpt")["state_dict"]
+    for name, value in read_checkpoint(two / "checkpoints/last.ckpt")["state_dict"].items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cars, tmp_path_factory, train_on_two):
+    """A run of GhostNet on two processes: its folder and what each of them has seen."""
+    output = tmp_path_factory.mktemp("undisturbed") / "output"
+    codes, seen = train_on_two(arguments(cars, output, "devices=2"))
     assert codes == [0, 0]
-    assert_same(only(tmp_path / "output"), only(undisturbed / "output"))
+    return only(output), seen
 
 
-@pytest.mark.parametrize("step", [1, 2])  # the first is within an epoch
-def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(
-    cars, undisturbed, tmp_path, train_on_two, step
-):
-    codes, _ = train_on_two(arguments(cars, tmp_path / "output", "devices=2"), signal_step=step)
-    folder = only(tmp_path / "output")
+def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undisturbed):
+    folder, seen = undisturbed
+    times = Counter(map(tuple, itertools.chain(*seen)))
+    assert {key: number for key, number in times.items() if key[0] == "train"} == {
+        ("train", epoch, index): 1 for epoch in (0, 1) for index in range(TRAIN_PHOTOS)
+    }
+    assert Counter(index for split, _, index in times.elements() if split == "valid") == dict.fromkeys(
+        range(VALID_PHOTOS), 2
+    )  # once after each epoch
+    decoded = [[name for kind, _, name in items if kind == "decoded"] for items in seen]
+    assert sorted(decoded[0]) == sorted(path.name for path in cars.glob("car_ims/*")) and decoded[1] == []
+    assert [len(items) - len(names) for items, names in zip(seen, decoded, strict=True)] == [2 * (8 + 5), 2 * (7 + 4)]
+    assert_validated_once(cars, folder)
+
+
+def test_srun_on_two_machines_gives_the_same_run(cars, undisturbed, tmp_path, train_on_two):
+    words = arguments(cars, tmp_path / "output", "devices=1", "num_nodes=2")
+    codes, _ = train_on_two(words, environment=by_srun_on_two_machines)
+    assert codes == [0, 0]
+    assert_same(only(tmp_path / "output"), undisturbed[0])
+
+
+def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars, undisturbed, tmp_path, train_on_two):
+    output = tmp_path / "output"
+    codes, _ = train_on_two(arguments(cars, output, "devices=2"), fault=("signal", 1))  # of two steps in the epoch
+    folder = only(output)
     assert codes == [128 + signal.SIGTERM, 0] and status(folder) == "interrupted"
-    assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == step
-    if step == 1:
-        alone = shutil.copytree(folder, tmp_path / "alone" / folder.name)
-        with pytest.raises(RunError, match="within an epoch with 8 images a step, and would go on with 4"):
-            train.main(["--resume", str(alone), "--set", "devices=1"])
-    codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={tmp_path / 'output'}"])
+    assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 1
+    copy = shutil.copytree(folder, tmp_path / "copies" / "copy")
+    with pytest.raises(RunError, match="within an epoch with 8 images a step, and would go on with 4"):
+        train.main(["--resume", str(copy), "--set", "devices=1"])
+    codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
     assert codes == [0, 0] and status(folder) == "completed"
-    assert_same(folder, only(undisturbed / "output"))
+    assert_same(folder, undisturbed[0])
+    epoch = ("--set", "num_epochs=3")
+    codes, _ = train_on_two(["--resume", str(folder), *epoch], others=["--resume", str(copy), *epoch])
+    assert codes == [1, 2] and len(rows(folder)) == 2  # they do not go on with different runs
 
 
 def assert_same(folder: Path, other: Path) -> None:
@@ -238,62 +309,43 @@ def assert_same(folder: Path, other: Path) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+def test_a_loss_that_is_not_finite_in_one_process_ends_both(cars, tmp_path, train_on_two):
+    codes, _ = train_on_two(arguments(cars, tmp_path, "devices=2"), fault=("loss", 2))
+    folder = only(tmp_path)
+    assert codes == [1, 0] and status(folder) == "failed"
+    assert "not finite in epoch 1, step 2" in json.loads((folder / "run.json").read_text())["error"]
+
+
 def test_processes_that_would_each_train_alone_are_refused(cars, tmp_path, train_on_two):
     codes, _ = train_on_two(arguments(cars, tmp_path / "output", "devices=1"))
     assert codes == [2, 2] and not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("count", range(2, 20))
 @pytest.mark.parametrize("processes", [2, 3])
-def test_every_process_has_a_part_of_each_validation_batch(count, processes):
-    if count < processes:
-        pytest.skip("refused where it is used")
-    parts = [
-        [
-            [index for _, index in batch]
-            for batch in EpochBatches(count, 4, shuffle=False, rank=rank, world_size=processes)
-        ]
-        for rank in range(processes)
-    ]
-    assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(count))
-    assert len({len(part) for part in parts}) == 1 and all(batch for part in parts for batch in part)
+def test_every_process_has_a_part_of_each_validation_batch(processes):
+    for count in range(processes, 20):
+        ranks = [EpochBatches(count, 4, shuffle=False, rank=rank, world_size=processes) for rank in range(processes)]
+        parts = [[[index for _, index in batch] for batch in batches] for batches in ranks]
+        assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(count))
+        assert len({len(part) for part in parts}) == 1 and all(batch for part in parts for batch in part)
 
 
-# --- Two processes as a person starts them -----------------------------------------------------------------------------
+def test_more_processes_than_photos_are_refused(cars):
+    import assembly
+
+    data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_annotations(cars))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=VALID_PHOTOS + 1)
+    with pytest.raises(DataError, match="10 processes cannot share 9 photos of the split valid"):
+        data.val_dataloader()
 
 
-def start(cars: Path, output: Path, *changes: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "train.py", *arguments(cars, output, "devices=2", "strategy=ddp", *changes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_process_does_not_outlive_the_first():
+    endless = "import time; from utils.processes import end_with_parent; end_with_parent(); print(1, flush=True); time.sleep(60)"
+    other = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {endless!r}])"
+    first = subprocess.Popen(
+        [sys.executable, "-c", other], cwd=PROJECT, env=os.environ | {"RANK": "1"}, stdout=subprocess.PIPE, text=True
     )
-
-
-def test_python_train_starts_the_second_process(cars, tmp_path):
-    output, _ = start(cars, tmp_path / "output").communicate(timeout=120)
-    folder = only(tmp_path / "output")
-    assert status(folder) == "completed", output
-    assert_validated_once(cars, folder)
-    lines = output.splitlines()
-    said = ("run ", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1", "completed after 2 epochs")
-    assert [[line.startswith(text) for line in lines].count(True) for text in said] == [1] * len(said), output
-    assert len(lines) == len(said) + 8 and "warning" not in output, output  # the rest of the summary
-
-
-def test_torchrun_extracts_once_and_ends_at_a_signal_with_one_checkpoint(tmp_path):
-    data = tmp_path / "cars"
-    write_updated_release(data, archives=True, train_per_class=5)
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
-    process = start(data, tmp_path / "output", "num_epochs=1000", "num_workers=1", launcher=torchrun)
-    deadline = time.monotonic() + 100
-    while (
-        not list((tmp_path / "output").glob("*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    folder = only(tmp_path / "output")
-    assert status(folder) == "interrupted" and (folder / "checkpoints/last.ckpt").is_file(), output
-    assert output.count("SIGTERM ended the training") == output.count("to go on: python train.py --resume") == 1, output
-    assert len(list(data.glob("car_ims/*.jpg"))) == 21 and not list(data.glob(".*")), output
+    first.stdout.readline()
+    first.kill()
+    assert first.communicate(timeout=10) == ("", None)  # the other one holds the pipe as long as it lives

@@ -218,6 +218,18 @@ def test_a_run_folder_tells_whose_run_it_is(tmp_path):
     assert set(RunIndex(tmp_path).runs()) == set(runs) - {jobs[0].key}
 
 
+def test_of_several_folders_of_a_run_the_one_that_ended_counts(tmp_path):
+    (job,) = jobs_for(tmp_path, "C-7")
+    without_checkpoint, broken_off = write_run(job, status="failed"), write_run(job, status="interrupted")
+    (without_checkpoint / "checkpoints" / "last.ckpt").unlink()
+    index = RunIndex(tmp_path)
+    assert not index.ended(job.key) and index.broken_off(job.key) == broken_off
+    ended = write_run(job)
+    assert index.ended(job.key) and index.runs()[job.key][0] == ended
+    measured, unfinished = read_results(tmp_path, ["C-7"])
+    assert [run.run for run in measured] == [ended.name] and not unfinished
+
+
 def test_changes_are_named_as_they_would_be_set(tmp_path):
     (job,) = jobs_for(tmp_path, "C-50", overrides=("optimizer_params.lr=0.01", "image_size=[64, 48]", "num_workers=1"))
     values = load_config(EXPERIMENTS / "C-50.yml", overrides=job.overrides).plain()
@@ -304,6 +316,18 @@ def test_what_just_failed_elsewhere_is_not_tried_again_here(tmp_path):
 
     unfinished = run_jobs([job, other], tmp_path, start=start)
     assert tried == ["C-1"] and "failed on" in unfinished.failed[other.key]
+
+
+def test_what_was_finished_between_two_looks_is_not_trained_again(tmp_path, monkeypatch):
+    (job,) = jobs_for(tmp_path, "C-1")
+
+    def take_late(folder: Path, key: object) -> claims.Claim | None:
+        write_run(job)  # by somebody who gives the job back just now
+        return claims.take(folder, key)
+
+    monkeypatch.setattr(running, "take", take_late)
+    assert run_jobs([job], tmp_path, start=None) == running.Unfinished()  # it could not start anything
+    assert claims.holder(tmp_path / running.QUEUE, job.key) is None
 
 
 def test_a_signal_is_passed_on_to_the_training_and_ends_the_list(tmp_path, monkeypatch):

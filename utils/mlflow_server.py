@@ -114,7 +114,9 @@ def _first_page(experiment: str, columns: list[str]) -> str:
         "isAccordionReordered": True,
         "compareRunSections": [{"uuid": kind, "name": name, "display": True} for kind, name, _ in CHARTS],
         "compareRunCharts": [
-            {"uuid": name, "metricSectionId": kind, "type": kind, "metricKey": name, "displayName": name} | AS_LOGGED
+            {"uuid": name, "metricSectionId": kind, "type": kind, "metricKey": name, "displayName": name}
+            | {"scaleType": "log" if name == "lr" else "linear"}
+            | AS_LOGGED
             for kind, _, names in CHARTS
             for name in names
         ],
