@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deployment.formats import FORMATS, open_onnx, write_int8
-from deployment.measuring import Seconds, count_multiply_adds, count_parameters, interleaved, spread
+from deployment.measuring import Seconds, count_multiply_adds, count_parameters, interleaved, spread, threads_restored
 from deployment.peak_memory import peak_memory
 from deployment.trained import load_trained
 from models import ARCHITECTURES, TIMM, build_model
@@ -94,6 +94,7 @@ def build_rows(names: Sequence[str], image_size: Sequence[int]) -> list[Row]:
     return rows
 
 
+@threads_restored()
 def measure(rows: Sequence[Row], folder: Path, *, rounds: int) -> None:
     """Measures all of `rows`, taking turns, so that what disturbs the machine for a while disturbs all of them.
 

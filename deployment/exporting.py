@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.annotations import Annotation, Annotations
 from datamodules.photos import read_photo
 from deployment.formats import FORMATS, INT8, Facts, Opened, Run, write_int8
-from deployment.measuring import Seconds, interleaved, spread
+from deployment.measuring import Seconds, interleaved, spread, threads_restored
 from deployment.trained import Trained
 from utils.errors import RunError
 from utils.files import replacing
@@ -189,10 +189,7 @@ def _measure(runs: dict[str, Run], image: Tensor) -> dict[str, Seconds]:
     def call(run: Run) -> Callable[[], object]:
         return lambda: run(image)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_restored():
+        torch.set_num_threads(1)
         times = interleaved({name: call(run) for name, run in runs.items()}, rounds=ROUNDS, seconds=SECONDS)
-    finally:
-        torch.set_num_threads(threads)
     return {name: spread(values) for name, values in times.items()}

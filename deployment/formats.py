@@ -37,12 +37,10 @@ class Format(NamedTuple):
     """How a format is written and run.
 
     Attributes:
-        suffix: Of its files.
         write: Takes a network on the CPU in evaluation mode, one image (1, C, H, W), the facts, and where to.
         open: Takes a file and the number of threads.
     """
 
-    suffix: str
     write: Callable[[nn.Module, Tensor, Facts, Path], None]
     open: Callable[[Path, int], Opened]
 
@@ -64,11 +62,14 @@ def write_onnx(model: nn.Module, image: Tensor, facts: Facts, path: Path) -> Non
     images = torch.cat([image, image])  # two, for torch takes a batch of one for a constant
     # What the exporter says of its own parts is of no use to those who export.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(
-            model, (images,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                model, (images,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RunError(f"{type(model).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}") from error
     proto = program.model_proto
     onnx.helper.set_model_props(proto, _texts(facts))
     onnx.save(proto, path)
@@ -184,7 +185,7 @@ def _texts(facts: Facts) -> dict[str, str]:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", write_onnx, open_onnx),
-    "executorch": Format(".pte", write_executorch, open_executorch),
-    "torchscript": Format(".torchscript", write_torchscript, open_torchscript),
+    "onnx": Format(write_onnx, open_onnx),
+    "executorch": Format(write_executorch, open_executorch),
+    "torchscript": Format(write_torchscript, open_torchscript),
 }

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -28,6 +29,16 @@ def spread(times: list[float]) -> Seconds:
     """Returns median and quartiles of at least two durations."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return Seconds(median, low, high)
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Lets torch compute with as many threads as before, whatever is set within."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def interleaved(

@@ -19,6 +19,7 @@ from deployment.peak_memory import STATUS
 from models import ARCHITECTURES, build_model
 from utils.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
+from utils.machine import available_cores
 
 
 def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
@@ -38,7 +39,7 @@ def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
 
 
 @pytest.fixture(scope="module")
-def measured(trained_run, tmp_path_factory, request):
+def measured(trained_run, tmp_path_factory):
     """SqueezeNet 1.0 with random weights and the trained run, measured as briefly as can be."""
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
@@ -46,6 +47,7 @@ def measured(trained_run, tmp_path_factory, request):
         rows = benchmark.main(
             ["sq_10", str(trained_run), "--image-size", "64", "48", "--quick", "--output", str(folder)]
         )
+    assert torch.get_num_threads() == threads
     return folder, rows
 
 
@@ -63,7 +65,7 @@ def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
         assert int(row["multiply_adds"]) == convolutions_and_products(model, torch.zeros(1, 3, 64, 48))
         assert 4 * int(row["parameters"]) < int(row["fp32_bytes"]) < 5.5 * int(row["parameters"])
         assert int(row["parameters"]) < int(row["int8_bytes"]) < 0.6 * int(row["fp32_bytes"])
-        for runtime, threads in itertools.product(("eager", "onnxruntime"), {1, benchmark_threads()}):
+        for runtime, threads in itertools.product(("eager", "onnxruntime"), {1, available_cores()}):
             low, median, high = (
                 float(row[f"{runtime}_{threads}_{part}_ms"]) for part in ("quartile_1", "median", "quartile_3")
             )
@@ -71,12 +73,6 @@ def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
         assert float(row["images_per_second"]) > 0
         if STATUS.exists():
             assert int(row["fp32_bytes"]) < int(row["memory_bytes"]) < 500e6
-
-
-def benchmark_threads() -> int:
-    from utils.machine import available_cores
-
-    return available_cores()
 
 
 def test_the_report_states_its_conditions(measured):

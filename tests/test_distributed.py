@@ -298,8 +298,8 @@ def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars,
     codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
     assert codes == [0, 0] and status(folder) == "completed"
     assert_same(folder, undisturbed[0])
-    epoch = ("--set", "num_epochs=3")
-    codes, _ = train_on_two(["--resume", str(folder), *epoch], others=["--resume", str(copy), *epoch])
+    longer = ("--set", "num_epochs=3", "--set", "devices=2")
+    codes, _ = train_on_two(["--resume", str(folder), *longer], others=["--resume", str(copy), *longer])
     assert codes == [1, 2] and len(rows(folder)) == 2  # they do not go on with different runs
 
 
@@ -341,11 +341,10 @@ def test_more_processes_than_photos_are_refused(cars):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
 def test_a_process_does_not_outlive_the_first():
-    endless = "import time; from utils.processes import end_with_parent; end_with_parent(); print(1, flush=True); time.sleep(60)"
+    endless = "import time, utils.processes as p; p.end_with_parent(); print(1, flush=True); time.sleep(60)"
     other = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {endless!r}])"
-    first = subprocess.Popen(
-        [sys.executable, "-c", other], cwd=PROJECT, env=os.environ | {"RANK": "1"}, stdout=subprocess.PIPE, text=True
-    )
+    settings = {"cwd": PROJECT, "env": os.environ | {"RANK": "1"}, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", other], stdout=subprocess.PIPE, **settings)
     first.stdout.readline()
     first.kill()
-    assert first.communicate(timeout=10) == ("", None)  # the other one holds the pipe as long as it lives
+    assert first.communicate(timeout=10) == ("", None)  # the other one would hold the pipe open

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from utils.errors import Interrupted, RunError
+from utils.errors import ConfigError, Interrupted, RunError
 from utils.files import replacing
 from utils.interruption import Interruption
 from utils.runs import BEST, LAST
@@ -72,8 +72,8 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         first = trainer.strategy.broadcast(self.folder.name)
         if self.folder.name != first:  # "last" may become another run while processes start
-            raise RunError(
-                f"process {trainer.global_rank} found {self.folder.name} and the first {first}: give the name"
+            raise ConfigError(
+                f"--resume: one process found {first}, another {self.folder.name}; give the name of the run"
             )
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
