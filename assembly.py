@@ -28,6 +28,7 @@ from utils.processes import is_first_process
 from utils.randomness import mix
 from utils.recording import Recorder
 from utils.run_record import RunRecord
+from utils.trackers import check_trackers
 from utils.tracking import study_parameters
 from utils.training_progress import TrainingProgress
 
@@ -56,6 +57,9 @@ def check_buildable(config: Config) -> None:
         build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
     with problems.of("architecture"), torch.device("meta"):
         _build_network(config, STUDY_CLASSES)
+    for key in ("trackers", "log_to_neptune"):
+        with problems.of(key):
+            check_trackers(config, key)
     with problems.of("accelerator"):
         build_trainer(config, Path(), [])
     weight = torch.nn.Parameter(torch.zeros(1))
@@ -247,7 +251,9 @@ def _check_processes(trainer: Trainer) -> None:
     if environment is not None:
         environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
     if trainer.is_global_zero != is_first_process() or trainer.world_size < int(os.environ.get("WORLD_SIZE", 1)):
-        raise ValueError("each of the processes that were started would train alone; set devices to those on one machine")
+        raise ValueError(
+            "each of the processes that were started would train alone; set devices to those on one machine"
+        )
 
 
 def _build_network(config: Config, num_classes: int) -> torch.nn.Module:

@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     start_logging(config.loglevel)
     if resumed and has_ended(resumed) and not any(change.startswith(LONGER) for change in arguments.set):
         if is_first_process():
-            print(f"{summarise(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N")
+            print(
+                f"{summarise(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N"
+            )
         return read_record(resumed)["best"]
 
     # Torch takes seconds to import: a wrong configuration has been answered by now.

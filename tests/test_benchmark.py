@@ -41,7 +41,7 @@ def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
 @pytest.fixture(scope="module")
 def measured(trained_run, tmp_path_factory):
     """SqueezeNet 1.0 with random weights and the trained run, measured as briefly as can be."""
-    folder = tmp_path_factory.mktemp("benchmark")
+    folder, threads = tmp_path_factory.mktemp("benchmark"), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deployment.benchmarking.TURN", 0.0)
         rows = benchmark.main(

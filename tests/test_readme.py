@@ -63,4 +63,6 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
         assert arguments[:2] == ["ghost", "sq_11"]  # which tests/test_benchmark.py measures
         benchmark.main([*arguments[2:], "--quick", "--output", str(output / "benchmark")])
     else:
-        {"compare.py": compare, "evaluate.py": evaluate, "export.py": export, "predict.py": predict}[script].main(arguments)
+        {"compare.py": compare, "evaluate.py": evaluate, "export.py": export, "predict.py": predict}[script].main(
+            arguments
+        )

@@ -390,6 +390,7 @@ def test_the_dashboard_takes_up_what_the_store_does_not_have(output, caplog):
     killed = Run(output, "killed")
     write_record(killed.folder, killed.record)
     killed.train(ROWS[0])
+    (killed.folder / SPEED).write_text("epoch,seconds,images_per_second\n0,61.5,40.0\n1,60.5,41.0\n", encoding="utf-8")
     script = f"""
 import sys, time
 from pathlib import Path
@@ -415,6 +416,7 @@ time.sleep(60)
     runs = {run.info.run_name: run for run in stored_runs(output)}
     assert (runs["killed"].info.status, runs["killed"].data.tags["status"]) == ("KILLED", "killed")
     assert runs["killed"].data.metrics["valid_loss"] == 5.1
+    assert runs["killed"].info.end_time - runs["killed"].info.start_time == 122_000
     assert (runs["copied"].info.status, runs["copied"].data.tags["status"]) == ("FINISHED", "completed")
     assert runs["copied"].data.params == {name: str(value) for name, value in copied.record["parameters"].items()}
     assert points(output, runs["copied"], "valid_acc") == [(0, 0.02), (1, 0.5), (2, 0.7)]
@@ -449,7 +451,6 @@ def test_tensorboard_holds_the_same(tmp_path):
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     run = Run(tmp_path, trackers=["tensorboard"])
-    (run.folder / SPEED).touch()
     run.start()
     for row in ROWS:
         run.train(row)

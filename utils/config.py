@@ -23,6 +23,7 @@ __all__ = ["Config", "ConfigError", "Problems", "load_config", "load_run_config"
 RESUME_KEYS = (
     "num_epochs", "early_stopping_patience", "checkpoint_interval", "num_workers", "accelerator", "devices", "num_nodes",
     "strategy", "stanford_data_path", "stanford_raw_data_path", "cache_path", "cache_on_device", "loglevel", "logging_dir",
+    "trackers", "log_to_neptune",
 )  # fmt: skip
 CONFIG_FILE = Path(__file__).resolve().parents[1] / "config.yml"
 

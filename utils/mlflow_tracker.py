@@ -10,7 +10,7 @@ from typing import Any
 from utils.history import Row, best_values, read_rows
 from utils.mlflow_store import change, check_writable, open_store, store_errors, store_uri
 from utils.run_lock import is_held
-from utils.runs import CONFIG, CURVES, METRICS, RECORD, read_record
+from utils.runs import CONFIG, CURVES, METRICS, RECORD, SPEED, read_record
 from utils.tracking import run_facts
 
 RUN_ID = "run_id"
@@ -121,6 +121,7 @@ def import_runs(output_path: Path) -> None:
             record = read_record(path.parent)
             if record.get("status") == "running":
                 record["status"] = "killed"  # unless it is going on, see below
+                record["seconds"] = sum(row["seconds"] for row in read_rows(path.parent / SPEED))
             if known.get(record.get(RUN_ID)) == record.get("status") or is_held(path.parent):
                 continue
             try:
