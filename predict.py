@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> list["Prediction"]:
     else:
         print_table(predictions)
     said = sys.stderr if arguments.json or arguments.csv else sys.stdout
-    print(f"{len(predictions):,} photo{'s' * (len(predictions) != 1)} by {trained.path}, {len(trained.class_names)} car models", file=said)
+    print(
+        f"photos: {len(predictions):,}, by {trained.path}, which knows {len(trained.class_names)} car models", file=said
+    )
     if explainer:
         print(f"  where the network looked: {arguments.explain}", file=said)
     else:

@@ -66,7 +66,10 @@ def write_report(
         ],
         PAIR_COLUMNS,
     )
-    title = f"{trained.path}: {correct:,} of {count:,} right ({100 * correct / count:.2f} %), {photos}"
+    title = (
+        f"{trained.folder.name}, {trained.path.name}: {correct:,} of {count:,} right ({100 * correct / count:.2f} %), "
+        f"{split} of {(data or trained.config.stanford_data_path).name}"
+    )
     draw_confusion_matrix(evaluation, names, folder / "confusion_matrix.png", title=title)
     sheet = folder / "confused_pairs.png"
     sheet.unlink(missing_ok=True)  # of an earlier evaluation
