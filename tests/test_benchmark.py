@@ -21,6 +21,8 @@ from utils.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
 from utils.machine import available_cores
 
+pytestmark = pytest.mark.slow
+
 
 def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
     """Counts multiply-adds from the shapes that every convolution and linear layer sees."""

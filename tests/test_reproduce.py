@@ -515,6 +515,7 @@ def parent_of_orphan(path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells when a process started")
+@pytest.mark.slow
 def test_a_training_ends_with_the_process_that_started_it(tmp_path):
     path = tmp_path / "pid"
     parent = SPAWN.Process(target=parent_of_orphan, args=(path,))
@@ -806,6 +807,7 @@ def test_failed_runs_are_named_at_the_end_and_the_rest_is_compared(tmp_path, mon
     assert [row["experiment"] for row in compared] == ["C-1", "C-3"]
 
 
+@pytest.mark.slow
 def test_the_command_trains_two_experiments_and_does_nothing_the_second_time(tmp_path, capsys):
     cars, output = tmp_path / "cars", tmp_path / "output"
     write_updated_release(cars, train_per_class=4, valid_per_class=3, image_sizes=[(40, 32), (32, 40)])
