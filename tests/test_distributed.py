@@ -18,7 +18,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,14 +26,13 @@ import train
 from datamodules import sources
 from datamodules.annotations import read_annotations
 from datamodules.photos import read_photo
-from datamodules.sampling import EpochBatches
 from datamodules.stanford_cars import CarPhotos
 from models.classifier import Classifier
 from tests.data_sets import write_updated_release
 from utils import run_record
 from utils.checkpoints import Checkpoints, read_checkpoint
-from utils.config import CONFIG_FILE, load_config, load_run_config
-from utils.errors import DataError, RunError, UserError
+from utils.config import CONFIG_FILE, load_run_config
+from utils.errors import RunError, UserError
 
 pytestmark = pytest.mark.slow
 PROJECT = CONFIG_FILE.parent
@@ -322,32 +320,3 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both(cars, tmp_path, trai
 def test_processes_that_would_each_train_alone_are_refused(cars, tmp_path, train_on_two):
     codes, _ = train_on_two(arguments(cars, tmp_path / "output", "devices=1"))
     assert codes == [2, 2] and not (tmp_path / "output").exists()
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_every_process_has_a_part_of_each_validation_batch(processes):
-    for count in range(processes, 20):
-        ranks = [EpochBatches(count, 4, shuffle=False, rank=rank, world_size=processes) for rank in range(processes)]
-        parts = [[[index for _, index in batch] for batch in batches] for batches in ranks]
-        assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(count))
-        assert len({len(part) for part in parts}) == 1 and all(batch for part in parts for batch in part)
-
-
-def test_more_processes_than_photos_are_refused(cars):
-    import assembly
-
-    data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_annotations(cars))
-    data.trainer = SimpleNamespace(global_rank=0, world_size=VALID_PHOTOS + 1)
-    with pytest.raises(DataError, match="10 processes cannot share 9 photos of the split valid"):
-        data.val_dataloader()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
-def test_a_process_does_not_outlive_the_first():
-    endless = "import time, utils.processes as p; p.end_with_parent(); print(1, flush=True); time.sleep(60)"
-    other = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {endless!r}])"
-    settings = {"cwd": PROJECT, "env": os.environ | {"RANK": "1"}, "text": True}
-    first = subprocess.Popen([sys.executable, "-c", other], stdout=subprocess.PIPE, **settings)
-    first.stdout.readline()
-    first.kill()
-    assert first.communicate(timeout=10) == ("", None)  # the other one would hold the pipe open

@@ -137,7 +137,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise RunError(f"{path}: there is no such checkpoint") from error
     except pickle.UnpicklingError as error:
-        raise RunError(f"{path} holds more than tensors and plain values, or is no checkpoint at all, and is not loaded") from error
+        raise RunError(
+            f"{path} holds more than tensors and plain values, or is no checkpoint at all, and is not loaded"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise RunError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
