@@ -35,6 +35,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of all; may be repeated"
     )
     parser.add_argument("--repeat", metavar="N", type=int, default=1, help="run each with N seeds; default: 1")
+    parser.add_argument(
+        "--shorten",
+        metavar="K",
+        type=int,
+        default=1,
+        help="divide all that is counted in epochs by K, for a slow machine",
+    )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to, instead of output_path")
     parser.add_argument("--report", action="store_true", help="run nothing, write the comparison of what is there")
     parser.add_argument(
@@ -45,12 +52,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     looks = [option for option in ("report", "table") if getattr(arguments, option)]
-    if looks and (arguments.set or arguments.data or arguments.repeat != 1):
-        raise ConfigError(f"--{looks[0]} runs nothing: it takes no --set, --data or --repeat")
+    if looks and (arguments.set or arguments.data or (arguments.repeat, arguments.shorten) != (1, 1)):
+        raise ConfigError(f"--{looks[0]} runs nothing: it takes no --set, --data, --repeat or --shorten")
     if not looks and not arguments.experiments:
         raise ConfigError(f"name the experiments to run, such as C-1 C-7, or {ALL}; what is there already: --report")
     if arguments.repeat < 1:
         raise ConfigError(f"--repeat {arguments.repeat}: expected at least 1 seed")
+    if arguments.shorten < 1:
+        raise ConfigError(f"--shorten {arguments.shorten}: expected at least 1, which leaves the epochs as they were")
 
 
 def main(argv: Sequence[str] | None = None) -> list[Comparison]:
@@ -63,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> list[Comparison]:
     unfinished = Unfinished()
     if not (arguments.report or arguments.table):
         data = [f"stanford_data_path={json.dumps(arguments.data)}"] if arguments.data else []
-        jobs = plan(names, overrides=[*arguments.set, *data], repeat=arguments.repeat, folder=folder)
+        jobs = plan(
+            names, overrides=[*arguments.set, *data], repeat=arguments.repeat, folder=folder, shorten=arguments.shorten
+        )
         unfinished = run_jobs(jobs, folder)
     comparisons = report(folder, names, add_to_table=arguments.table)
     for key, who in unfinished.elsewhere.items():

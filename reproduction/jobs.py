@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from datamodules.annotations import Annotations, read_annotations
 from reproduction.published import EXPERIMENTS
+from reproduction.shortening import TAG, factor_of, shortened
 from utils.config import RESUME_KEYS, Config, load_config
 from utils.errors import ConfigError
 from utils.runs import CONFIG, LAST, RECORD, has_ended, read_record
@@ -119,7 +120,13 @@ class RunIndex:
 
 
 def plan(
-    names: Sequence[str], *, overrides: Sequence[str], repeat: int, folder: Path, data: DataSet | None = None
+    names: Sequence[str],
+    *,
+    overrides: Sequence[str],
+    repeat: int,
+    folder: Path,
+    shorten: int = 1,
+    data: DataSet | None = None,
 ) -> list[Job]:
     """Returns the trainings of the experiments `names`, each with `repeat` seeds; all of a seed before the next one.
 
@@ -128,6 +135,7 @@ def plan(
         overrides: As in `load_config`.
         repeat: How many seeds each gets: the configured one and those that follow it.
         folder: Where the run folders are made.
+        shorten: What the schedules' counts of epochs are divided by, before `overrides`.
         data: The data set; None to read it.
 
     Raises:
@@ -139,8 +147,9 @@ def plan(
             raise ConfigError(
                 f"--set {override}: this command sets {_key(override)} itself; {OWN_KEYS[_key(override)]}"
             )
-    overrides = (ONE_DEVICE, *overrides)
-    configs = {name: _load(name, overrides) for name in names}
+    changes = {name: (*_base(name, shorten), *overrides) for name in names}
+    configs = {name: _load(name, changes[name]) for name in names}
+    marks = [f"{TAG}{shorten}"] * (shorten > 1)
     if any(config.devices == "auto" for config in configs.values()):
         raise ConfigError(
             "--set devices=auto: how many that is, and so the result, depends on the machine; give a number"
@@ -150,9 +159,10 @@ def plan(
     for number in range(repeat):
         for name, config in configs.items():
             seed = config.seed + number
-            own = (f"seed={seed}", _override("output_path", str(folder)), _override("tags", [*config.tags, data.tag]))
+            tags = [*config.tags, *marks, data.tag]
+            own = (f"seed={seed}", _override("output_path", str(folder)), _override("tags", tags))
             key = Key(name, seed, digest(settings_of(config.plain())), data.digest)
-            jobs.append(Job(key, config.num_epochs, (*overrides, *own), folder))
+            jobs.append(Job(key, config.num_epochs, (*changes[name], *own), folder))
     return jobs
 
 
@@ -185,9 +195,12 @@ def settings_of(values: dict[str, Any]) -> dict[str, Any]:
 
 def changes_of(values: dict[str, Any], experiment: str) -> str:
     """Returns how a run's configuration differs from its experiment's file, as `--set` would write it; "" if it does not."""
-    own = _flat(settings_of(_load(experiment, (ONE_DEVICE,)).plain()))
+    factor = factor_of(values.get("tags"))
+    own = _flat(settings_of(_load(experiment, _base(experiment, factor)).plain()))
     run = _flat(settings_of(values))
-    return "; ".join(f"{key}={run.get(key, 'removed')}" for key in sorted({*own, *run}) if own.get(key) != run.get(key))
+    lead = [f"counts of epochs / {factor}"] * (factor > 1)
+    changed = [f"{key}={run.get(key, 'removed')}" for key in sorted({*own, *run}) if own.get(key) != run.get(key)]
+    return "; ".join(lead + changed)
 
 
 def digest(value: Any) -> str:
@@ -218,6 +231,11 @@ def _key_of(run: Path) -> Key | None:
     except (ConfigError, KeyError, TypeError) as error:
         logger.warning("%s is damaged or of another version and does not count: %s", run, error)
         return None
+
+
+def _base(name: str, factor: int) -> tuple[str, ...]:
+    """Returns what this command itself changes of an experiment's file."""
+    return (ONE_DEVICE, *shortened(_load(name, ()), factor))
 
 
 def _load(name: str, overrides: Sequence[str]) -> Config:

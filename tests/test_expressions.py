@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from utils.expressions import parse_expression
+from utils.expressions import parse_expression, sped_up
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,11 @@ def test_what_is_no_expression(text):
 def test_what_cannot_be_computed_says_so_instead_of_hanging(text):
     with pytest.raises(ValueError, match="for epoch 0"):
         parse_expression(text)(0)
+
+
+@pytest.mark.parametrize(
+    "text", ["lambda epoch: 0.955 ** epoch", "lambda e: 1 / (1 + 0.1 * -e ** 2)", "0.1 ** (epoch // 30)"]
+)
+def test_a_faster_schedule_has_the_values_of_later_epochs(text):
+    for epoch in (0, 1, 7):
+        assert parse_expression(sped_up(text, 5))(epoch) == parse_expression(text)(5 * epoch)

@@ -42,9 +42,11 @@ from reproduction.published import (
 from reproduction.readme_table import BEGIN, END, MEASURED, README, table_text, update_table
 from reproduction.results import read_measured, read_results
 from reproduction.running import run_jobs
+from reproduction.shortening import COUNTS
 from tests.data_sets import write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError, Interrupted, RunError
+from utils.expressions import parse_expression
 
 PROJECT = Path(__file__).resolve().parents[1]
 REFERENCE = PROJECT.parent / "shared" / "reference" / "experiments.csv"
@@ -238,6 +240,36 @@ def test_changes_are_named_as_they_would_be_set(tmp_path):
     assert changes_of(values, "C-50") == "image_size=[64, 48]; optimizer_params.weight_decay=removed"
     (job,) = jobs_for(tmp_path, "C-50")
     assert changes_of(load_config(EXPERIMENTS / "C-50.yml", overrides=job.overrides).plain(), "C-50") == ""
+
+
+def test_a_shortened_study_has_schedules_that_are_as_much_faster(tmp_path):
+    names = ("C-1", "C-27", "C-39", "C-50", "C-63")
+    jobs = plan(names, overrides=(), repeat=1, folder=tmp_path, shorten=8, data=DATA)
+    configs = {
+        job.key.experiment: load_config(EXPERIMENTS / f"{job.key.experiment}.yml", overrides=job.overrides)
+        for job in jobs
+    }
+    assert all(config.num_epochs == 25 for config in configs.values())
+    assert configs["C-1"].early_stopping_patience == 2  # 15 / 8
+    assert configs["C-27"].lr_scheduler_params == {"factor": 0.1, "patience": 1, "threshold": 0.001, "min_lr": 1e-7}
+    assert configs["C-50"].lr_scheduler_params == {"gamma": 0.1, "milestones": [9, 11, 12, 14]}
+    schedule = parse_expression(configs["C-63"].lr_scheduler_params["lr_lambda"])
+    assert schedule(3) == parse_expression(load_config(EXPERIMENTS / "C-63.yml").lr_scheduler_params["lr_lambda"])(24)
+    for name, config in configs.items():
+        assert config.tags == ["shortened 8", DATA.tag]
+        assert changes_of(config.plain(), name) == "counts of epochs / 8"
+
+
+def test_every_count_of_epochs_in_the_study_is_shortened():
+    schedules = [load_config(EXPERIMENTS / f"{name}.yml").lr_scheduler_params or {} for name in experiment_names()]
+    assert {key for params in schedules for key in params} == {
+        *COUNTS,
+        "lr_lambda",
+        "gamma",
+        "factor",
+        "threshold",
+        "min_lr",
+    }
 
 
 def test_a_data_set_is_known_by_its_annotations_wherever_it_lies(tmp_path):
@@ -778,6 +810,8 @@ def test_a_table_that_cannot_be_changed_is_named(output, tmp_path):
     [
         ([], "name the experiments"),
         (["C-1", "--repeat", "0"], "--repeat 0: expected at least 1"),
+        (["C-1", "--shorten", "0"], "--shorten 0: expected at least 1"),
+        (["--report", "--shorten", "2"], "--report runs nothing"),
         (["--report", "--set", "num_epochs=1"], "--report runs nothing"),
         (["--table", "-d", "x"], "--table runs nothing"),
         (["C-1", "--set", "num_epohs=1"], "C-1: .*(\n|.)*Did you mean 'num_epochs'"),
