@@ -30,6 +30,8 @@ class FullBatches:
         self.network = network
         self.mode = mode
         self.batch_size = batch_size
+        # torch gives up compiling a function after eight networks, which several trainings of one process may well have.
+        torch.compiler.reset()
         self.compiled = torch.compile(network, mode=mode, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import assembly
@@ -14,6 +15,7 @@ from datamodules.batch_loader import BatchLoader
 from datamodules.batched_augmentations import BatchedAugmentations
 from datamodules.sampling import EpochBatches
 from datamodules.sources import CachedPhotos
+from models.compilation import FullBatches
 from tests.data_sets import write_updated_release
 from tests.test_training import assert_same_run, rows, run
 from utils.checkpoints import read_checkpoint
@@ -22,6 +24,7 @@ from utils.errors import ConfigError, RunError
 
 NAMES = ("Alpha Sedan 2001", "Beta Coupe 2002", "Gamma Van 2003", "Delta SUV 2004")
 COMPILED = "compile=default"
+SMALL = ("architecture=sq_11", "out_channels=null")  # is compiled in a second
 EXACT = "precision=64-true"  # batch norm of eight images, one pixel each, makes much of the last digits of float32
 
 
@@ -46,21 +49,31 @@ def counter(monkeypatch):
 
 @pytest.fixture(scope="module")
 def plain(cars, tmp_path_factory) -> Path:
-    return run(cars, tmp_path_factory.mktemp("plain"), EXACT, "num_epochs=4")
+    return run(cars, tmp_path_factory.mktemp("plain"), *SMALL, EXACT, "num_epochs=4")
+
+
+def assert_trains_as(plain: Path, compiled: Path) -> None:
+    for own, other in zip(rows(plain), rows(compiled), strict=True):
+        assert own.keys() == other.keys()
+        for name in own:
+            assert float(other[name]) == pytest.approx(float(own[name]), rel=1e-7), (own["epoch"], name)
 
 
 def test_it_trains_as_the_plain_network_does_and_compiles_training_and_evaluation_once(cars, plain, tmp_path, counter):
-    folder = run(cars, tmp_path, COMPILED, EXACT, "num_epochs=4")
+    assert_trains_as(plain, run(cars, tmp_path, *SMALL, COMPILED, EXACT, "num_epochs=4"))
     assert counter.frame_count == 2
-    for compiled, own in zip(rows(folder), rows(plain), strict=True):
-        assert compiled.keys() == own.keys()
-        for name in own:
-            assert float(compiled[name]) == pytest.approx(float(own[name]), rel=1e-7), (own["epoch"], name)
+
+
+@pytest.mark.slow
+def test_so_does_ghostnet_with_its_batch_norm(cars, tmp_path, counter):
+    plain = run(cars, tmp_path / "plain", EXACT, "num_epochs=4")
+    assert_trains_as(plain, run(cars, tmp_path / "compiled", COMPILED, EXACT, "num_epochs=4"))
+    assert counter.frame_count == 2
 
 
 def test_its_checkpoints_have_the_plain_networks_names_and_it_goes_on_as_the_same_run(cars, plain, tmp_path, counter):
-    whole = run(cars, tmp_path / "whole", COMPILED, "num_epochs=4")
-    parts = run(cars, tmp_path / "parts", COMPILED)
+    whole = run(cars, tmp_path / "whole", *SMALL, COMPILED, "num_epochs=4")
+    parts = run(cars, tmp_path / "parts", *SMALL, COMPILED)
     train.main(["--resume", str(parts), "--set", "num_epochs=4"])
     assert_same_run(whole, parts)
     first, second = (read_checkpoint(folder / "checkpoints/last.ckpt") for folder in (whole, plain))
@@ -73,7 +86,7 @@ def test_a_run_that_goes_on_keeps_its_compile(cars, plain):
 
 
 def test_a_batch_of_any_other_size_is_never_compiled(counter):
-    config = load_config(overrides=[COMPILED, "batch_size=4"])
+    config = load_config(overrides=[*SMALL, COMPILED, "batch_size=4"])
     classifier = assembly.build_classifier(config, num_classes=4)
     classifier.setup("fit")
     for count in (3, 5, 2):
@@ -81,6 +94,12 @@ def test_a_batch_of_any_other_size_is_never_compiled(counter):
     assert counter.frame_count == 0
     classifier(torch.zeros(4, 3, 32, 32))
     assert counter.frame_count == 1
+
+
+def test_every_training_of_a_process_is_compiled(counter):
+    for number in range(1, 13):
+        FullBatches(nn.Linear(3, 2), "default", 4)(torch.zeros(4, 3))
+        assert counter.frame_count == number
 
 
 def test_whole_batches_augmented_by_fused_kernels_are_the_same(tmp_path, counter):
@@ -121,7 +140,7 @@ def test_a_compilation_that_fails_is_one_line_and_the_run_says_failed(cars, tmp_
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))
     with pytest.raises(RunError) as caught:
-        run(cars, tmp_path, COMPILED)
+        run(cars, tmp_path, *SMALL, COMPILED)
     torch._dynamo.reset()
     assert "compile: default is not possible here: No working C++ compiler found" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -131,14 +150,12 @@ def test_a_compilation_that_fails_is_one_line_and_the_run_says_failed(cars, tmp_
 
 @pytest.mark.slow
 def test_torchs_own_compiler_trains_and_goes_on_as_the_same_run(cars, tmp_path):
-    network = ("architecture=sq_11", "out_channels=null", COMPILED)
-    torch._dynamo.reset()
-    whole = run(cars, tmp_path / "whole", *network, "dropout=null", "num_epochs=2")
-    plain = run(cars, tmp_path / "plain", *network[:2], "dropout=null", "num_epochs=2")
+    whole = run(cars, tmp_path / "whole", *SMALL, COMPILED, "dropout=null", "num_epochs=2")
+    plain = run(cars, tmp_path / "plain", *SMALL, "dropout=null", "num_epochs=2")
     for compiled, own in zip(rows(whole), rows(plain), strict=True):
         assert float(compiled["train_loss"]) == pytest.approx(float(own["train_loss"]), rel=1e-4)
         assert float(compiled["valid_loss"]) == pytest.approx(float(own["valid_loss"]), rel=1e-4)
-    dropped = run(cars, tmp_path / "dropped", *network, "num_epochs=2")
-    parts = run(cars, tmp_path / "parts", *network, "num_epochs=1")
+    dropped = run(cars, tmp_path / "dropped", *SMALL, COMPILED, "num_epochs=2")
+    parts = run(cars, tmp_path / "parts", *SMALL, COMPILED, "num_epochs=1")
     train.main(["--resume", str(parts), "--set", "num_epochs=2"])
     assert_same_run(dropped, parts)
