@@ -1,6 +1,6 @@
 """Photos per second of the ways from a data set to a trained step, measured in turn.
 
-    python -m benchmarks.throughput -d FOLDER [--compile default reduce-overhead] [--rounds 3] [--seconds 6]
+    python -m benchmarks.throughput -d FOLDER [--compile default reduce-overhead] [--rounds 3] [--seconds 4]
 
 Compares, with the settings of config.yml, a plain torchvision pipeline on PIL in a DataLoader (as torchvision's own
 references have it), timm's own loader and training step with its nearest network, and this project without its cache, with
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--compile", metavar="MODE", nargs="*", choices=MODES, default=[], help=", ".join(MODES))
     parser.add_argument("--ways", metavar="WORD", nargs="*", help="only those whose name holds one of these words")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/throughput.json"))
     arguments = parser.parse_args(argv)
     config = load_config(overrides=[f"stanford_data_path={json.dumps(arguments.data)}", *arguments.set])
