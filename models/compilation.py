@@ -42,7 +42,7 @@ class FullBatches:
         """
         if len(images) != self.batch_size:
             return self.network(images)
-        torch.compiler.cudagraph_mark_step_begin()  # of the last step, nothing but sums and gradients is needed any more
+        torch.compiler.cudagraph_mark_step_begin()  # no output of the last step is needed any more
         try:
             return self.compiled(images)
         except torch._dynamo.exc.TorchDynamoException as error:  # takes seconds to import
