@@ -18,6 +18,7 @@ from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
 from models import build_model
 from models.classifier import Classifier
+from models.compilation import check_compiler
 from models.optimization import build_lr_scheduler, build_optimizer, stopping_patience
 from utils.checkpoints import AtomicCheckpointIO, Checkpoints
 from utils.config import Config, ConfigError, Problems
@@ -57,6 +58,9 @@ def check_buildable(config: Config) -> None:
         build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
     with problems.of("architecture"), torch.device("meta"):
         _build_network(config, STUDY_CLASSES)
+    if config.compile is not None:
+        with problems.of("compile"):
+            check_compiler()
     for key in ("trackers", "log_to_neptune"):
         with problems.of(key):
             check_trackers(config, key)
@@ -123,6 +127,7 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
         cache_path=config.cache_path,
         batched=_batched_augmentations(config),
         cache_on_device=config.cache_on_device,
+        compile_augmentations=config.compile is not None,
     )
 
 
@@ -173,6 +178,8 @@ def build_classifier(config: Config, num_classes: int) -> Classifier:
         seed=config.seed,
         stop_on_nonfinite_loss=config.stop_on_nonfinite_loss,
         channels_last=config.channels_last,
+        compile_mode=config.compile,
+        batch_size=config.batch_size,
     )
 
 
@@ -232,6 +239,7 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
             default_root_dir=folder,
             deterministic=config.deterministic,
             sync_batchnorm=_on_cuda(config),  # torch has no such batch norm for the CPU
+            inference_mode=config.compile is None,  # its tensors and compiled networks do not always go together
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_progress_bar=False,

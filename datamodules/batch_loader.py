@@ -24,6 +24,7 @@ class BatchLoader:
         device: Where the network is.
         on_device: Whether the whole cache lies there too; else batches are copied from the memory map.
         seed: Start of the random draws.
+        compiled: Whether batches of full size are augmented by fused kernels, compiled at the first of them.
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class BatchLoader:
         device: torch.device,
         on_device: bool,
         seed: int,
+        compiled: bool = False,
     ) -> None:
         self.photos = photos
         self.batch_sampler = batches  # where Lightning looks for the order
         self.augmentations = augmentations
         self.device = device
         self.seed = seed
+        # Not with CUDA graphs, whatever the network has: a batch must outlive the call that makes the next one.
+        self.full = torch.compile(augmentations, dynamic=False) if compiled else augmentations
         self.labels = torch.tensor(labels, device=device)
         self.stored = photos.tensor().to(device) if on_device else None
 
@@ -49,17 +53,20 @@ class BatchLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        rows: Tensor | None = None
-        pinned = self.device.type == "cuda"
-        for batch in self.batch_sampler:
-            if rows is None:
-                epoch = batch[0][0]
-                rows = self.augmentations.draw(len(self.photos), generator(self.seed, "rows", epoch)).to(self.device)
-            picked = torch.tensor([index for _, index in batch])
-            indices = (picked.pin_memory() if pinned else picked).to(self.device, non_blocking=True)
-            if self.stored is not None:
-                images = self.stored[indices]
-            else:
-                read = self.photos.batch(picked.numpy())
-                images = (read.pin_memory() if pinned else read).to(self.device, non_blocking=True)
-            yield self.augmentations(images, rows[indices]), self.labels[indices]
+        batches = list(self.batch_sampler)
+        if not batches:
+            return
+        epoch = batches[0][0][0]
+        # Order and random rows go to the device once an epoch; nothing here waits for it.
+        order = torch.tensor([index for batch in batches for _, index in batch])
+        rows = self._sent(self.augmentations.draw(len(self.photos), generator(self.seed, "rows", epoch)))
+        sizes = [len(batch) for batch in batches]
+        full_size = self.batch_sampler.batch_size // self.batch_sampler.world_size
+        for picked, indices in zip(order.split(sizes), self._sent(order).split(sizes), strict=True):
+            images = self._sent(self.photos.batch(picked.numpy())) if self.stored is None else self.stored[indices]
+            augment = self.full if len(picked) == full_size else self.augmentations
+            yield augment(images, rows[indices]), self.labels[indices]
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """Copies to the device, from memory that the device can read by itself."""
+        return (values.pin_memory() if self.device.type == "cuda" else values).to(self.device, non_blocking=True)

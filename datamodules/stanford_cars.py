@@ -88,6 +88,7 @@ class StanfordCars(LightningDataModule):
         batched: The augmentations of training and of validation for whole batches, on the device that trains; they take
             the place of `num_workers` and need the cache. None: photo by photo.
         cache_on_device: Whether the cache lies in the device's memory; "auto": where it takes at most half of what is free.
+        compile_augmentations: Whether `batched` runs as fused kernels on CUDA.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class StanfordCars(LightningDataModule):
         cache_path: Path | None = None,
         batched: tuple[BatchedAugmentations, BatchedAugmentations] | None = None,
         cache_on_device: Literal["auto"] | bool = "auto",
+        compile_augmentations: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.valid = (
@@ -125,6 +127,7 @@ class StanfordCars(LightningDataModule):
         self.seed = seed
         self.cache_path = cache_path
         self.cache_on_device = cache_on_device
+        self.compile_augmentations = compile_augmentations
         self.resumed_images: int | None = None  # a step, of the run that goes on
 
     def prepare_data(self) -> None:
@@ -185,8 +188,9 @@ class StanfordCars(LightningDataModule):
             if on_device == "auto":
                 on_device = device.type == "cuda" and 2 * split.source.size <= torch.cuda.mem_get_info(device)[0]
             return BatchLoader(
-                split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed
-            )
+                split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed,
+                compiled=self.compile_augmentations and device.type == "cuda",  # a CPU skips what a photo did not draw
+            )  # fmt: skip
         return DataLoader(
             self.photos(split),
             batch_sampler=batches,

@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn, optim
 
+from models.compilation import CompileMode, FullBatches
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
 from utils.errors import RunError
 from utils.randomness import mix
@@ -27,6 +28,8 @@ class Classifier(LightningModule):
         stop_on_nonfinite_loss: Whether a loss that is infinite or no number ends the training.
         seed: Start of the random numbers of dropout, which depend on it and on the step alone.
         channels_last: Whether images and weights lie in memory as NHWC.
+        compile_mode: Of torch.compile, through which a fit runs its full batches; None for none.
+        batch_size: How many images a full batch has.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Classifier(LightningModule):
         seed: int,
         stop_on_nonfinite_loss: bool = True,
         channels_last: bool = False,
+        compile_mode: CompileMode | None = None,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -50,6 +55,9 @@ class Classifier(LightningModule):
         self.lr_scheduler = (lr_scheduler, lr_scheduler_params)
         self.seed = seed
         self.stop_on_nonfinite_loss = stop_on_nonfinite_loss
+        self.compile_mode = compile_mode
+        self.batch_size = batch_size
+        self.full_batches: FullBatches | None = None  # in a fit with a compile_mode
         self.nonfinite_step: Tensor | None = None  # the first step of this epoch with such a loss, or FINITE
         self.scheduler: optim.lr_scheduler.LRScheduler | None = None
         self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
@@ -59,7 +67,12 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        return self.model(images.to(memory_format=self.memory_format))
+        network = self.model if self.full_batches is None else self.full_batches
+        return network(images.to(memory_format=self.memory_format))
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.compile_mode is not None:
+            self.full_batches = FullBatches(self.model, self.compile_mode, self.batch_size)
 
     def configure_optimizers(self) -> optim.Optimizer:
         optimizer = build_optimizer(*self.optimizer, self.parameters())

@@ -150,6 +150,9 @@ class Config(BaseModel):
         "32-true", description="Number format of the training."
     )
     channels_last: bool = Field(True, description="Memory layout NHWC: the same network, faster.")
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
+        None, description="Mode of torch.compile, for batches of full size; null: not compiled."
+    )
 
 
 def json_schema() -> str:

@@ -1,0 +1,106 @@
+"""Whether the fast path is the same training: best validation accuracies of several seeds each, compared.
+
+    python -m benchmarks.same_training -d FOLDER --runs FOLDER [--seeds 5] [--set num_epochs=30]
+
+Trains config.yml (C-50) with each seed in each way: photos augmented one at a time on the CPU in fp32, which is the
+study's; whole batches on the device in fp32; the same in bf16; and, with --compile, the same compiled. Runs lie in
+--runs; those that came to their end are not trained again, and those that were broken off go on, so that the command can
+be given again and again. Where there is no CUDA, small photos and few epochs are set first, which --set may change.
+
+Two ways agree if the 95 % interval of the difference of their means (Welch: each has a spread of its own) holds zero.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scipy import stats
+
+import train
+from benchmarks.measuring import best_device, conditions, settings, write_report
+from utils.commands import run_command
+from utils.errors import ConfigError
+from utils.progress import progress_bar
+from utils.runs import LAST, has_ended, read_record
+
+SMALL = ("image_size=[32, 32]", "num_epochs=3", "batch_size=64")  # without CUDA
+COMMON = ("trackers=[]", "log_to_neptune=False")
+WAYS = {
+    "photo by photo, fp32": ("augmentation_device=cpu", "precision=32-true"),
+    "whole batches, fp32": ("augmentation_device=device", "precision=32-true"),
+    "whole batches, bf16": ("augmentation_device=device", "precision=bf16-mixed"),
+}
+CONFIDENCE = 0.95
+BEST = "best_valid_acc"
+
+
+def trained(folder: Path, arguments: Sequence[str]) -> float:
+    """Returns the best validation accuracy of the run in `folder`: a finished one, or one that is trained or goes on now."""
+    runs = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.exists() else []
+    ended = next((run for run in runs if has_ended(run)), None)
+    if ended is not None:
+        return read_record(ended)["best"][BEST]
+    broken_off = next((run for run in runs if (run / LAST).is_file()), None)
+    if broken_off is not None:
+        return train.main(["--resume", str(broken_off)])[BEST]
+    return train.main(list(arguments))[BEST]
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Returns the interval of the mean of `second` minus that of `first`."""
+    difference = statistics.mean(second) - statistics.mean(first)
+    shares = [statistics.variance(values) / len(values) for values in (first, second)]
+    if not any(shares):
+        return difference, difference
+    freedom = sum(shares) ** 2 / sum(s**2 / (len(v) - 1) for s, v in zip(shares, (first, second), strict=True))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(sum(shares))
+    return difference - reach, difference + reach
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-d", "--data", required=True, help="folder of the data set")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs and of their cache")
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2 (3)")
+    parser.add_argument("--compile", metavar="MODE", help="a fourth way: whole batches, bf16, compiled")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/same_training.json"))
+    arguments = parser.parse_args(argv)
+    if arguments.seeds < 2:
+        raise ConfigError("--seeds: at least 2; one run has no spread")
+    device = best_device()
+    ways = dict(WAYS)
+    if arguments.compile:
+        ways[f"whole batches, bf16, compile {arguments.compile}"] = (*WAYS["whole batches, bf16"],
+                                                                      f"compile={arguments.compile}")  # fmt: skip
+    changes = [*(() if device.type == "cuda" else SMALL), *arguments.set]
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    turns = [(seed, way) for seed in range(arguments.seeds) for way in ways]
+    for seed, way in progress_bar(turns, description="training", unit=" runs"):
+        folder = arguments.runs / way.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+        where = (f"seed={seed}", f"output_path={folder}", f"cache_path={arguments.runs / 'cache'}")
+        words = ["-d", arguments.data, *settings([*COMMON, *changes, *ways[way], *where])]
+        found[way].append(100 * trained(folder, words))
+    first = found[next(iter(ways))]
+    rows = []
+    for way, accuracies in found.items():
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        row = {"way": way, "accuracies": accuracies, "mean": round(mean, 3), "deviation": round(deviation, 3)}
+        text = f"{way:<45}{mean:>7.2f} % ± {deviation:.2f}"
+        if accuracies is not first:
+            low, high = welch(first, accuracies)
+            row |= {"difference": [round(low, 3), round(high, 3)], "agrees": low <= 0 <= high}
+            text += f"   {low:+.2f} … {high:+.2f} points: {'agrees' if row['agrees'] else 'DIFFERS'}"
+        rows.append(row)
+        print(text)
+    rule = f"the {CONFIDENCE:.0%} Welch interval of the difference to the first way holds zero"
+    stated = conditions(device, data=Path(arguments.data).name, seeds=arguments.seeds, changes=changes, agrees_if=rule)
+    write_report(arguments.output, stated, rows)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

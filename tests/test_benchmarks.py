@@ -1,0 +1,164 @@
+"""The benchmarks of the trainer: each runs on tiny data, counts what it says, and states its conditions."""
+
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks import generated, gpu, growth, same_training, start_up, throughput
+from benchmarks.measuring import walk
+from datamodules.annotations import read_annotations
+from tests.data_sets import write_updated_release
+from utils.errors import ConfigError
+
+CPU = torch.device("cpu")
+TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu")
+
+
+def words(*changes: str) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cars")
+    write_updated_release(folder, train_per_class=6, valid_per_class=3)
+    return folder
+
+
+def conditions_of(path: Path) -> dict:
+    stated = json.loads(path.read_text())["conditions"]
+    assert {"date", "device", "cores", "threads", "versions", "commit"} <= stated.keys()
+    return stated
+
+
+def batches(count: int, seconds: float):
+    """Yields batches of ten, each after a wait."""
+    for _ in range(count):
+        time.sleep(seconds)
+        yield torch.zeros(10, 1), torch.zeros(10)
+
+
+def test_a_walk_tells_photos_per_second_and_the_share_that_went_by_in_the_loader():
+    class Loader:
+        def __iter__(self):
+            return batches(4, 0.01)
+
+    turn = walk(Loader(), CPU, 0.5, lambda images, labels: time.sleep(0.03))
+    assert 150 < turn.photos_per_second < 250 and 0.15 < turn.blocked < 0.4
+    alone = walk(itertools.repeat((torch.zeros(10, 1), torch.zeros(10))), CPU, 0.2, lambda *_: time.sleep(0.03))
+    assert alone.photos_per_second > turn.photos_per_second and alone.blocked < 0.05
+
+
+def test_welchs_interval_is_that_of_scipy():
+    first, second = [10.0, 12.0, 11.5, 9.0], [14.0, 13.0, 18.0]
+    interval = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    assert same_training.welch(first, second) == pytest.approx((interval.low, interval.high))
+    assert same_training.welch([3.0, 3.0], [4.0, 4.0]) == (1.0, 1.0)
+
+
+def test_generated_photos_are_a_data_set_with_the_files_of_stanford_cars(tmp_path):
+    sizes = generated.write_data_set(tmp_path / "data", training_photos=30, validation_photos=10)
+    annotations = read_annotations(tmp_path / "data")
+    assert (len(annotations.train), len(annotations.valid), len(annotations.class_names)) == (30, 10, 196)
+    assert 60 < sizes["mean_kilobytes"] < 250 and 0.2 < sizes["mean_megapixels"] < 0.8
+    assert all(photo.image_path.is_file() for photo in annotations.train)
+
+
+def test_a_generated_cache_has_its_size_and_is_read_as_any_other(tmp_path):
+    cache = generated.write_cache(tmp_path / "photos", (5, 3, 8, 12))
+    assert (tmp_path / "photos").stat().st_size == 5 * 3 * 8 * 12
+    assert cache.batch([4, 0]).shape == (2, 3, 8, 12) and cache.image(1).size == (12, 8)
+
+
+@pytest.mark.slow
+def test_throughput_measures_every_way_in_turn(cars, tmp_path, capsys):
+    report = tmp_path / "throughput.json"
+    rows = throughput.main(
+        ["-d", str(cars), "--rounds", "2", "--seconds", "0.1", "--output", str(report), *words(*TINY)]
+    )
+    ways = {row["way"] for row in rows}
+    assert {"torchvision on PIL", "no cache", "cache", "whole batches"} <= ways
+    assert len(rows) == 2 * len(ways) and all(row["photos_per_second"]["median"] > 0 for row in rows)
+    assert all(0 <= row["stood_in_loader"] <= 1 for row in rows if row["what"] == "training")
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        assert "timm is left out" in capsys.readouterr().out
+    else:
+        assert "timm, ghostnet_100" in ways
+    stated = conditions_of(report)
+    assert (stated["photos"], stated["batch_size"], stated["precision"]) == (18, 4, "32-true")
+
+
+@pytest.mark.slow
+def test_growth_tells_time_and_memory_of_each_size(tmp_path, capsys):
+    report = tmp_path / "growth.json"
+    rows = growth.main(
+        ["--photos", "130", "--factors", "1", "3", "--image-size", "32", "32", "--rounds", "1", "--output", str(report)]
+    )
+    assert {row["photos"] for row in rows} == {130, 390}
+    assert all(row["microseconds_per_photo"]["median"] > 0 and row["own_mb"]["median"] > 50 for row in rows)
+    assert [row["times_first"] for row in rows if row["photos"] == 130] == [1.0] * (len(rows) // 2)
+    assert conditions_of(report)["fits_below"]["memory"] > 1000
+    assert "photos of 227×227 on" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_start_up_is_that_of_the_command_itself(cars, tmp_path):
+    report = tmp_path / "start_up.json"
+    rows = start_up.main(["-d", str(cars), "--rounds", "1", "--output", str(report), *words(*TINY)])
+    seconds = {row["way"]: row["seconds"]["median"] for row in rows}
+    assert list(seconds) == ["cache there", "cache to be built", "no cache", "wrong configuration"]
+    assert seconds["wrong configuration"] < seconds["cache there"] < 60
+    assert conditions_of(report)["until"] == "first checkpoint"
+
+
+@pytest.mark.slow
+def test_the_same_training_is_trained_once_and_goes_on_where_it_was_broken_off(cars, tmp_path, monkeypatch):
+    report = tmp_path / "same.json"
+    settings = ["-d", str(cars), "--runs", str(tmp_path / "runs"), "--seeds", "2", "--output", str(report)]
+    settings += words(*TINY, "num_epochs=1")
+    rows = same_training.main(settings)
+    assert [row["way"] for row in rows] == list(same_training.WAYS)
+    assert all(len(row["accuracies"]) == 2 for row in rows) and "agrees" not in rows[0]
+    low, high = rows[1]["difference"]
+    assert rows[1]["agrees"] == (low <= 0 <= high) and not math.isnan(low)
+    assert len(list((tmp_path / "runs").glob("*/seed-*/*/run.json"))) == 6
+
+    started = []
+    monkeypatch.setattr(same_training.train, "main", lambda words: started.append(words) or {"best_valid_acc": 0.5})
+    assert same_training.main(settings) == rows and not started
+    record = next((tmp_path / "runs").glob("*/seed-1/*/run.json"))
+    record.write_text(record.read_text().replace('"completed"', '"interrupted"'))
+    same_training.main(settings)
+    assert started == [["--resume", str(record.parent)]]
+
+
+def test_one_seed_has_no_spread(cars, tmp_path):
+    with pytest.raises(ConfigError, match="--seeds: at least 2"):
+        same_training.main(["-d", str(cars), "--runs", str(tmp_path), "--seeds", "1"])
+
+
+@pytest.mark.slow
+def test_the_parts_for_a_gpu_survive_each_other(cars, tmp_path, capsys):
+    output = tmp_path / "gpu"
+    settings = ["-d", str(cars), "--output", str(output), "--epochs", "2", "--photos", "12", "6", *words(*TINY)]
+    found = gpu.main([*settings, "--parts", "run", "generated"])
+    assert found["run"]["epochs"] == found["generated"]["epochs"] == 2
+    assert found["run"]["training_photos_per_second"] > 0 and found["generated"]["mean_kilobytes"] > 20
+    assert not found["run"]["ended_by_its_box"] and found["run"]["exit_code"] == 0
+    for name in ("run.log", "run.json", "run-speed.csv", "run-run.json", "generated-metrics.csv"):
+        assert (output / name).is_file(), name
+    rows = json.loads((output / "gpu.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["run", "generated"]
+    assert "bound fused kernels, photos/s: 34,600" in capsys.readouterr().out
+
+    found = gpu.main([*settings, "--parts", "throughput", "run", "--box", "1"])
+    assert all(part["ended_by_its_box"] for part in found.values())
+    assert conditions_of(output / "gpu.json")["bounds"]["eager, photos/s"] == 22_700
