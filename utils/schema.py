@@ -21,7 +21,10 @@ def _placeholder_to_none(value: Any) -> Any:
 
 
 def _text_to_path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    try:
+        return Path(value).expanduser() if isinstance(value, str) and value else value
+    except RuntimeError as error:  # ~name of a user that this machine does not know
+        raise ValueError(f"a folder that can be found: {error}") from error
 
 
 OptionalText = Annotated[str | None, BeforeValidator(_placeholder_to_none)]
