@@ -133,6 +133,14 @@ def number_hint(value: Any) -> str:
     return f"YAML takes {value} for text: write {number}."
 
 
+def _without_secrets(message: str, text: str) -> str:
+    """Returns `message` without what stands in the YAML `text` behind a key that is, or was to be, a token's."""
+    behind = re.findall(r"token\w{0,20}[\"' ]{0,20}:(.{0,2000})", text, re.IGNORECASE)
+    for secret in {word for value in behind for word in re.findall(r"[\w+/=.-]{8,}", value)}:
+        message = message.replace(secret, "<secret>")
+    return message
+
+
 class _Loader(yaml.SafeLoader):
     """Builds no larger and no deeper tree of nodes than a configuration has, whatever the text."""
 
@@ -161,6 +169,12 @@ class _Reader:
         self.count = 0
 
     def read(self, text: str) -> Any:
+        try:
+            return self._read(text)
+        except ConfigError as error:
+            raise ConfigError(_without_secrets(str(error), f"{self.name}: {text}")) from None
+
+    def _read(self, text: str) -> Any:
         loader = None
         try:
             loader = _Loader(text)
