@@ -14,6 +14,11 @@ Problem = tuple[Key, str]
 
 MOST_PROBLEMS = 50  # of one kind that are looked for: to seek the nearest names of thousands takes minutes
 
+# What a transform may be given: with more, one photo takes all memory, or forever.
+LARGEST_NUMBER = 4096  # pixels, as of image_size; degrees, factors and thresholds are far below
+OPERATIONS = ("num_ops", "mixture_width", "chain_depth")  # of RandAugment and AugMix; their papers have 2 and 3
+MOST_OPERATIONS = 20
+
 # Parameters of torch that are functions; a configuration gives them as an expression.
 EXPRESSIONS = ("lr_lambda", "scale_fn")
 
@@ -100,8 +105,20 @@ def _check_transforms(key: str) -> Callable[[dict[str, Any]], Iterator[Problem]]
     def check(values: dict[str, Any]) -> Iterator[Problem]:
         for name, given in (values[key] or {}).items():
             yield from _named(name, key, key, given, transforms(), "a transform of torchvision.transforms")
+            for parameter, value in (given or {}).items():
+                largest = MOST_OPERATIONS if parameter in OPERATIONS else LARGEST_NUMBER
+                if any(abs(number) > largest for number in _numbers(value)):
+                    yield (key, name, parameter), f"{shown(value)} is too large; expected at most {largest:,}"
 
     return check
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
 
 
 def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
