@@ -142,7 +142,7 @@ def spoiled(whole: Path, *, depth: int, every: int) -> Iterator[tuple[str, dict]
                 yield f"{path}: {value!r:.40}", checkpoint
 
 
-@pytest.mark.parametrize("every", [pytest.param(7, id="some"), pytest.param(1, marks=pytest.mark.slow, id="all")])
+@pytest.mark.parametrize("every", [pytest.param(11, id="some"), pytest.param(1, marks=pytest.mark.slow, id="all")])
 def test_wrong_values_under_every_key_that_is_loaded_are_one_message(every, trained_run, tmp_path):
     path = tmp_path / "last.ckpt"
     refused = 0
@@ -170,7 +170,7 @@ def test_wrong_values_within_the_configuration_and_the_metrics(value, trained_ru
     assert message is None or "a.ckpt" in message
 
 
-@pytest.mark.parametrize("every", [pytest.param(113, id="some"), pytest.param(5, marks=pytest.mark.slow, id="more")])
+@pytest.mark.parametrize("every", [pytest.param(227, id="some"), pytest.param(5, marks=pytest.mark.slow, id="more")])
 def test_a_run_that_cannot_go_on_from_its_checkpoint_says_so(every, run_folder, tmp_path):
     whole = Path(shutil.copy(run_folder / LAST, tmp_path / "whole.ckpt"))
     kept = Path(shutil.copytree(run_folder, tmp_path / "kept"))
