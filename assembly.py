@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from losses import build_loss
 from models import build_model
 from models.classifier import Classifier
 from models.compilation import check_compiler
-from models.optimization import build_lr_scheduler, build_optimizer, stopping_patience
+from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
 from utils.checkpoints import AtomicCheckpointIO, Checkpoints
 from utils.config import Config, ConfigError, Problems
 from utils.errors import DataError
 from utils.interruption import Interruption
-from utils.machine import worker_count
+from utils.machine import total_memory, worker_count
 from utils.processes import is_first_process
 from utils.randomness import mix
 from utils.recording import Recorder
@@ -57,7 +58,7 @@ def check_buildable(config: Config) -> None:
     with problems.of("loss_function"):
         build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
     with problems.of("architecture"), torch.device("meta"):
-        _build_network(config, STUDY_CLASSES)
+        _check_memory(_build_network(config, STUDY_CLASSES))
     if config.compile is not None:
         with problems.of("compile"):
             check_compiler()
@@ -70,10 +71,22 @@ def check_buildable(config: Config) -> None:
     optimizer = None
     with problems.of("optimizer_params"):
         optimizer = build_optimizer(config.optimizer, config.optimizer_params, [weight])
+        if not (config.optimizer_params or {}).get("capturable"):  # which is for CUDA, and the weight is not there
+            weight.grad = torch.zeros(1)
+            optimizer.step(lambda: torch.zeros(()))
     if optimizer is not None:
-        with problems.of("lr_scheduler_params"):
-            build_lr_scheduler(config.lr_scheduler, config.lr_scheduler_params, optimizer)
+        # Many a scheduler looks at a parameter only when its epoch has come.
+        with problems.of("lr_scheduler_params"), warnings.catch_warnings(action="ignore"):
+            lr_scheduler = build_lr_scheduler(config.lr_scheduler, config.lr_scheduler_params, optimizer)
+            for _ in range(config.num_epochs if lr_scheduler is not None else 0):
+                step_lr_scheduler(lr_scheduler, valid_loss=1.0)
     problems.raise_any()
+
+
+def _check_memory(network: torch.nn.Module) -> None:
+    size, memory = sum(weight.numel() * weight.element_size() for weight in network.parameters()), total_memory()
+    if memory is not None and size > memory:
+        raise ConfigError(f"its weights alone take {size / 1e9:,.0f} GB; this machine has {memory / 1e9:,.0f} GB")
 
 
 def load_annotations(config: Config) -> Annotations:

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     import assembly
     from datamodules.data_check import check_data
     from datamodules.demo import write_demo_data
+    from utils.checkpoints import going_on_from
     from utils.faults import explained
 
     assembly.check_buildable(config)
@@ -86,13 +87,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
     reading = explained(batch_size=config.batch_size, num_workers=data.num_workers)
-    with Interruption() as interruption, record, reading:
+    checkpoint = folder / LAST if resumed else None
+    with Interruption() as interruption, record, going_on_from(checkpoint), reading:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )
         trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
-        trainer.fit(classifier, data, ckpt_path=folder / LAST if resumed else None, weights_only=True)
+        trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         print(summarise(folder))
     return record.values["best"]

@@ -27,6 +27,7 @@ from datamodules.layouts import (
     Table,
     find_layout,
 )
+from datamodules.photos import FORMATS
 from utils.errors import DataError
 from utils.progress import progress_bar
 
@@ -118,7 +119,7 @@ def clip_boxes(annotations: Annotations) -> tuple[Annotations, int]:
 def _clipped(annotation: Annotation) -> Annotation | str:
     """Returns the annotation with its box inside the photo, or what is wrong with it."""
     try:
-        with Image.open(annotation.image_path) as image:
+        with Image.open(annotation.image_path, formats=FORMATS) as image:
             width, height = image.size
     except Exception as error:  # Pillow's plugins answer damaged headers with errors of a dozen kinds
         return f"{annotation.image_path}: cannot be read ({str(error) or type(error).__name__})"

@@ -1,5 +1,6 @@
 """Extracts one folder of a tar archive: safely, and completely or not at all."""
 
+import errno
 import gzip
 import logging
 import os
@@ -24,6 +25,8 @@ except ImportError:  # Windows has no such locks: there two runs must not extrac
 MAX_MEMBERS = 200_000
 MAX_RATIO = 100  # of extracted to archived bytes; photos do not shrink, annotations shrink tenfold
 MAX_EXTRA_BYTES = 64 * 2**20  # allowed beyond that ratio, as the padding of a small archive shrinks a thousandfold
+MAX_DEPTH = 20  # folders in each other; those of the published archives are two
+SPARE_BYTES = 2**26  # that are left free on the disk
 CHUNK = 2**20  # bytes
 END_OF_ARCHIVE = bytes(1024)  # two blocks of zeros
 GZIP_MAGIC = b"\x1f\x8b"
@@ -104,11 +107,13 @@ def _checked_parts(info: tarfile.TarInfo) -> tuple[str, ...]:
     """Returns the parts of a member's path, which is that of a plain file or folder inside the archive."""
     path = PurePosixPath(info.name)
     if path.is_absolute() or ".." in path.parts or "\\" in info.name or ":" in info.name:  # the last two for Windows
-        raise DataError(f"its member {info.name!r} lies outside of the folder it is extracted to")
+        raise DataError(f"its member {info.name!r:.200} lies outside of the folder it is extracted to")
     if info.issym() or info.islnk():
-        raise DataError(f"its member {info.name!r} is a link to {info.linkname!r}")
+        raise DataError(f"its member {info.name!r:.200} is a link to {info.linkname!r:.200}")
     if not (info.isreg() or info.isdir()) or info.issparse():  # a sparse file grows beyond what the limit sees
-        raise DataError(f"its member {info.name!r} is neither a plain file nor a folder")
+        raise DataError(f"its member {info.name!r:.200} is neither a plain file nor a folder")
+    if len(path.parts) > MAX_DEPTH:
+        raise DataError(f"its member {info.name[:200]!r} lies more than {MAX_DEPTH} folders deep")
     return path.parts
 
 
@@ -118,6 +123,8 @@ def _write(tar: tarfile.TarFile, info: tarfile.TarInfo, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if info.size + SPARE_BYTES > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before other programs meet a full disk
     with path.open("wb") as target:
         shutil.copyfileobj(tar.extractfile(info), target)
     os.utime(path, (info.mtime, info.mtime))

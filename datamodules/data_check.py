@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from datamodules.annotation_rows import refuse
 from datamodules.annotations import THREADS, Annotation, Annotations, clip_boxes, read_annotations
-from datamodules.photos import cut_to_box, read_photo
+from datamodules.photos import FORMATS, cut_to_box, read_photo
 from datamodules.stanford_cars import Split, StanfordCars
 from utils.check_figures import SampleRow
 from utils.check_report import REPORT, CheckedPhoto, Findings, write_report
@@ -170,7 +170,7 @@ def _without_unreadable(annotations: Annotations) -> tuple[Annotations, list[str
 
 def _header_problem(annotation: Annotation) -> str | None:
     try:
-        with Image.open(annotation.image_path):
+        with Image.open(annotation.image_path, formats=FORMATS):
             return None
     except Exception as error:  # Pillow's plugins answer damaged headers with errors of a dozen kinds
         return f"{annotation.image_path}: cannot be read ({str(error) or type(error).__name__})"
@@ -203,7 +203,7 @@ def _examine(split: Split, annotation: Annotation) -> tuple[CheckedPhoto, np.nda
     try:
         content = path.read_bytes()
         photo = read_photo(path)
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             mode = image.mode
     except DataError as error:
         return str(error)

@@ -17,7 +17,10 @@ from utils.errors import DataError
 
 HEADER_LENGTH = 128  # bytes
 VERSION_AND_ORDER = b"\x00\x01IM"  # the header's last bytes: version 1.0, little-endian
-MAX_BYTES = 2**26  # of a decompressed variable; the published files have 2**23
+MAX_BYTES = 2**26  # of all decompressed variables; the published files have 2**23
+MAX_VALUES = 2**20  # in a cell array or struct; the published files have 2**17
+MAX_FIELD_NAMES = 2**16  # bytes of them
+MAX_DIMENSIONS = 32
 MAX_DEPTH = 4  # of cells and structs in each other; the published files have 2
 
 MATRIX, COMPRESSED = 14, 15  # data types of elements
@@ -78,12 +81,14 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Value]:
 
 def _variables(data: memoryview) -> Iterator[memoryview]:
     """Yields the contents of each variable's matrix."""
+    room = MAX_BYTES
     for element in _elements(data):
         if element.kind == COMPRESSED:
             unpacker = zlib.decompressobj()
-            unpacked = unpacker.decompress(element.data, MAX_BYTES)
-            if not unpacker.eof:
-                raise ValueError(f"a variable is incomplete or larger than {MAX_BYTES:,} bytes")
+            unpacked = unpacker.decompress(element.data, room + 1)
+            room -= len(unpacked)
+            if room < 0 or not unpacker.eof:
+                raise ValueError(f"a variable is incomplete, or they are larger than {MAX_BYTES:,} bytes")
             element = _element(memoryview(unpacked), 0)
         if element.kind != MATRIX:
             raise ValueError(f"a variable has the data type {element.kind}")
@@ -120,8 +125,8 @@ def _matrix(data: memoryview) -> Matrix:
     name = _element(data, dimensions.end)
     (flag_bits,) = struct.unpack_from("<I", flags.data)
     sizes = _integers(dimensions)
-    if min(sizes, default=-1) < 0:
-        raise ValueError(f"an array has the dimensions {sizes}")
+    if min(sizes, default=-1) < 0 or len(sizes) > MAX_DIMENSIONS:
+        raise ValueError(f"an array has the dimensions {sizes!s:.60}")
     if flag_bits & COMPLEX:
         raise ValueError("an array is of complex numbers")
     return Matrix(flag_bits & 0xFF, prod(sizes), bytes(name.data).decode("latin-1"), data[name.end :])
@@ -143,6 +148,8 @@ def _value(matrix: Matrix, known: dict[bytes, Value], depth: int = 0) -> Value:
         (width,) = _integers(length)
         if width < 1:
             raise ValueError(f"its field names have {width} characters")
+        if len(names.data) > MAX_FIELD_NAMES:
+            raise ValueError(f"its field names have {len(names.data):,} bytes")
         packed = bytes(names.data).decode("latin-1")
         fields = [packed[start : start + width].partition("\0")[0] for start in range(0, len(packed), width)]
         values = list(_values(matrix.contents[names.end :], known, depth + 1))
@@ -153,7 +160,9 @@ def _value(matrix: Matrix, known: dict[bytes, Value], depth: int = 0) -> Value:
 
 
 def _values(data: memoryview, known: dict[bytes, Value], depth: int) -> Iterator[Value]:
-    for element in _elements(data):
+    for count, element in enumerate(_elements(data)):
+        if count == MAX_VALUES:
+            raise ValueError(f"a cell array or struct has more than {MAX_VALUES:,} values")
         if element.kind != MATRIX:
             raise ValueError(f"an array inside a cell or struct has the data type {element.kind}")
         content = bytes(element.data)

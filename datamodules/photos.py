@@ -2,20 +2,23 @@
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from datamodules.annotations import BoundingBox
+from datamodules.annotation_rows import BoundingBox
 from utils.errors import DataError
+
+# Of all that Pillow can open, what photos are: it would hand PostScript under the name of a photo to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
 def read_photo(path: Path) -> Image.Image:
-    """Reads a JPEG or PNG of any colour mode as an RGB image; its rotation note (EXIF) is left alone, as boxes are.
+    """Reads a photo of any colour mode as an RGB image; its rotation note (EXIF) is left alone, as boxes are.
 
     Raises:
         DataError: The file cannot be read or decoded.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip instead of scale
                 image = image.convert("I").point(lambda value: value / 256).convert("L")
             elif "transparency" in image.info:
@@ -23,8 +26,10 @@ def read_photo(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{path}: this photo has disappeared") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: this photo cannot be decoded ({error}); replace it by a whole copy") from error
+    except Exception as error:  # Pillow's plugins answer damaged bytes with errors of a dozen kinds
+        raise DataError(
+            f"{path}: this photo cannot be decoded ({str(error) or type(error).__name__}); replace it by a whole copy"
+        ) from error
 
 
 def cut_to_box(image: Image.Image, box: BoundingBox, *, erase_background: bool) -> Image.Image:

@@ -54,7 +54,11 @@ def read_upright(path: Path) -> Image.Image:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file")
-    return ImageOps.exif_transpose(read_photo(path))
+    image = read_photo(path)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow answers damaged notes with errors of a dozen kinds
+        raise DataError(f"{path}: what its camera noted (EXIF) is damaged ({error}); remove that note") from error
 
 
 def predict(trained: Trained, paths: Sequence[Path], *, batch_size: int = 32) -> Iterator[Prediction]:

@@ -1,5 +1,6 @@
 """Loads a trained network with everything it needs from its checkpoint: weights, configuration, class names, transforms."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from assembly import build_classifier, build_pipelines
 from datamodules.transforms import Transform
 from models.classifier import Classifier
 from utils.checkpoints import ABOUT, read_checkpoint
-from utils.config import Config, load_config, parse_config
+from utils.config import Config, Problems, load_config, parse_config
 from utils.errors import ConfigError, RunError
 from utils.nearest import nearest
 from utils.runs import BEST, LAST
@@ -89,31 +90,43 @@ def load_trained(name: str) -> Trained:
         raise RunError(f"{path}: its class_names are missing, so its {ABOUT!r} part does not say what it recognises")
     try:
         config = _read_config(about.get("config"))
-        classifier = build_classifier(config, num_classes=len(class_names))
-        _, transform = build_pipelines(config)
+        problems = Problems(config)
+        with problems.of("architecture"):
+            classifier = build_classifier(config, num_classes=len(class_names))
+            _, transform = build_pipelines(config)
+        problems.raise_any()
     except ConfigError as error:
         raise RunError(f"{path} cannot be used by this version of the project. {error}") from error
     _load_weights(classifier, checkpoint["state_dict"], path)
-    metrics = {} if _is_within_an_epoch(checkpoint) else dict(about.get("metrics") or {})
-    return Trained(path, config, tuple(class_names), metrics, classifier.eval(), transform)
+    metrics = about.get("metrics")
+    if metrics is None or _is_within_an_epoch(checkpoint):
+        metrics = {}
+    if not isinstance(metrics, dict) or not all(isinstance(value, (int, float)) for value in metrics.values()):
+        raise RunError(f"{path}: its metrics are not numbers")
+    return Trained(path, config, tuple(class_names), dict(metrics), classifier.eval(), transform)
 
 
 def _read_config(values: Any) -> Config:
     if not isinstance(values, dict):
         raise ConfigError("Its configuration is missing")
     source = SourcedMapping()
-    source.values = values
+    try:
+        source.values = json.loads(json.dumps(values))  # plain values only, as a file has them
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"Its configuration is none: {error}") from error
     return parse_config(source)
 
 
 def _load_weights(classifier: Classifier, weights: Any, path: Path) -> None:
     expected = classifier.state_dict()
-    found = weights if isinstance(weights, dict) else {}
+    found = weights if isinstance(weights, dict) and all(isinstance(name, str) for name in weights) else {}
     for kind, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
         if names:
             some = ", ".join(sorted(names)[:LISTED_NAMES]) + (", …" if len(names) > LISTED_NAMES else "")
             raise RunError(f"{path} {kind} weights ({len(names)} of {len(expected)}): {some}")
-    if any(weight.dtype == torch.float64 for weight in found.values() if isinstance(weight, Tensor)):
+    if not all(isinstance(weight, Tensor) for weight in found.values()):
+        raise RunError(f"{path}: not all of its weights are tensors")
+    if any(weight.dtype == torch.float64 for weight in found.values()):
         classifier.double()  # else a training with precision 64-true could not be evaluated as it was
     try:
         classifier.load_state_dict(weights)
@@ -125,6 +138,6 @@ def _is_within_an_epoch(checkpoint: dict[str, Any]) -> bool:
     """Says whether training went on after the metrics in `checkpoint` were measured, so that they are of other weights."""
     try:
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        return epochs["ready"] > epochs["processed"]
-    except (KeyError, TypeError):  # stripped of what only training needs
+        return int(epochs["ready"]) > int(epochs["processed"])
+    except (LookupError, RuntimeError, TypeError, ValueError):  # stripped of what only training needs
         return False

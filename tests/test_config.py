@@ -217,7 +217,7 @@ def test_all_problems_come_at_once_each_with_its_line(tmp_path):
         ("seed: [1\n", "not valid YAML"),
         ("- seed\n", "must hold keys and values"),
         ("seed: !!python/object/apply:os.system ['true']\n", "the tag tag:yaml.org,2002:python/object/apply:os.system"),
-        ("seed: !!python/name:os.system ''\n", "not valid YAML"),
+        ("seed: !!python/name:os.system ''\n", "the tag tag:yaml.org,2002:python/name:os.system"),
         ("1: 2\n", "a key must be a name"),
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("a: &a [1,1,1,1,1,1,1,1,1,1]\n"

@@ -5,6 +5,8 @@ import os
 import pickle
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from utils.errors import ConfigError, Interrupted, RunError
+from utils.errors import ConfigError, Interrupted, RunError, UserError
 from utils.files import replacing
 from utils.interruption import Interruption
 from utils.runs import BEST, LAST
@@ -26,7 +28,7 @@ ABOUT = "cars"  # key under which a checkpoint says what it is: format, config, 
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lets Lightning write checkpoints beside their place and rename them."""
+    """Lets Lightning write checkpoints beside their place and rename them, and read only what nothing in is executed of."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with replacing(Path(path)) as partial:
@@ -34,6 +36,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, partial)
             except RuntimeError as error:  # how torch says that the disk is full
                 raise OSError(f"{error}".splitlines()[0]) from error
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
 
 
 class Checkpoints(Checkpoint):
@@ -75,6 +80,11 @@ class Checkpoints(Checkpoint):
             raise ConfigError(
                 f"--resume: one process found {first}, another {self.folder.name}; give the name of the run"
             )
+        for callback in trainer.callbacks:  # some of what they take over is used only when the run ends
+            found = checkpoint["callbacks"].get(callback.state_key)
+            for name, value in callback.state_dict().items() if found is not None else ():
+                if isinstance(value, (int, float)) and not isinstance(found[name], (int, float)):
+                    raise TypeError(f"its {name} is {found[name]!r:.60}, not a number")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.interruption.take_signals()  # from Lightning, which speaks to other processes from within its handler
@@ -126,6 +136,29 @@ class Checkpoints(Checkpoint):
         )
 
 
+@contextmanager
+def going_on_from(path: Path | None) -> Iterator[None]:
+    """Raises a RunError for whatever a checkpoint of wrong content breaks, until training within has replaced it.
+
+    Args:
+        path: The checkpoint that a run goes on from; None for a run that begins, whose errors are left as they are.
+    """
+
+    def version() -> tuple[int, int] | None:
+        return (path.stat().st_ino, path.stat().st_mtime_ns) if path is not None and path.is_file() else None
+
+    before = version()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Lightning and torch believe what a checkpoint says and trip over it anywhere
+        if before is None or version() != before:
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise RunError(f"{path}: the training cannot go on from this checkpoint ({reason})") from error
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this project onto the CPU.
 
@@ -140,11 +173,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} holds more than tensors and plain values, or is no checkpoint at all, and is not loaded"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch answers damaged bytes with errors of a dozen kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(f"{path} is damaged or no checkpoint: {reason}") from error
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "state_dict" not in checkpoint:
         raise RunError(f"{path} is no checkpoint of this project: its part '{ABOUT}' (config, class_names) is missing")
-    if about.get("format") != FORMAT:
-        raise RunError(f"{path} has checkpoint format {about.get('format')!r}; this version reads {FORMAT}")
+    if not isinstance(found := about.get("format"), int) or found != FORMAT:
+        raise RunError(f"{path} has checkpoint format {found!r:.60}; this version reads {FORMAT}")
     return checkpoint

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 from pydantic import PrivateAttr, ValidationError
 
-from utils.config_checks import check_values
+from utils.config_checks import MOST_PROBLEMS, check_values
 from utils.errors import ConfigError
 from utils.nearest import nearest
 from utils.schema import Config as _Schema
-from utils.yaml_source import Key, SourcedMapping, number_hint, read_yaml_file, read_yaml_value
+from utils.yaml_source import Key, SourcedMapping, cut, number_hint, read_yaml_file, read_yaml_value, shown
 
 __all__ = ["Config", "ConfigError", "Problems", "load_config", "load_run_config", "parse_config"]
 
@@ -25,6 +25,8 @@ RESUME_KEYS = (
     "strategy", "stanford_data_path", "stanford_raw_data_path", "cache_path", "cache_on_device", "loglevel", "logging_dir",
     "trackers", "log_to_neptune",
 )  # fmt: skip
+LONGEST_PROBLEM = 1000  # characters of what a library says of a value
+SECRET = "neptune_api_token"  # a key whose value is in no message and in no file
 CONFIG_FILE = Path(__file__).resolve().parents[1] / "config.yml"
 
 
@@ -39,7 +41,7 @@ class Config(_Schema):
 
     def plain(self) -> dict[str, Any]:
         """Returns the configuration as plain values, without the secret."""
-        return self.model_dump(mode="json", exclude={"neptune_api_token"})
+        return self.model_dump(mode="json", exclude={SECRET})
 
 
 def load_config(path: Path | str | None = None, *, overrides: Sequence[str] = ()) -> Config:
@@ -72,7 +74,7 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
         key = override.partition("=")[0].strip()
         if key not in RESUME_KEYS:
             raise ConfigError(
-                f"--set {override}: a run that goes on keeps its {key}; only {', '.join(RESUME_KEYS)} can be changed. "
+                f"--set {cut(key)}: a run that goes on keeps its {cut(key)}; only {', '.join(RESUME_KEYS)} can be changed. "
                 "For another training start a new run, without --resume"
             )
     source = _overridden(read_yaml_file(folder / "config.yml"), overrides)
@@ -84,8 +86,9 @@ def _overridden(source: SourcedMapping, overrides: Sequence[str]) -> SourcedMapp
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {override}: write --set key=value, such as --set optimizer_params.lr=0.01")
-        source.set(tuple(key.strip().split(".")), read_yaml_value(text, f"--set {override}"), "--set")
+            raise ConfigError(f"--set {cut(key)}: write --set key=value, such as --set optimizer_params.lr=0.01")
+        name = f"--set {cut(key)}"
+        source.set(tuple(key.strip().split(".")), read_yaml_value(text, name), "--set")
     return source
 
 
@@ -96,13 +99,13 @@ def parse_config(source: SourcedMapping) -> Config:
         ConfigError: As `load_config`.
     """
     problems: list[tuple[Key, str]] = []
-    config = None
+    config, wrong = None, set()
     try:
         config = Config.model_validate(source.values)
         config._source = source
     except ValidationError as error:
         problems += _schema_problems(error)
-    wrong = {path[0] for path, _ in problems}
+        wrong = {detail["loc"][0] for detail in error.errors(include_url=False)}
     problems += check_values(source.values, wrong)
     if problems:
         raise ConfigError(_report(source, problems))
@@ -124,15 +127,17 @@ class Problems:
         # Whatever a constructor of torch or torchvision raises for a wrong value is the answer to that value.
         except (
             ArithmeticError,
+            AssertionError,
             AttributeError,
             ConfigError,
             LookupError,
+            MemoryError,
             RuntimeError,
             TypeError,
             ValueError,
         ) as error:
-            value = getattr(self.config, key)
-            self.found.append(((key,), f"{value!r} is not possible: {error}"))
+            reason = str(error)[:LONGEST_PROBLEM] or type(error).__name__
+            self.found.append(((key,), f"{shown(getattr(self.config, key))} is not possible: {reason}"))
 
     def raise_any(self) -> None:
         """Raises the ConfigError of all that was found."""
@@ -142,10 +147,12 @@ class Problems:
 
 def _report(source: SourcedMapping, problems: list[tuple[Key, str]]) -> str:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    if len(problems) >= MOST_PROBLEMS:
+        count = f"{MOST_PROBLEMS} or more problems"
     lines = [f"The configuration has {count}:"]
-    for path, message in problems:
+    for path, message in problems[:MOST_PROBLEMS]:
         place = source.place(path)
-        name = ".".join(map(str, path))
+        name = cut(".".join(map(str, path)))
         lead = f"{place} " if place == "--set" else f"{place}: " if place else ""
         lines.append(f"  {lead}{name}: {message}")
     return "\n".join(lines)
@@ -156,7 +163,7 @@ def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
     expected: dict[Key, list[str]] = {}
     values: dict[Key, Any] = {}
     problems: dict[Key, str] = {}
-    for detail in error.errors(include_url=False):
+    for detail in error.errors(include_url=False)[:MOST_PROBLEMS]:
         # Behind the key and the positions in it stands pydantic's name of the alternative, which no person wrote.
         path = _written_path(detail["loc"])
         kind = detail["type"]
@@ -167,11 +174,12 @@ def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
             problems[path] = "this key is missing"
         else:
             values[path] = detail["input"]
-            message = detail["msg"].removeprefix("Input should be ")
+            message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             expected.setdefault(path, []).append(message)
     for path, messages in expected.items():
         alternatives = list(dict.fromkeys(messages))
-        problems[path] = f"{_shown(values[path])}; expected {' or '.join(alternatives)}.{_hint(values[path])}"
+        value = "<secret>" if path[0] == SECRET else shown(values[path])
+        problems[path] = f"{value}; expected {' or '.join(alternatives)}.{_hint(values[path])}"
     return list(problems.items())
 
 
@@ -184,12 +192,7 @@ def _written_path(location: tuple[str | int, ...]) -> Key:
             or location[0] in ("image_augmentations", "tensor_augmentations")
         ) or (len(location) == 2 and location[0].startswith("normalization_params")):
             path.append(part)
-    return tuple(part for part in path if not (isinstance(part, str) and ("[" in part or part == "dict")))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + " …"
+    return (path[0], *(part for part in path[1:] if not (isinstance(part, str) and ("[" in part or part == "dict"))))
 
 
 def _hint(value: Any) -> str:

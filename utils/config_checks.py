@@ -1,15 +1,23 @@
 """What must hold between the keys of a configuration, and which names of torch and torchvision exist."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from utils.architectures import ARCHITECTURE_LIMITS
 from utils.expressions import parse_expression
 from utils.nearest import nearest
 from utils.signatures import UNUSABLE, Signature, losses, lr_schedulers, optimizers, transforms
-from utils.yaml_source import Key, number_hint
+from utils.yaml_source import Key, number_hint, shown
 
 Problem = tuple[Key, str]
+
+MOST_PROBLEMS = 50  # of one kind that are looked for: to seek the nearest names of thousands takes minutes
+
+# What a transform may be given: with more, one photo takes all memory, or forever.
+LARGEST_NUMBER = 4096  # pixels, as of image_size; degrees, factors and thresholds are far below
+OPERATIONS = ("num_ops", "mixture_width", "chain_depth")  # of RandAugment and AugMix; their papers have 2 and 3
+MOST_OPERATIONS = 20
 
 # Parameters of torch that are functions; a configuration gives them as an expression.
 EXPRESSIONS = ("lr_lambda", "scale_fn")
@@ -24,7 +32,7 @@ def check_values(values: dict[str, Any], wrong: set[str | int]) -> list[Problem]
     problems: list[Problem] = []
     for keys, check in _CHECKS:
         if usable(*keys):
-            problems += check(values)
+            problems += islice(check(values), MOST_PROBLEMS)
     return problems
 
 
@@ -37,7 +45,10 @@ def _named(
         yield path, f"'{name}' cannot be used here: {UNUSABLE[name]}"
         return
     if name not in catalogue:
-        yield path, f"'{name}' is not {kind}.{nearest(name, [known for known in catalogue if known not in UNUSABLE])}"
+        yield (
+            path,
+            f"{shown(name)} is not {kind}.{nearest(name, [known for known in catalogue if known not in UNUSABLE])}",
+        )
         return
     signature = catalogue[name]
     params_path: Key = (params_key,) if key != params_key else (key, name)
@@ -78,7 +89,7 @@ def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
         if parameter in EXPRESSIONS:
             try:
                 if not isinstance(value, str):
-                    raise ValueError(f"{value!r} is not a text such as 'lambda epoch: 0.955 ** epoch'")
+                    raise ValueError(f"{shown(value)} is not a text such as 'lambda epoch: 0.955 ** epoch'")
                 schedule = parse_expression(value)
                 for epoch in (
                     (0, 1, max(values.get("num_epochs") or 1, 1) - 1) if parameter == "lr_lambda" else (0.0, 1.0)
@@ -94,8 +105,20 @@ def _check_transforms(key: str) -> Callable[[dict[str, Any]], Iterator[Problem]]
     def check(values: dict[str, Any]) -> Iterator[Problem]:
         for name, given in (values[key] or {}).items():
             yield from _named(name, key, key, given, transforms(), "a transform of torchvision.transforms")
+            for parameter, value in (given or {}).items():
+                largest = MOST_OPERATIONS if parameter in OPERATIONS else LARGEST_NUMBER
+                if any(abs(number) > largest for number in _numbers(value)):
+                    yield (key, name, parameter), f"{shown(value)} is too large; expected at most {largest:,}"
 
     return check
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
 
 
 def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
@@ -109,7 +132,7 @@ def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
     if name not in ARCHITECTURE_LIMITS:
         yield (
             ("architecture",),
-            f"'{name}' is not an architecture.{nearest(name, [*ARCHITECTURE_LIMITS, 'timm/<name>'])}",
+            f"{shown(name)} is not an architecture.{nearest(name, [*ARCHITECTURE_LIMITS, 'timm/<name>'])}",
         )
         return
     limits = ARCHITECTURE_LIMITS[name]
@@ -142,7 +165,7 @@ def _check_normalization(values: dict[str, Any]) -> Iterator[Problem]:
             if len(params[name]) != channels:
                 yield (
                     (key, name),
-                    f"{params[name]!r} has {len(params[name])} values; expected one a channel: {channels}",
+                    f"{shown(params[name])} has {len(params[name])} values; expected one a channel: {channels}",
                 )
 
 
@@ -155,7 +178,7 @@ def _check_boxes(values: dict[str, Any]) -> Iterator[Problem]:
 def _check_neptune(values: dict[str, Any]) -> Iterator[Problem]:
     for key in ("neptune_username", "neptune_project_name"):
         if isinstance(values[key], str) and "/" in values[key]:
-            yield (key,), f"{values[key]!r} must be one name; the project is neptune_username/neptune_project_name"
+            yield (key,), f"{shown(values[key])} must be one name; the project is neptune_username/neptune_project_name"
 
 
 _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem]]]] = [

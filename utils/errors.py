@@ -7,6 +7,8 @@ UserError
     └── Interrupted   a person or the system ended it                  exit code 128 + signal
 """
 
+LONGEST_MESSAGE = 20_000  # characters; a hostile file must not fill the log
+
 
 class UserError(Exception):
     """Base of all errors whose message is the whole answer."""
@@ -16,7 +18,8 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         # A DataLoader's worker hands its error over as a text with the whole traceback; its last line is the message.
         _, traceback, rest = message.rpartition(f"{type(self).__name__}: ")
-        super().__init__(rest.strip() if traceback and "Original Traceback" in message else message)
+        message = rest.strip() if traceback and "Original Traceback" in message else message
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + " …")
 
 
 class ConfigError(UserError):

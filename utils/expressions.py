@@ -55,12 +55,15 @@ def parse_expression(text: str) -> Callable[[float], float]:
         if len(names) != 1 or ast.unparse(body.args) != names[0]:
             raise ValueError(f"'{text}' must take exactly one number, the epoch")
         name, body = names[0], body.body
-    _check(body, name)
+    try:
+        _check(body, name)
+    except RecursionError as error:
+        raise ValueError(f"'{text}' is nested too deeply") from error
 
     def schedule(epoch: float) -> float:
         try:
             value = _compute(body, {**_CONSTANTS, name: float(epoch)})
-        except (ArithmeticError, ValueError, TypeError) as error:
+        except (ArithmeticError, RecursionError, ValueError, TypeError) as error:
             raise ValueError(f"'{text}' cannot be computed for epoch {epoch}: {error}") from error
         if not isinstance(value, float) or not math.isfinite(value):
             raise ValueError(f"'{text}' gives {value!r} for epoch {epoch}, not a finite number")

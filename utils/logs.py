@@ -1,6 +1,7 @@
 """Sends messages to the terminal and to the run's log file, and keeps other libraries' noise out of both."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,22 @@ NOISE = (
 )
 
 
+# Their DEBUG messages hold what they send, API tokens too.
+TALKATIVE = ("bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib")
+SECRETS = ("NEPTUNE_API_TOKEN", "WANDB_API_KEY")  # environment variables
+
+
+class _Formatter(logging.Formatter):
+    """Writes messages, whoever they are of, without the secrets of the environment."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for name in SECRETS:
+            if secret := os.environ.get(name, "").strip():
+                text = text.replace(secret, f"<{name}>")
+        return text
+
+
 class _Terminal(logging.Handler):
     """Writes to stderr above a moving progress bar; information stands alone, anything graver after its level."""
 
@@ -37,6 +54,7 @@ def start_logging(level: str) -> None:
         root.removeHandler(handler)
         handler.close()
     terminal = _Terminal()
+    terminal.setFormatter(_Formatter())
     terminal.setLevel(logging.NOTSET if is_first_process() else logging.ERROR)
     root.addHandler(terminal)
     root.setLevel(level)
@@ -58,6 +76,7 @@ def start_logging(level: str) -> None:
         "pytorch_lightning.utilities.rank_zero",
         "pytorch_lightning.trainer.connectors.signal_connector",
         "lightning_fabric.utilities.distributed",
+        *TALKATIVE,
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -68,5 +87,5 @@ def log_to_file(path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.getLogger().addHandler(handler)

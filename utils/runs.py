@@ -27,6 +27,8 @@ CURVES = "curves.png"
 LOG = "train.log"
 LAST = Path("checkpoints", "last.ckpt")
 BEST = Path("checkpoints", "best.ckpt")
+# Of what is read back from run.json to go on with a run; a value of another type was not written here.
+RECORD_TYPES = {"run_id": str, "status": str, "started": str, "seconds": (int, float), "resumed": int, "best": dict}
 
 
 def make_run_folder(output_path: Path, architecture: str) -> Path:
@@ -75,12 +77,14 @@ def find_run(name: str, output_path: Path) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Reads `run.json`, or an empty record where it is missing or damaged."""
+    """Reads `run.json` without what is not of its type, or an empty record where it is missing or damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    return {key: value for key, value in record.items() if isinstance(value, RECORD_TYPES.get(key, object))}
 
 
 def has_ended(folder: Path) -> bool:

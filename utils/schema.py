@@ -21,7 +21,10 @@ def _placeholder_to_none(value: Any) -> Any:
 
 
 def _text_to_path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    try:
+        return Path(value).expanduser() if isinstance(value, str) and value else value
+    except RuntimeError as error:  # ~name of a user that this machine does not know
+        raise ValueError(f"a folder that can be found: {error}") from error
 
 
 OptionalText = Annotated[str | None, BeforeValidator(_placeholder_to_none)]
@@ -65,7 +68,9 @@ class Config(BaseModel):
     log_to_neptune: bool = Field(description="Whether to log to Neptune.")
     neptune_username: OptionalText = Field(description="Neptune workspace.")
     neptune_project_name: OptionalText = Field(description="Neptune project.")
-    neptune_api_token: OptionalText = Field(None, description="Better given as environment variable NEPTUNE_API_TOKEN.")
+    neptune_api_token: OptionalText = Field(
+        None, repr=False, description="Better given as environment variable NEPTUNE_API_TOKEN."
+    )
 
     # Folders
     stanford_raw_data_path: OptionalPath = Field(
@@ -141,10 +146,10 @@ class Config(BaseModel):
         "auto", description="Processes that read photos; auto: one a core, at most 8."
     )
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = Field("auto", description="Kind of device.")
-    devices: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=0)]] = Field(
-        "auto", description="How many devices, or their numbers."
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] | list[Annotated[int, Field(ge=0, le=1023)]] = (
+        Field("auto", description="How many devices, or their numbers.")
     )
-    num_nodes: int = Field(1, ge=1, description="Machines.")
+    num_nodes: int = Field(1, ge=1, le=100_000, description="Machines.")
     strategy: Literal["auto", "ddp", "ddp_spawn"] = Field("auto", description="How several devices work together.")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = Field(
         "32-true", description="Number format of the training."

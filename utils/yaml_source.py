@@ -17,8 +17,24 @@ from utils.errors import ConfigError
 LARGEST_FILE = 1_000_000  # bytes
 MOST_VALUES = 10_000
 DEEPEST = 20
+LONGEST_NUMBER = 100  # characters; YAML computes some notations of numbers in quadratic time
+LARGEST_INTEGER = 2**64
+LONGEST_SHOWN = 200  # characters of a value in a message
+
+YAML_TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = {YAML_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 Key = tuple[str | int, ...]
+
+
+def shown(value: Any) -> str:
+    """Returns `value` as Python writes it, cut where it is too long for a message."""
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """Returns `text`, cut where it is too long for a message."""
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + " …"
 
 
 class SourcedMapping:
@@ -41,8 +57,7 @@ class SourcedMapping:
 
     def replace(self, other: "SourcedMapping") -> None:
         """Takes over each top-level key of `other`, whole."""
-        for key in other.values:
-            self.forget((key,))
+        self.places = {path: place for path, place in self.places.items() if not path or path[0] not in other.values}
         self.values.update(other.values)
         self.places.update(other.places)
 
@@ -52,12 +67,15 @@ class SourcedMapping:
 
     def set(self, path: Key, value: Any, place: str) -> None:
         """Sets one value, making the mappings on the way to it where there are none."""
+        if len(path) > DEEPEST:
+            raise ConfigError(f"{place}: more than {DEEPEST} levels: that is no configuration")
         parent = self.values
         for depth, key in enumerate(path[:-1], start=1):
             if parent.get(key) is None:
                 parent[key] = {}
+                self.places[path[:depth]] = place
             if not isinstance(parent[key], dict):
-                raise ConfigError(f"{place}: {'.'.join(map(str, path[:depth]))} holds no keys of its own")
+                raise ConfigError(f"{place}: {cut('.'.join(map(str, path[:depth])))} holds no keys of its own")
             parent[key] = dict(parent[key])  # a copy: a YAML alias may share it with another key
             parent = parent[key]
         parent[path[-1]] = value
@@ -115,6 +133,35 @@ def number_hint(value: Any) -> str:
     return f"YAML takes {value} for text: write {number}."
 
 
+def _without_secrets(message: str, text: str) -> str:
+    """Returns `message` without what stands in the YAML `text` behind a key that is, or was to be, a token's."""
+    behind = re.findall(r"token\w{0,20}[\"' ]{0,20}:(.{0,2000})", text, re.IGNORECASE)
+    for secret in {word for value in behind for word in re.findall(r"[\w+/=.-]{8,}", value)}:
+        message = message.replace(secret, "<secret>")
+    return message
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds no larger and no deeper tree of nodes than a configuration has, whatever the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = 0
+        self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > 2 * MOST_VALUES:  # a key is a node too
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES:,} values", problem_mark=self.get_mark())
+        if self.depth > DEEPEST:
+            raise RecursionError
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -122,26 +169,33 @@ class _Reader:
         self.count = 0
 
     def read(self, text: str) -> Any:
+        try:
+            return self._read(text)
+        except ConfigError as error:
+            raise ConfigError(_without_secrets(str(error), f"{self.name}: {text}")) from None
+
+    def _read(self, text: str) -> Any:
         loader = None
         try:
-            loader = yaml.SafeLoader(text)
+            loader = _Loader(text)
             node = loader.get_single_node()
             return None if node is None else self._value(loader, node, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f":{mark.line + 1}" if mark else ""
-            raise ConfigError(f"{self.name}{line}: not valid YAML: {error.problem or error.context}") from error
+            problem = cut(str(error.problem or error.context))
+            raise ConfigError(f"{self.name}{line}: not valid YAML: {problem}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{self.name}: not valid YAML: {error}") from error
         except RecursionError as error:
-            raise ConfigError(f"{self.name}: nested too deeply") from error
-        except (ValueError, OverflowError) as error:  # a date with a 13th month, an integer of 10,000 digits
-            raise ConfigError(f"{self.name}: a value cannot be read: {error}") from error
+            raise ConfigError(f"{self.name}: nested too deeply, more than {DEEPEST} levels") from error
+        except (ValueError, LookupError, OverflowError) as error:  # such as a number that is none
+            raise ConfigError(f"{self.name}: a value cannot be read: {cut(str(error))}") from error
         finally:
             if loader is not None:
                 loader.dispose()
 
-    def _value(self, loader: yaml.SafeLoader, node: yaml.Node, path: Key) -> Any:
+    def _value(self, loader: _Loader, node: yaml.Node, path: Key) -> Any:
         self.count += 1
         place = f"{self.name}:{node.start_mark.line + 1}"
         if self.count > MOST_VALUES or len(path) > DEEPEST:
@@ -150,25 +204,42 @@ class _Reader:
             )
         self.places.setdefault(path, place)
         if isinstance(node, yaml.SequenceNode):
-            if node.tag != "tag:yaml.org,2002:seq":
-                raise ConfigError(f"{place}: the tag {node.tag} is not allowed")
+            self._check_tag(node, place, YAML_TAG + "seq")
             return [self._value(loader, item, (*path, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(loader, node, path, place)
-        value = loader.construct_object(node)
+            self._check_tag(node, place, YAML_TAG + "map")
+            return self._mapping(loader, node, path)
+        value = self._scalar(loader, node, place)
         return None if value == "None" else value
 
-    def _mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, path: Key, place: str) -> dict[str, Any]:
-        if node.tag != "tag:yaml.org,2002:map":
-            raise ConfigError(f"{place}: the tag {node.tag} is not allowed")
+    def _mapping(self, loader: _Loader, node: yaml.MappingNode, path: Key) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = f"{self.name}:{key_node.start_mark.line + 1}"
-            key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
-                raise ConfigError(f"{line}: a key must be a name, not {key_node.value!r}")
+            key = self._scalar(loader, key_node, line) if isinstance(key_node, yaml.ScalarNode) else key_node.id
+            if not isinstance(key, str) or not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{line}: a key must be a name, not {shown(key)}")
             if key in values:
-                raise ConfigError(f"{line}: the key '{key}' is given twice, first at {self.places[(*path, key)]}")
+                first = self.places[(*path, key)]
+                raise ConfigError(f"{line}: the key {shown(key)} is given twice, first at {first}")
             self.places[(*path, key)] = line
             values[key] = self._value(loader, value_node, (*path, key))
         return values
+
+    def _scalar(self, loader: _Loader, node: yaml.ScalarNode, place: str) -> Any:
+        if node.tag == YAML_TAG + "timestamp":
+            raise ConfigError(f"{place}: YAML takes {shown(node.value)} for a date; write it in quotes")
+        self._check_tag(node, place, *PLAIN_TAGS)
+        if node.tag != YAML_TAG + "str" and len(node.value) > LONGEST_NUMBER:
+            raise ConfigError(f"{place}: a value cannot be read: a number of {len(node.value):,} characters")
+        value = loader.construct_object(node)
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ConfigError(f"{place}: a value cannot be read: {shown(node.value)} is too large")
+        # Neither a file name nor UTF-8 can have these; only an escape in double quotes makes them.
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise ConfigError(f"{place}: the text {shown(value)} has characters that no text can have")
+        return value
+
+    def _check_tag(self, node: yaml.Node, place: str, *allowed: str) -> None:
+        if node.tag not in allowed:
+            raise ConfigError(f"{place}: the tag {cut(node.tag)} is not allowed")
