@@ -54,7 +54,7 @@ def check_buildable(config: Config) -> None:
                 **{key: getattr(config, key)},
             )
     with problems.of("augmentation_device"):
-        _batched_augmentations(config)
+        _batched_augmentations(config, obstacles=_obstacles(config))
     with problems.of("loss_function"):
         build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
     with problems.of("architecture"), torch.device("meta"):
@@ -129,6 +129,14 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
     if config.shuffle_bounding_boxes:
         annotations = replace(annotations, train=with_boxes_of_others(annotations.train))
     train_transform, valid_transform = build_pipelines(config)
+    obstacles = _obstacles(config)
+    batched = _batched_augmentations(config, obstacles=obstacles)
+    if batched is not None:
+        logger.info("whole batches are augmented at once, on the device of the network")
+    else:
+        reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
+        why = "; ".join(obstacles) if _on_cuda(config) and obstacles else reason
+        logger.info("photos are augmented one at a time on the CPU: %s", why)
     return StanfordCars(
         annotations,
         train_transform=train_transform,
@@ -138,7 +146,7 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
         crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
         seed=config.seed,
         cache_path=config.cache_path,
-        batched=_batched_augmentations(config),
+        batched=batched,
         cache_on_device=config.cache_on_device,
         compile_augmentations=config.compile is not None,
     )
@@ -156,22 +164,23 @@ def _augmentations(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
-    """Returns the augmentations of whole batches, or None where photos are augmented one at a time; says why."""
-    if config.augmentation_device == "cpu":
-        return None
-    obstacles = [reason for part in _augmentations(config) for reason in unbatched_names(part)]
+def _obstacles(config: Config) -> list[str]:
+    """Returns why whole batches cannot be augmented at once; nothing where they can."""
+    reasons = [reason for part in _augmentations(config) for reason in unbatched_names(part)]
     if config.cache_path is None:
-        obstacles.append("cache_path is null, and whole batches come from the cache")
-    if config.augmentation_device == "auto":
-        if not _on_cuda(config):
-            return None
-        if obstacles:
-            logger.info("photos are augmented one at a time on the CPU: %s", "; ".join(obstacles))
-            return None
-    elif obstacles:
+        reasons.append("cache_path is null, and whole batches come from the cache")
+    return reasons
+
+
+def _batched_augmentations(
+    config: Config, *, obstacles: list[str]
+) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
+    """Returns the augmentations of whole batches, or None where photos are augmented one at a time."""
+    wanted = config.augmentation_device
+    if wanted == "device" and obstacles:
         raise ConfigError(f"augmentation_device: device is not possible: {'; '.join(obstacles)}")
-    logger.info("whole batches are augmented on the device")
+    if wanted == "cpu" or (wanted == "auto" and (obstacles or not _on_cuda(config))):
+        return None
     normalization = _normalization(config) or {"mean": None, "std": None}
     size = (config.image_size[0], config.image_size[1])
     train = BatchedAugmentations(*_augmentations(config), image_size=size, **normalization)

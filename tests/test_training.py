@@ -176,6 +176,20 @@ def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_p
     assert_same_run(four_epochs, run(cars, tmp_path, "num_epochs=4", "cache_path=null"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], "photos are augmented one at a time on the CPU: no CUDA device is used"),
+        (["augmentation_device=cpu"], "photos are augmented one at a time on the CPU: augmentation_device is cpu"),
+        (["augmentation_device=device"], "whole batches are augmented at once"),
+    ],
+)
+def test_the_start_says_once_how_photos_are_augmented_and_why(cars, tmp_path, capfd, changes, said):
+    run(cars, tmp_path, "num_epochs=1", *changes)
+    shown = "".join(capfd.readouterr())
+    assert said in shown and shown.count(" are augmented ") == 1
+
+
 def test_whole_batches_on_the_device_train_and_go_on_as_the_same_run(cars, tmp_path):
     whole = run(cars, tmp_path / "whole", "augmentation_device=device", "num_epochs=3")
     parts = run(cars, tmp_path / "parts", "augmentation_device=device", "num_epochs=1")
