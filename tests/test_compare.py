@@ -511,8 +511,8 @@ def test_values_that_are_missing_or_not_finite_are_left_out(tmp_path: Path):
     drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert drawn[0] == pytest.approx([4.5, math.nan, 4 / 3 + 0.5], nan_ok=True)
     assert drawn[1] == pytest.approx([4.0, math.nan, 4 / 3], nan_ok=True)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.8333 in epoch 2"]
-    assert [text.get_text() for text in figure.axes[1].texts] == ["30.00 % in epoch 2"]
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[:2]]
+    assert legends == [["validation: 1.8333 in epoch 2", "training"], ["validation: 30.00 % in epoch 2", "training"]]
     nothing = [{"epoch": 0, "valid_loss": math.nan, "lr": 0.0}]
     curves.draw_curves({"$\\foo$": nothing, "_b": [{"epoch": 0}]}, tmp_path / "several.png", title="$\\bar$")
     curves._draw_one(Figure(), nothing)

@@ -48,24 +48,19 @@ def draw_curves(runs: Mapping[str, list[Row]], path: Path, *, title: str = "") -
 
 def _draw_one(figure: "Figure", rows: list[Row]) -> None:
     for axes, metric in zip(figure.subplots(1, 3), TITLES, strict=True):
-        for split, label in SPLITS.items() if metric != "lr" else ():
-            style = {"linestyle": "--", "alpha": 0.7} if split == "train" else {}
-            _plot(axes, rows, f"{split}_{metric}", label=label, color=COLOURS[split == "train"], **style)
         if metric == "lr":
             _plot(axes, rows, metric, color=COLOURS[0])
-        elif (found := best(rows, f"valid_{metric}")) is not None:
-            value, epoch = FACTORS[metric] * found[0], found[1]
-            axes.plot(epoch, value, "o", color=COLOURS[0], markersize=6)
-            position = epoch / max(rows[-1]["epoch"], 1)
-            axes.annotate(
-                f"{value:.4f} in epoch {epoch}" if metric == "loss" else f"{value:.2f} % in epoch {epoch}",
-                # On the side where the training curve is not, and within the panel.
-                (epoch, value), (0, 11 if metric == "loss" else -18), textcoords="offset points", fontsize=9.5,
-                ha="right" if position > 0.85 else "left" if position < 0.15 else "center",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
-            )  # fmt: skip
-        if metric != "lr":
-            axes.legend(frameon=False, loc="upper right" if metric == "loss" else "lower right")
+        else:
+            labels, found = dict(SPLITS), best(rows, f"valid_{metric}")
+            if found is not None:  # in the legend, where it hides no curve
+                value, epoch = FACTORS[metric] * found[0], found[1]
+                figures = f"{value:.4f}" if metric == "loss" else f"{value:.2f} %"
+                labels["valid"] += f": {figures} in epoch {epoch}"
+                axes.plot(epoch, value, "o", color=COLOURS[0], markersize=6)
+            for split, label in labels.items():
+                style = {"linestyle": "--", "alpha": 0.7} if split == "train" else {}
+                _plot(axes, rows, f"{split}_{metric}", label=label, color=COLOURS[split == "train"], **style)
+            axes.legend(frameon=False)  # where it hides least
         _finish(axes, [rows], metric, title=TITLES[metric])
 
 
