@@ -56,10 +56,11 @@ def _draw_one(figure: "Figure", rows: list[Row]) -> None:
                 value, epoch = FACTORS[metric] * found[0], found[1]
                 figures = f"{value:.4f}" if metric == "loss" else f"{value:.2f} %"
                 labels["valid"] += f": {figures} in epoch {epoch}"
-                axes.plot(epoch, value, "o", color=COLOURS[0], markersize=6)
             for split, label in labels.items():
                 style = {"linestyle": "--", "alpha": 0.7} if split == "train" else {}
                 _plot(axes, rows, f"{split}_{metric}", label=label, color=COLOURS[split == "train"], **style)
+            if found is not None:
+                axes.plot(epoch, value, "o", color=COLOURS[0], markersize=6)
             axes.legend(frameon=False)  # where it hides least
         _finish(axes, [rows], metric, title=TITLES[metric])
 
