@@ -76,7 +76,7 @@ def nonsense(draw: st.DrawFn) -> dict:
     if kind == "machine":
         values["devices"] = draw(st.sampled_from(["auto", 1, 2, 64, 1024, [0], [5], [], [1, 1], [0] * 50]))
         values["accelerator"] = draw(st.sampled_from(["auto", "cpu", "gpu", "cuda", "mps", "tpu"]))
-        values["strategy"] = draw(st.sampled_from(["auto", "ddp", "ddp_spawn"]))
+        values["strategy"] = draw(st.sampled_from(["auto", "ddp"]))
         values["precision"] = draw(st.sampled_from(["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"]))
         values["num_nodes"] = draw(st.sampled_from([1, 2, 1000]))
         values["augmentation_device"] = draw(st.sampled_from(["auto", "device", "cpu"]))

@@ -150,7 +150,7 @@ class Config(BaseModel):
         Field("auto", description="How many devices, or their numbers.")
     )
     num_nodes: int = Field(1, ge=1, le=100_000, description="Machines.")
-    strategy: Literal["auto", "ddp", "ddp_spawn"] = Field("auto", description="How several devices work together.")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="How several devices work together.")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = Field(
         "32-true", description="Number format of the training."
     )

@@ -56,7 +56,7 @@ class Trackers:
         self.known_epochs: set[float] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy in another process (ddp_spawn trains in one) is silent; `end` logs what was trained there.
+        # A copy in another process (some of Lightning's launchers train in one) is silent; `end` logs what was trained there.
         return self.__dict__ | {"trackers": [], "lock": None}
 
     def start(self, record: dict[str, Any], files: list[Path]) -> None:
