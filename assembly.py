@@ -129,14 +129,6 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
     if config.shuffle_bounding_boxes:
         annotations = replace(annotations, train=with_boxes_of_others(annotations.train))
     train_transform, valid_transform = build_pipelines(config)
-    obstacles = _obstacles(config)
-    batched = _batched_augmentations(config, obstacles=obstacles)
-    if batched is not None:
-        logger.info("whole batches are augmented at once, on the device of the network")
-    else:
-        reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
-        why = "; ".join(obstacles) if _on_cuda(config) and obstacles else reason
-        logger.info("photos are augmented one at a time on the CPU: %s", why)
     return StanfordCars(
         annotations,
         train_transform=train_transform,
@@ -146,7 +138,7 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
         crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
         seed=config.seed,
         cache_path=config.cache_path,
-        batched=batched,
+        batched=_batched_augmentations(config, obstacles=_obstacles(config)),
         cache_on_device=config.cache_on_device,
         compile_augmentations=config.compile is not None,
     )
@@ -170,6 +162,16 @@ def _obstacles(config: Config) -> list[str]:
     if config.cache_path is None:
         reasons.append("cache_path is null, and whole batches come from the cache")
     return reasons
+
+
+def augmentation_path(config: Config) -> str:
+    """Returns one line on how photos are augmented, and why so."""
+    obstacles = _obstacles(config)
+    if _batched_augmentations(config, obstacles=obstacles) is not None:
+        return "whole batches are augmented at once, on the device of the network"
+    reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
+    why = "; ".join(obstacles) if _on_cuda(config) and obstacles else reason
+    return f"photos are augmented one at a time on the CPU: {why}"
 
 
 def _batched_augmentations(

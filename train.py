@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +19,8 @@ from utils.summary import summarise
 PROJECT = Path(__file__).resolve().parent
 DEMO = PROJECT / "experiments" / "demo.yml"
 LONGER = ("num_epochs=", "early_stopping_patience=")  # changes that give an ended run something to do
+
+logger = logging.getLogger(__name__)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -94,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         )
         trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
+        logger.info(assembly.augmentation_path(config))
         trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         print(summarise(folder))

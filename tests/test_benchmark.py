@@ -57,7 +57,7 @@ def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
     folder, _ = measured
     squeezenet, run = csv.DictReader((folder / "benchmark.csv").read_text().splitlines())
     assert (squeezenet["network"], squeezenet["parameters"], squeezenet["accuracy"]) == ("sq_10", "835972", "")
-    assert (run["network"], run["architecture"], run["parameters"]) == (trained_run.name, "sq_11", "726087")
+    assert (run["network"], run["architecture"], run["parameters"]) == (trained_run.name, "shuff_v2_x05", "348967")
     assert (
         float(run["accuracy"]) == read_checkpoint(trained_run / "checkpoints/best.ckpt")[ABOUT]["metrics"]["valid_acc"]
     )

@@ -93,7 +93,7 @@ def test_the_tables_say_what_the_network_says_of_each_photo(trained_run, car_pho
 
 def test_other_weights_do_not_equal_the_trainings_figures(trained_run, tmp_path, capsys):
     def disturb(checkpoint):
-        checkpoint["state_dict"]["model.classifier.1.bias"] += 0.01
+        checkpoint["state_dict"]["model.fc.weight"] *= 1.1
 
     path = changed_checkpoint(trained_run, tmp_path / "other.ckpt", disturb)
     evaluate.main([str(path)])

@@ -163,8 +163,8 @@ def changed_config(**changes):
         (lambda checkpoint: checkpoint[ABOUT]["class_names"].pop(), "weights do not fit its own configuration"),
         (changed_config(architecture="mob_v2"), r"lacks weights \(\d+ of \d+\): model\."),
         (
-            lambda checkpoint: checkpoint["state_dict"].pop("model.classifier.1.bias"),
-            r"lacks weights \(1 of \d+\): model.classifier.1.bias$",
+            lambda checkpoint: checkpoint["state_dict"].pop("model.fc.bias"),
+            r"lacks weights \(1 of \d+\): model.fc.bias$",
         ),
         (
             lambda checkpoint: checkpoint["state_dict"].update(extra=torch.zeros(1)),
