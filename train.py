@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
     data = assembly.build_data(config, annotations)
 
-    end_with_parent()
+    if not is_first_process():
+        end_with_parent()  # it would wait for the others, with the memory of its device, for half an hour
     if resumed and argv is None:
         sys.argv.append(f"--resume={resumed}")  # Lightning starts other processes by it; "last" may be another by then
     folder = resumed or make_run_folder(config.output_path, config.architecture)

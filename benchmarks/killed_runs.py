@@ -42,11 +42,14 @@ from utils.runs import LAST
 
 PROJECT = Path(__file__).resolve().parents[1]
 NUM_EPOCHS = 4
-PHOTOS = {"training_photos": 12, "validation_photos": 5, "other_photos": 1500}  # the first two of each of 15 models
+PHOTOS = {"training_photos": 12, "validation_photos": 5, "other_photos": 1000}  # the first two of each of 15 models
 LONGEST = 120.0  # seconds of one training
 AGAIN = 0.15  # part of the trainings that are killed again after they went on
 ALONE = 0.25  # part of the kills that hit the training process and not its workers
-PHASES = ("start", "extraction", "cache building", "training", "checkpointing", "tracker writing", "records", "end")
+PHASES = (
+    "start", "extraction", "making the store", "cache building", "training", "checkpointing", "tracker writing", "records",
+    "end",
+)  # fmt: skip
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Case:
 def arguments(archives: Path, work: Path, changes: Sequence[str] = ()) -> list[str]:
     """Returns the command line of a training in `work`."""
     settings = [
-        "image_size=[32, 32]", "batch_size=16", f"num_epochs={NUM_EPOCHS}", "num_workers=0", "width_multiplier=0.5",
+        "image_size=[32, 32]", "batch_size=16", f"num_epochs={NUM_EPOCHS}", "num_workers=0", "width_multiplier=0.35",
         "optimizer_params.lr=0.002", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[mlflow]",
         f"stanford_raw_data_path={archives}", f"stanford_data_path={work / 'data'}", f"output_path={work / 'output'}",
         f"cache_path={work / 'cache'}", *changes,
@@ -93,13 +96,13 @@ def phase_of(work: Path) -> str:
         return "start"
     if any(runs[-1].glob("checkpoints/.*.partial")):
         return "checkpointing"
-    if any(work.glob("output/mlflow.db-journal")) or any(work.glob("output/.mlflow.db.*")):
+    if any(work.glob("output/.mlflow.db.*")):
+        return "making the store"
+    if any(work.glob("output/mlflow.db-journal")):
         return "tracker writing"
     if any(runs[-1].glob(".*.partial")):
         return "records"
-    if epochs_of(runs[-1]) == NUM_EPOCHS:
-        return "end"
-    return "training"
+    return "end" if epochs_of(runs[-1]) == NUM_EPOCHS else "training"
 
 
 def watch(training: Training, work: Path) -> dict[str, list[float]]:
@@ -117,20 +120,25 @@ def watch(training: Training, work: Path) -> dict[str, list[float]]:
     return episodes
 
 
-def wait_for_moment(training: Training, work: Path, phase: str, episodes: list[float], generator: random.Random) -> bool:
+def wait_for_moment(
+    training: Training, work: Path, phase: str, episodes: list[float], generator: random.Random
+) -> bool:
     """Waits for a random moment of `phase`; returns whether the training is still there."""
-    turn = generator.randrange(len(episodes))
+    (turn,) = generator.choices(range(len(episodes)), weights=episodes)
     moment = generator.uniform(0, episodes[turn])
     seen, before = -1, ""
     while not training.has_ended():
         found = phase_of(work)
         seen += found == phase != before
         before = found
-        if seen == turn:
+        if seen >= turn and found == phase:
             limit = time.monotonic() + moment
             while time.monotonic() < limit:
                 pass  # to sleep would miss the shortest
-            return not training.has_ended()
+            if phase_of(work) == phase:
+                return not training.has_ended()
+            turn = seen + 1  # it was shorter this time: the next one
+            moment = generator.uniform(0, moment)
         time.sleep(POLL_SECONDS)
     return False
 
@@ -142,7 +150,9 @@ def kill(training: Training, work: Path, generator: random.Random) -> Kill | Non
         return None
     runs = sorted(work.glob("output/ghost_*"))
     phase, partial = phase_of(work), sorted(path.name for path in work.rglob("*") if _is_half(path))
-    noted = Kill(phase, round(training.seconds, 3), epochs_of(runs[-1]) if runs else 0, generator.random() < ALONE, partial)
+    noted = Kill(
+        phase, round(training.seconds, 3), epochs_of(runs[-1]) if runs else 0, generator.random() < ALONE, partial
+    )
     training.kill(alone=noted.alone)
     return noted
 
@@ -179,7 +189,10 @@ def run_case(
     case.differences += [line for line in said.splitlines() if line.startswith(("warning:", "error:", "Traceback"))]
     finished = sorted(work.glob("output/ghost_*"))[-1]
     try:
-        case.differences += [*differences(finished, next(undisturbed.glob("output/ghost_*"))), *strays(work, undisturbed)]
+        case.differences += [
+            *differences(finished, next(undisturbed.glob("output/ghost_*"))),
+            *strays(work, undisturbed),
+        ]
     except Exception as error:  # whatever a damaged file raises is a difference
         case.differences.append(f"{type(error).__name__}: {error}")
 
@@ -191,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser.add_argument("--output", type=Path, default=Path("benchmarks", "killed_runs.json"))
     options = parser.parse_args(argv)
     generator, began = random.Random(options.seed), time.monotonic()
-    root = Path(tempfile.mkdtemp(prefix="killed_runs_"))  # a TemporaryDirectory would be removed by every fork that ends
+    root = Path(
+        tempfile.mkdtemp(prefix="killed_runs_")
+    )  # a TemporaryDirectory would be removed by every fork that ends
     try:
         archives, undisturbed, first = root / "archives", root / "undisturbed", root / "watched"
         write_archive(archives, **PHOTOS)
@@ -217,7 +232,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 
 def _kill_all(
-    kills: int, archives: Path, undisturbed: Path, root: Path, episodes: dict[str, list[float]], generator: random.Random
+    kills: int,
+    archives: Path,
+    undisturbed: Path,
+    root: Path,
+    episodes: dict[str, list[float]],
+    generator: random.Random,
 ) -> list[Case]:
     cases: list[Case] = []
     done = turn = 0

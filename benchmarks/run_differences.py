@@ -17,7 +17,14 @@ from utils.history import best_values, read_rows
 from utils.mlflow_store import STORE
 from utils.runs import BEST, LAST, METRICS, RECORD, read_record
 
-WHERE = ("output_path", "cache_path", "stanford_data_path", "stanford_raw_data_path", "num_workers", "checkpoint_interval")
+WHERE = (
+    "output_path",
+    "cache_path",
+    "stanford_data_path",
+    "stanford_raw_data_path",
+    "num_workers",
+    "checkpoint_interval",
+)
 PARAMETERS = 26
 
 
@@ -55,7 +62,8 @@ def files_of(work: Path) -> set[str]:
     """Returns the names of all files, hidden ones too, and of empty folders, with every run under one name."""
     names = set()
     for path in work.rglob("*"):
-        if path.is_file() or (path.is_dir() and path.name != "checkpoints" and not any(path.iterdir())):
+        # Two folders may be empty, of a run that was killed in its first epoch.
+        if path.is_file() or (path.name not in ("checkpoints", "artifacts") and not any(path.iterdir())):
             name = path.relative_to(work).as_posix()
             name = re.sub(r"output/ghost_\d{14}(_\d+)?/", "output/RUN/", name)
             name = re.sub(r"mlflow_artifacts/[0-9a-f]{32}/", "mlflow_artifacts/RUN/", name)
@@ -87,7 +95,9 @@ def _wrong_in_mlflow(folder: Path) -> Iterator[str]:
     """Compares what MLflow holds of the run with its own files; read by SQL, so that nothing of MLflow runs here."""
     record, rows = read_record(folder), read_rows(folder / METRICS)
     with closing(sqlite3.connect(folder.parent / STORE)) as store:
-        found = store.execute("SELECT run_uuid FROM tags WHERE key = 'run_id' AND value = ?", [record["run_id"]]).fetchall()
+        found = store.execute(
+            "SELECT run_uuid FROM tags WHERE key = 'run_id' AND value = ?", [record["run_id"]]
+        ).fetchall()
         if len(found) != 1:
             yield f"MLflow has the run {len(found)} times"
             return

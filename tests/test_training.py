@@ -227,10 +227,13 @@ def test_every_kind_of_scheduler_goes_on_where_it_was(cars, tmp_path, scheduler)
 
 def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):
     written = []
-    original = Checkpoints.save_last
-    monkeypatch.setattr(
-        Checkpoints, "save_last", lambda self, trainer: (written.append(trainer.global_step), original(self, trainer))
-    )
+    original = Checkpoints.save
+
+    def save(self, trainer, name):
+        written.append(trainer.global_step)
+        original(self, trainer, name)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
     run(cars, tmp_path, "checkpoint_interval=1.0e-9", "num_epochs=1")
     assert written == [1, 2, 3]
 
