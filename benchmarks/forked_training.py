@@ -6,6 +6,7 @@ nothing of the project has begun. Works where there is os.fork, /proc and flock:
 """
 
 import atexit
+import importlib
 import os
 import signal
 import sys
@@ -24,6 +25,10 @@ from utils.commands import run_command
 from utils.mlflow_store import open_store
 
 POLL_SECONDS = 0.0005
+IMPORTED = (
+    "assembly", "datamodules.data_check", "matplotlib.backends.backend_agg", "matplotlib.figure", "utils.faults",
+    "utils.mlflow_tracker",
+)  # fmt: skip
 
 
 def preload(folder: Path) -> None:
@@ -34,16 +39,10 @@ def preload(folder: Path) -> None:
     """
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # a thread; a lock that it holds in the moment of a fork stays locked in the child
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-
-    import assembly  # noqa: F401
-    import datamodules.data_check
-    import utils.faults  # noqa: F401
-
     folder.mkdir(parents=True, exist_ok=True)
     open_store(folder)
-    import utils.mlflow_tracker  # noqa: F401
+    for module in IMPORTED:
+        importlib.import_module(module)
 
 
 def write_archive(folder: Path, *, training_photos: int, validation_photos: int, other_photos: int) -> None:

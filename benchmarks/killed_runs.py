@@ -158,7 +158,7 @@ def kill(training: Training, work: Path, generator: random.Random) -> Kill | Non
 
 
 def _is_half(path: Path) -> bool:
-    return ".partial" in path.name or path.name.endswith(("-journal", ".lock")) and path.name != "mlflow.db.lock"
+    return ".partial" in path.name or (path.name.endswith(("-journal", ".lock")) and path.name != "mlflow.db.lock")
 
 
 def run_case(
