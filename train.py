@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
     reading = explained(batch_size=config.batch_size, num_workers=data.num_workers)
-    with Interruption() as interruption, record, reading:
+    with Interruption() as interruption, record, closing(data), reading:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )

@@ -41,7 +41,7 @@ def differences(folder: Path, undisturbed: Path) -> Iterator[str]:
     for key in ("status", "error", "epochs", "best", "parameters"):
         if records[0].get(key) != records[1].get(key):
             yield f"{RECORD}: {key} is {records[0].get(key)!r}, not {records[1].get(key)!r}"
-    yield from _wrong_in_mlflow(folder)
+    yield from wrong_in_mlflow(folder)
 
 
 def strays(work: Path, undisturbed: Path) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _unequal(value: Any, other: Any, where: str = "") -> Iterator[str]:
         yield f"{where} is {value!r}, not {other!r}"
 
 
-def _wrong_in_mlflow(folder: Path) -> Iterator[str]:
+def wrong_in_mlflow(folder: Path) -> Iterator[str]:
     """Compares what MLflow holds of the run with its own files; read by SQL, so that nothing of MLflow runs here."""
     record, rows = read_record(folder), read_rows(folder / METRICS)
     with closing(sqlite3.connect(folder.parent / STORE)) as store:

@@ -1,9 +1,10 @@
 """Trains for hundreds of epochs and measures whether memory or open files grow: python -m benchmarks.soak [--epochs 300].
 
 The training is `python train.py` itself on small drawn cars, with MLflow and two processes for each split that read its
-photos. After each epoch its memory (USS: what would be freed if the process ended) and its open files are read from outside.
-The slope is that of the line of least squares over the epochs after the first tenth, in which caches fill; its standard error
-takes the samples as independent.
+photos. After each epoch its memory (RSS) and its open files are read from outside; PSS, which shares out the pages that the
+processes have in common, is noted too: it grows for a while, when Python's garbage collector touches what workers have from
+the main process. The slope is that of the line of least squares over the epochs after the first tenth, in which caches fill;
+its standard error takes the samples as independent. The last epoch, after which curves are drawn, is left out.
 """
 
 import argparse
@@ -56,14 +57,15 @@ def start(folder: Path, epochs: int) -> subprocess.Popen:
 def sample(main: psutil.Process, epoch: int) -> Sample:
     """Reads the memory, in kB, and the open files of a training and of the processes that it has started."""
     workers = main.children(recursive=True)
-    memory = [process.memory_full_info().uss / 1000 for process in workers]
+    own, others = main.memory_full_info(), [process.memory_full_info() for process in workers]
     return {
         "epoch": epoch,
-        "main_kB": main.memory_full_info().uss / 1000,
+        "main_kB": own.rss / 1000,
         "main_files": main.num_fds(),
         "main_threads": main.num_threads(),
         "workers": len(workers),
-        "workers_kB": sum(memory),
+        "workers_kB": sum(each.rss for each in others) / 1000,
+        "all_pss_kB": (own.pss + sum(each.pss for each in others)) / 1000,
         "workers_files": sum(process.num_fds() for process in workers),
     }
 
@@ -117,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         finally:
             training.kill()
             training.wait()
-    measured = [each for each in samples if each["epoch"] > WARM_UP * options.epochs]
+    measured = [each for each in samples if WARM_UP * options.epochs < each["epoch"] < options.epochs]
     if len(measured) < 3:
         raise RunError(f"{len(measured)} samples are too few for a slope; train for more epochs: --epochs N")
     slopes = {}
-    for key in ("main_kB", "workers_kB", "main_files", "workers_files", "main_threads"):
+    for key in ("main_kB", "workers_kB", "all_pss_kB", "main_files", "workers_files", "main_threads"):
         value, error = slope(measured, key)
         first, last = measured[0][key], measured[-1][key]
         slopes[key] = {"an_epoch": round(value, 4), "standard_error": round(error, 4), "first": first, "last": last}
@@ -130,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         "conditions": {
             "date": str(datetime.date.today()), "cores": available_cores(), "versions": versions(), "epochs": options.epochs,
             "photos": PHOTOS, "models": 15, "workers": WORKERS, "from_epoch": measured[0]["epoch"],
-            "minutes": round((time.monotonic() - began) / 60, 1), "memory": "USS",
+            "minutes": round((time.monotonic() - began) / 60, 1), "memory": "RSS, and PSS of all",
         },
         "slopes": slopes,
         "samples": samples,
