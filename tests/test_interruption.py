@@ -144,7 +144,7 @@ def test_a_second_signal_ends_a_real_training_at_once(cars, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_in_a_validation_that_takes_long_ends_a_real_training_and_its_workers_in_time(cars, tmp_path):
-    script = SCRIPT.format(patched="Classifier.validation_step", seconds=3)
+    script = SCRIPT.format(patched="Classifier.validation_step", seconds=1)
     process = start(cars, tmp_path, "trackers=[]", "cache_path=null", script=script)
     while "in a step" not in (line := process.stdout.readline()):
         assert line

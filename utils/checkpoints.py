@@ -21,7 +21,7 @@ from utils.runs import BEST, LAST
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when a reader of older checkpoints has to do something
-LONGEST_WAIT = 5.0  # seconds that a signal waits for the end of a validation
+LONGEST_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closing takes its time too
 ABOUT = "cars"  # key under which a checkpoint says what it is: format, config, class_names
 
 
