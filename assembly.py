@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.annotations import Annotations, clip_boxes, read_annotations
@@ -23,6 +22,7 @@ from models.compilation import check_compiler
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
 from utils.checkpoints import AtomicCheckpointIO, Checkpoints
 from utils.config import Config, ConfigError, Problems
+from utils.early_stopping import EarlyStopping
 from utils.errors import DataError
 from utils.interruption import Interruption
 from utils.machine import total_memory, worker_count
@@ -237,7 +237,7 @@ def build_callbacks(
     about = {"config": config.plain(), "class_names": list(class_names)}
     return [
         TrainingProgress(),
-        *([EarlyStopping("valid_loss", mode="min", patience=patience, check_finite=False)] if patience else []),
+        *([EarlyStopping(patience, longer=record.had_ended)] if patience else []),
         Recorder(record.folder, record.trackers),
         Checkpoints(record.folder, about, interval=config.checkpoint_interval, interruption=interruption),
     ]

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
     data = assembly.build_data(config, annotations)
 
-    end_with_parent()
+    if not is_first_process():
+        end_with_parent()  # it would wait for the others, with the memory of its device, for half an hour
     if resumed and argv is None:
         sys.argv.append(f"--resume={resumed}")  # Lightning starts other processes by it; "last" may be another by then
     folder = resumed or make_run_folder(config.output_path, config.architecture)
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     record = assembly.build_record(config, folder, classifier, annotations)
     reading = explained(batch_size=config.batch_size, num_workers=data.num_workers)
     checkpoint = folder / LAST if resumed else None
-    with Interruption() as interruption, record, going_on_from(checkpoint), reading:
+    with Interruption() as interruption, record, closing(data), going_on_from(checkpoint), reading:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from datamodules.annotations import Annotation
 from datamodules.photos import cut_to_box, read_photo
-from utils.files import replacing
+from utils.errors import RunError
+from utils.files import remove_partial, replacing
 from utils.machine import available_cores
 from utils.progress import progress_bar
 
@@ -125,14 +127,23 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
     path = folder / f"{kind}-{_digest(photos, shape)}.photos"
     if path.is_file() and path.stat().st_size == size:
         return CachedPhotos(path, whole)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cache_path {folder} cannot be written: {error.strerror}; set another, or null for none"
+        ) from error
     logger.info("caching %s photos once: %s, %s MB", f"{len(photos):,}", path, f"{size / MEGABYTE:,.0f}")
-    with replacing(path) as partial:
-        target = np.memmap(partial, np.uint8, "w+", shape=whole)
+    remove_partial(folder)
+    with replacing(path, key="cache_path") as partial, partial.open("wb") as file:
+        lock = threading.Lock()
 
         def decode(index: int) -> None:
             pixels = np.asarray(photos.image(index))
-            target[index] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+            stored = np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
+            with lock:  # not a memory map: where the disk is full, the system kills a process that writes to one
+                file.seek(index * stored.size)
+                file.write(stored)
 
         pool = ThreadPoolExecutor(available_cores())
         try:
@@ -141,7 +152,6 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
                 pass
         finally:
             pool.shutdown(cancel_futures=True)  # a broken photo or Ctrl-C does not wait for the others
-        target.flush()
     for stale in folder.glob(f"{kind}-*.photos"):
         if stale != path:
             stale.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -129,6 +130,7 @@ class StanfordCars(LightningDataModule):
         self.cache_on_device = cache_on_device
         self.compile_augmentations = compile_augmentations
         self.resumed_images: int | None = None  # a step, of the run that goes on
+        self.loaders: list[DataLoader] = []  # with processes of their own
 
     def prepare_data(self) -> None:
         """Builds the caches where they are missing: one process of each machine does, while the others wait."""
@@ -191,7 +193,7 @@ class StanfordCars(LightningDataModule):
                 split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed,
                 compiled=self.compile_augmentations and device.type == "cuda",  # a CPU skips what a photo did not draw
             )  # fmt: skip
-        return DataLoader(
+        loader = DataLoader(
             self.photos(split),
             batch_sampler=batches,
             num_workers=self.num_workers,
@@ -199,3 +201,15 @@ class StanfordCars(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_signals,
         )
+        self.loaders.append(loader)
+        return loader
+
+    def close(self) -> None:
+        """Ends the processes that read photos.
+
+        Lightning ends those of one split, where an error comes up in its loop, and forgets the other's: they would be ended
+        with this process alone, after seconds for each of them.
+        """
+        for loader in self.loaders:
+            _shutdown_workers_and_reset_iterator(loader)
+        self.loaders = []

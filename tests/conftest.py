@@ -1,4 +1,4 @@
-"""A small network, trained once for all tests that use a trained one."""
+"""Small data sets and small runs, made once for all tests that use them."""
 
 import colorsys
 import os
@@ -10,6 +10,7 @@ from PIL import Image
 
 import train
 from tests.data_sets import write_updated_release
+from tests.small_runs import NAMES, run
 
 # Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,3 +46,19 @@ def trained_run(car_photos, tmp_path_factory) -> Path:
     train.main(["-d", str(car_photos), *(word for setting in settings for word in ("--set", setting))])
     (folder,) = output.iterdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def cars(tmp_path_factory) -> Path:
+    """A data set of four models, five training and two validation photos each."""
+    folder = tmp_path_factory.mktemp("cars")
+    write_updated_release(
+        folder, train_per_class=5, valid_per_class=2, class_names=NAMES, image_sizes=[(40, 32), (32, 40)]
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def four_epochs(cars, tmp_path_factory) -> Path:
+    """The folder of a run of four epochs of three steps."""
+    return run(cars, tmp_path_factory.mktemp("whole"), "num_epochs=4")

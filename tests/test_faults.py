@@ -1,26 +1,39 @@
 """What goes wrong from outside: one line that says what to do, and a run that can go on."""
 
+import importlib.util
+import itertools
 import json
+import multiprocessing
 import os
+import platform
+import shutil
 import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 import torch
 
 import train
+from benchmarks.run_differences import wrong_in_mlflow
 from datamodules.stanford_cars import CarPhotos
 from models.classifier import Classifier
-from tests.test_training import assert_same_run, cars, four_epochs, run  # noqa: F401
-from utils.errors import RunError
+from tests.small_runs import assert_same_run, only_run, run
+from utils import run_lock, runs
+from utils.checkpoints import Checkpoints
+from utils.config import CONFIG_FILE
+from utils.errors import DataError, RunError
+from utils.history import read_rows
 
-
-def only_run(folder):
-    (found,) = folder.iterdir()
-    return found
+YEAR = 365 * 24 * 3600  # seconds
+HAS_MLFLOW = importlib.util.find_spec("mlflow") is not None
 
 
 @pytest.mark.parametrize("when", ["step", "checkpoint"])
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(cars, tmp_path, monkeypatch, when):  # noqa: F811
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(cars, tmp_path, monkeypatch, when):
     monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
     interval = "checkpoint_interval=1.0e-9" if when == "checkpoint" else "checkpoint_interval=null"
     with pytest.raises(RunError, match=r"was not finite in epoch 1, step 4, at a learning rate of 0.003"):
@@ -42,13 +55,13 @@ def _seeing(original):
     return note
 
 
-def test_it_can_be_told_to_train_on_regardless(cars, tmp_path, monkeypatch):  # noqa: F811
+def test_it_can_be_told_to_train_on_regardless(cars, tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
     folder = run(cars, tmp_path, "stop_on_nonfinite_loss=False")
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
 
 
-def test_a_device_that_is_out_of_memory_names_a_batch_size(cars, tmp_path, monkeypatch):  # noqa: F811
+def test_a_device_that_is_out_of_memory_names_a_batch_size(cars, tmp_path, monkeypatch):
     def out_of_memory(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -57,7 +70,7 @@ def test_a_device_that_is_out_of_memory_names_a_batch_size(cars, tmp_path, monke
         run(cars, tmp_path)
 
 
-def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):  # noqa: F811
+def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):
     original = CarPhotos.__getitem__
 
     def killed(self, item):
@@ -74,7 +87,165 @@ def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, fo
     assert_same_run(four_epochs, folder)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_they_are_back(
+    cars, four_epochs, tmp_path, monkeypatch, workers
+):
+    data, gone = shutil.copytree(cars, tmp_path / "data"), tmp_path / "gone"
+    original = Checkpoints.on_train_batch_end
+
+    def unplug(self, trainer, *arguments):
+        original(self, trainer, *arguments)
+        if trainer.global_step == 7:
+            data.rename(gone)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", unplug)
+        with pytest.raises(DataError, match=rf"^{data}/car_ims/\d+\.jpg: this photo has disappeared$"):
+            run(data, tmp_path / "output", "num_epochs=4", "cache_path=null", f"num_workers={workers}")
+    assert multiprocessing.active_children() == []  # the command would not end before them
+    gone.rename(data)
+    folder = only_run(tmp_path / "output")
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    train.main(["--resume", str(folder)])
+    assert_same_run(four_epochs, folder)
+
+
+HOLDING = """
+import sqlite3, sys, time
+from pathlib import Path
+sys.path.insert(0, {project!r})
+from utils.run_lock import hold
+if sys.argv[1] == "store":
+    held = sqlite3.connect(sys.argv[2], isolation_level=None)
+    held.execute("BEGIN EXCLUSIVE")
+else:
+    held = hold(Path(sys.argv[2]))
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+@contextmanager
+def held_by_another_process(what, path):
+    command = [sys.executable, "-c", HOLDING.format(project=str(CONFIG_FILE.parent)), what, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.kill()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_tracking_store_that_is_locked_all_the_time_is_said_once_and_changes_nothing(
+    cars, four_epochs, tmp_path, monkeypatch, caplog
+):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    from utils import mlflow_store
+
+    mlflow_store.open_store(tmp_path)
+    monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.3)
+    with held_by_another_process("store", tmp_path / mlflow_store.STORE):
+        run(cars, tmp_path, "num_epochs=4", "trackers=[mlflow]")
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "mlflow: logging stopped" in message and "mlflow.db: database is locked" in message
+    assert "the training is not affected, and metrics.csv has every epoch" in message and "\n" not in message
+    assert_same_run(four_epochs, only_run(tmp_path))
+
+
+def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(cars, four_epochs, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 0.3)
+    folder = run(cars, tmp_path)
+    partial = folder / "checkpoints" / f".last.ckpt.{platform.node()}.{os.getpid()}.partial"
+    partial.write_text("the other process is writing this")
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    longer = ["--resume", str(folder), "--set", "num_epochs=4"]
+    with held_by_another_process("run", folder), pytest.raises(RunError) as caught:
+        train.main(longer)
+    assert str(caught.value) == (
+        f"{folder} is being trained by another process; wait for its end, or start a run of its own without --resume"
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    train.main(longer)
+    assert_same_run(four_epochs, folder)
+    assert not partial.exists()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+@pytest.mark.parametrize("jump", [-1, 1], ids=["back", "forward"])
+def test_a_clock_that_jumps_a_year_at_every_look_changes_nothing(cars, four_epochs, tmp_path, monkeypatch, jump):
+    clock, saved = time.time, []
+    looks = itertools.count()
+    original = Checkpoints.save
+
+    def save(self, trainer, name):
+        saved.append(trainer.global_step)
+        original(self, trainer, name)
+
+    monkeypatch.setattr(time, "time", lambda: clock() + jump * YEAR * next(looks))
+    monkeypatch.setattr(Checkpoints, "save", save)
+    folder = run(cars, tmp_path, "num_epochs=4", f"trackers={'[mlflow]' if jump < 0 and HAS_MLFLOW else '[]'}")
+    assert saved == [3, 6, 9, 12]  # none of them because ten minutes seem to be over
+    assert_same_run(four_epochs, folder)
+    assert 0 < json.loads((folder / "run.json").read_text())["seconds"] < 600
+    assert all(0 < row["seconds"] < 600 and row["images_per_second"] > 0 for row in read_rows(folder / "speed.csv"))
+    assert jump > 0 or not HAS_MLFLOW or list(wrong_in_mlflow(folder)) == []  # the best is not that of the latest clock
+
+
+def test_runs_that_start_while_the_clock_goes_back_have_folders_of_their_own(tmp_path, monkeypatch):
+    class Clock(datetime):
+        seconds = itertools.cycle([5, 4, 5, 3, 4])
+
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 11, 23, 10, 15, next(cls.seconds), tzinfo=tz)
+
+    monkeypatch.setattr(runs, "datetime", Clock)
+    assert len({runs.make_run_folder(tmp_path, "ghost") for _ in range(20)}) == 20
+
+
+def test_a_run_that_is_killed_when_it_has_stopped_early_ends_without_another_epoch(cars, tmp_path):
+    settings = ("early_stopping_patience=2", "num_epochs=9", "lr_scheduler=null", "lr_scheduler_params=null",
+                "optimizer=SGD", "optimizer_params={lr: 0.0}")  # fmt: skip
+    folder = run(cars, tmp_path, *settings)
+    metrics, record = (folder / "metrics.csv").read_text(), json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    train.main(["--resume", str(folder)])
+    assert (folder / "metrics.csv").read_text() == metrics
+    assert json.loads((folder / "run.json").read_text())["status"] == "early-stopped"
+    train.main(["--resume", str(folder), "--set", "early_stopping_patience=4"])
+    rows = read_rows(folder / "metrics.csv")
+    assert len(rows) == record["epochs"] + 2
+    assert json.loads((folder / "run.json").read_text())["status"] == "early-stopped"
+
+
+def test_a_run_that_is_killed_between_its_two_checkpoints_has_its_best_epoch_again(cars, tmp_path, monkeypatch):
+    settings = (
+        "num_epochs=4",
+        "optimizer=SGD",
+        "optimizer_params={lr: 0.01}",
+        "lr_scheduler=null",
+        "lr_scheduler_params=null",
+    )
+    whole = run(cars, tmp_path / "whole", *settings)
+    lowest = json.loads((whole / "run.json").read_text())["best"]["best_valid_loss_epoch"]
+    original = Checkpoints._name_best_last
+
+    def killed(self):
+        if len(read_rows(self.folder / "metrics.csv")) == lowest + 1:
+            raise RunError("killed here")
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_name_best_last", killed)
+        with pytest.raises(RunError, match="killed here"):
+            run(cars, tmp_path / "parts", *settings)
+    folder = only_run(tmp_path / "parts")
+    assert lowest > 0 and not (folder / "checkpoints/last.ckpt").samefile(folder / "checkpoints/best.ckpt")
+    train.main(["--resume", str(folder)])
+    assert_same_run(whole, folder)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):
     original = torch.save
     written = []
 

@@ -81,6 +81,7 @@ class Run:
         (self.folder / CURVES).write_bytes(b"\x89PNG of the curves")
         write_record(self.folder, self.record)
         self.trackers.end(self.record, [self.folder / CURVES])
+        self.trackers.release()
 
     def whole(self) -> "Run":
         self.start()

@@ -17,62 +17,13 @@ import yaml
 import train
 from datamodules.annotations import read_annotations
 from tests.data_sets import write_updated_release
+from tests.small_runs import NAMES, assert_same_run, rows, run
 from utils.checkpoints import ABOUT, Checkpoints, read_checkpoint
 from utils.commands import run_command
 from utils.config import CONFIG_FILE
 from utils.errors import ConfigError, DataError, Interrupted, RunError
 
 PROJECT = CONFIG_FILE.parent
-NAMES = ("Alpha Sedan 2001", "Beta Coupe 2002", "Gamma Van 2003", "Delta SUV 2004")
-
-
-@pytest.fixture(scope="module")
-def cars(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cars")
-    write_updated_release(
-        folder, train_per_class=5, valid_per_class=2, class_names=NAMES, image_sizes=[(40, 32), (32, 40)]
-    )
-    return folder
-
-
-def run(cars: Path, output: Path, *changes: str, extra: tuple[str, ...] = ()) -> Path:
-    """Trains GhostNet for two epochs of three steps and returns the run's folder."""
-    settings = [
-        "image_size=[32, 32]", "batch_size=8", "num_epochs=2", "num_workers=0", "early_stopping_patience=null",
-        "optimizer_params.lr=0.003", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[]",
-        f"output_path={output}", f"cache_path={cars.parent / 'cache'}", *changes,
-    ]  # fmt: skip
-    before = set(output.glob("*")) if output.exists() else set()
-    try:
-        train.main([*extra, "-d", str(cars), *(word for change in settings for word in ("--set", change))])
-    finally:
-        made = set(output.glob("*")) - before if output.exists() else set()
-    (folder,) = made
-    return folder
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
-    for name in ("last", "best"):
-        a, b = (read_checkpoint(folder / f"checkpoints/{name}.ckpt") for folder in (first, second))
-        assert a["state_dict"].keys() == b["state_dict"].keys()
-        for key, value in a["state_dict"].items():
-            assert torch.equal(value, b["state_dict"][key]), (name, key)
-        for key, state in a["optimizer_states"][0]["state"].items():
-            for field, value in state.items():
-                assert torch.equal(
-                    torch.as_tensor(value), torch.as_tensor(b["optimizer_states"][0]["state"][key][field])
-                )
-        assert a.get("lr_scheduler") == b.get("lr_scheduler")
-
-
-@pytest.fixture(scope="module")
-def four_epochs(cars, tmp_path_factory) -> Path:
-    return run(cars, tmp_path_factory.mktemp("whole"), "num_epochs=4")
 
 
 def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
@@ -241,10 +192,13 @@ def test_every_kind_of_scheduler_goes_on_where_it_was(cars, tmp_path, scheduler)
 
 def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):
     written = []
-    original = Checkpoints.save_last
-    monkeypatch.setattr(
-        Checkpoints, "save_last", lambda self, trainer: (written.append(trainer.global_step), original(self, trainer))
-    )
+    original = Checkpoints.save
+
+    def save(self, trainer, name):
+        written.append(trainer.global_step)
+        original(self, trainer, name)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
     run(cars, tmp_path, "checkpoint_interval=1.0e-9", "num_epochs=1")
     assert written == [1, 2, 3]
 
@@ -292,14 +246,15 @@ def test_nothing_is_written_for_a_wrong_configuration_or_wrong_data(cars, tmp_pa
     assert not output.exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_photo_that_breaks_in_training_is_named_and_the_run_says_failed(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "cache"), [(0, "null"), (2, "null"), (2, "cache")])
+def test_a_photo_that_breaks_in_training_is_named_and_the_run_says_failed(tmp_path, workers, cache):
     data = tmp_path / "data"
     photos = write_updated_release(data, train_per_class=6)
     photo = data / next(photo.name for photo in photos if photo.split == "train")
     photo.write_bytes(photo.read_bytes()[:-200])  # its header is whole
     with pytest.raises(DataError) as caught:
-        run(data, tmp_path / "output", f"num_workers={workers}")
+        cache_path = "null" if cache == "null" else tmp_path / cache
+        run(data, tmp_path / "output", f"num_workers={workers}", f"cache_path={cache_path}")
     assert str(caught.value).startswith(f"{photo}: this photo cannot be decoded") and "\n" not in str(caught.value)
     (folder,) = (tmp_path / "output").iterdir()
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"

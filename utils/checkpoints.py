@@ -23,7 +23,7 @@ from utils.runs import BEST, LAST
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when a reader of older checkpoints has to do something
-LONGEST_WAIT = 5.0  # seconds that a signal waits for the end of a validation
+LONGEST_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closing takes its time too
 ABOUT = "cars"  # key under which a checkpoint says what it is: format, config, class_names
 
 
@@ -96,7 +96,7 @@ class Checkpoints(Checkpoint):
             return  # what comes next is validation, and then the epoch's own checkpoint
         due = self.interval is not None and time.monotonic() - self.written >= 60 * self.interval
         if self._agreed(trainer, due or self.interruption.noted):
-            self.save_last(trainer)
+            self.save(trainer, LAST)
             self._end_if(trainer, self.interruption.noted)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -107,21 +107,28 @@ class Checkpoints(Checkpoint):
         valid_loss = module.epoch_metrics["valid_loss"]
         lowest = valid_loss < self.lowest
         self.lowest = min(self.lowest, valid_loss) if lowest else self.lowest
-        self.save_last(trainer)
-        if lowest and trainer.is_global_zero:
-            # A second name of the same file: last.ckpt is replaced, never written to, so this one stays as it is.
-            with replacing(self.folder / BEST) as partial:
-                try:
-                    os.link(self.folder / LAST, partial)
-                except OSError:  # a file system without links
-                    partial.write_bytes((self.folder / LAST).read_bytes())
+        if lowest:
+            # First: a run that is killed before last.ckpt is there trains this epoch again, and has its best one again.
+            self.save(trainer, BEST)
+            if trainer.is_global_zero:
+                self._name_best_last()
+        else:
+            self.save(trainer, LAST)
         self._end_if(trainer, self.interruption.noted)
 
-    def save_last(self, trainer: Trainer) -> None:
-        """Writes last.ckpt now, unless the network has been spoiled by a loss that was not finite."""
+    def save(self, trainer: Trainer, name: Path) -> None:
+        """Writes a checkpoint now, unless the network has been spoiled by a loss that was not finite."""
         trainer.lightning_module.check_finite()
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        trainer.save_checkpoint(self.folder / name, weights_only=False)
         self.written = time.monotonic()
+
+    def _name_best_last(self) -> None:
+        """Gives the file of best.ckpt a second name: both are replaced, never written to."""
+        with replacing(self.folder / LAST) as partial:
+            try:
+                os.link(self.folder / BEST, partial)
+            except OSError:  # a file system without links
+                partial.write_bytes((self.folder / BEST).read_bytes())
 
     def _agreed(self, trainer: Trainer, wish: bool) -> bool:
         """Whether one of the processes wishes it: they wait for each other, so that all of them must do it or none."""

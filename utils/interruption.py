@@ -6,26 +6,39 @@ import time
 from types import FrameType
 from typing import Self
 
+from utils.errors import Interrupted
+from utils.processes import end_with_parent
+
 SAME_SIGNAL = 1.0  # seconds within which a second signal is the first one, delivered twice, as notebooks do
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what Colab and job schedulers send before they kill
 
 
 def ignore_signals(worker: int) -> None:
     """Begins a process that reads photos: what is sent to all is for the one that trains, which ends its workers in time."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()  # or else it would hold the run's lock for seconds after that one has been killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    """Lets the next one end this process: Python sends it to workers that are still there when it exits, and waits."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Interruption:
-    """Notes the first signal. As a context manager it takes the place of the usual handlers for a while."""
+    """Notes the first signal. As a context manager it takes the place of the usual handlers for a while.
+
+    Until training begins, where there is no step to finish, the signal ends at once what is being done.
+    """
 
     def __init__(self) -> None:
+        self.training = False
         self.signal_number: int | None = None
         self.since = 0.0
 
     def __enter__(self) -> Self:
         self.previous = {number: signal.getsignal(number) for number in SIGNALS}
-        self.take_signals()
+        self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -33,7 +46,11 @@ class Interruption:
             signal.signal(number, handler)
 
     def take_signals(self) -> None:
-        """Makes this the only one that is told of signals, until one has come."""
+        """Begins the training: from now on a signal is noted, and this alone is told of it."""
+        self.training = True
+        self._listen()
+
+    def _listen(self) -> None:
         if not self.noted:
             for number in SIGNALS:
                 signal.signal(number, self._note)
@@ -50,6 +67,9 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.noted:
             self.signal_number, self.since = number, time.monotonic()
+            if not self.training:
+                name = signal.Signals(number).name
+                raise Interrupted(f"{name} ended it before the first step of the training", signal_number=number)
         elif self.seconds > SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -4,10 +4,12 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import RunError
 from utils.processes import is_first_process
 
 # Said by the libraries to those who write programs with them, of no use to those who run this one.
@@ -47,6 +49,24 @@ class _Terminal(logging.Handler):
         tqdm.write(level + self.format(record), file=sys.stderr)
 
 
+class _File(logging.FileHandler):
+    """Writes to the run's log; a disk that is full is said once, and nothing but the log suffers from it."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            tqdm.write(f"warning: {self.baseFilename} cannot be written: {error.strerror}", file=sys.stderr)
+        self.failed = True
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def start_logging(level: str) -> None:
     """Shows messages of at least `level` in the terminal; may be called again. All but the first process tell errors alone."""
     root = logging.getLogger()
@@ -82,10 +102,17 @@ def start_logging(level: str) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Writes messages to the file `path` too, with their times; only the first process does."""
+    """Writes messages to the file `path` too, with their times; only the first process does.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     if not is_first_process():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _File(path, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; make room, or set another folder") from error
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from utils.errors import RunError
+from utils.files import remove_partial, replacing
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -45,9 +46,10 @@ def open_store(output_path: Path, *, to_write: bool = False) -> tuple["MlflowCli
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors are raised as well
-    if to_write:
-        check_writable(output_path)
     with store_errors(output_path), _made_by_one(output_path):
+        _make_tables(output_path)
+        if to_write:
+            check_writable(output_path)
         client = MlflowClient(store_uri(output_path))
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
@@ -60,6 +62,19 @@ def open_store(output_path: Path, *, to_write: bool = False) -> tuple["MlflowCli
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
     return client, experiment.experiment_id
+
+
+def _make_tables(output_path: Path) -> None:
+    """Makes the store where there is none, beside its place: MLflow never repairs one whose making was broken off."""
+    store = output_path / STORE
+    if store.exists() and (not store.is_file() or store.stat().st_size):
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    remove_partial(output_path)
+    with replacing(store) as partial:
+        _try_writing(partial)
+        SqlAlchemyStore(f"sqlite:///{partial.resolve()}", (output_path.resolve() / ARTIFACTS).as_uri()).engine.dispose()
 
 
 @contextlib.contextmanager
@@ -79,10 +94,11 @@ def _made_by_one(output_path: Path) -> Iterator[None]:
 def store_errors(output_path: Path) -> Iterator[None]:
     """Makes a RunError of what MLflow and SQLite raise about the store."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (sqlite3.Error, MlflowException) as error:
+    except (sqlite3.Error, MlflowException, SQLAlchemyError) as error:
         raise RunError(f"{output_path / STORE}: {str(error).splitlines()[0]}") from error
 
 
@@ -92,7 +108,11 @@ def check_writable(output_path: Path) -> None:
     Raises:
         RunError: It cannot: it is locked, read-only or damaged, or the disk is full.
     """
-    with _transaction(output_path) as connection:
+    _try_writing(output_path / STORE)
+
+
+def _try_writing(store: Path) -> None:
+    with _transaction(store) as connection:
         connection.execute("CREATE TABLE trial (of INTEGER)")
         connection.execute("ROLLBACK")
 
@@ -103,14 +123,13 @@ def change(output_path: Path, statement: str, values: list[tuple[Any, ...]]) -> 
     Raises:
         RunError: As `check_writable`.
     """
-    with _transaction(output_path) as connection:
+    with _transaction(output_path / STORE) as connection:
         connection.executemany(statement, values)
         connection.execute("COMMIT")
 
 
 @contextlib.contextmanager
-def _transaction(output_path: Path) -> Iterator[sqlite3.Connection]:
-    store = output_path / STORE
+def _transaction(store: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(sqlite3.connect(store, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -1,6 +1,5 @@
 """Logs runs to the MLflow store that `python dashboard.py` shows."""
 
-import functools
 import logging
 import time
 from datetime import datetime
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.history import Row, best_values, read_rows
-from utils.mlflow_store import change, check_writable, open_store, store_errors, store_uri
+from utils.mlflow_store import change, check_writable, open_store, store_errors
 from utils.run_lock import is_held
 from utils.runs import CONFIG, CURVES, METRICS, RECORD, SPEED, read_record
 from utils.tracking import run_facts
 
 RUN_ID = "run_id"
-MOST_METRICS = 1000  # in one call of MLflow
+MOST_ROWS = 100  # in one call of MLflow, which takes 1000 metrics
 STEP_OF_BEST = 0  # MLflow draws a metric without steps as bars, to compare the runs by; one with steps as curves
 STATUSES = {"running": "RUNNING", "completed": "FINISHED", "early-stopped": "FINISHED", "failed": "FAILED"}  # or KILLED
 LONGEST_TEXT = 5000  # of a tag; a parameter may have 6,000 characters
@@ -43,16 +42,17 @@ class MLflowTracker:
         self._set_tags(facts)
         self._log_files(files)
         self.client.update_run(self.id, "RUNNING")
-        self.known_epochs = {point.step for point in self.client.get_metric_history(self.id, "valid_loss")}
-        self._log_missing(read_rows(self.folder / METRICS))
+        points = self.client.get_metric_history(self.id, "valid_loss")
+        self.known_epochs = {point.step for point in points}
+        self.latest = max((point.timestamp for point in points), default=0)
+        self._log_missing(read_rows(self.folder / METRICS), run.data.metrics)
 
     def log_epoch(self, metrics: dict[str, float], epoch: int) -> None:
         # An epoch that ended, but was killed before its checkpoint, is trained again, and would be drawn twice.
         if epoch not in self.known_epochs:
             check_writable(self.output_path)
-            best = {name: value for name, value in metrics.items() if name.startswith("best_")}
-            self.logger.log_metrics({name: value for name, value in metrics.items() if name not in best}, epoch)
-            self.logger.log_metrics(best, STEP_OF_BEST)
+            steps = {name: STEP_OF_BEST if name.startswith("best_") else epoch for name in metrics}
+            self._log([(name, value, steps[name]) for name, value in metrics.items()])
 
     def end(self, facts: dict[str, Any], files: list[Path]) -> None:
         check_writable(self.output_path)
@@ -61,13 +61,6 @@ class MLflowTracker:
         ended = self.started + round(1000 * facts["duration"])
         self.client.set_terminated(self.id, STATUSES.get(facts["status"], "KILLED"), ended)
         self._set_tags(facts)
-
-    @functools.cached_property
-    def logger(self) -> Any:
-        """Lightning's logger of this run; the dashboard, which only looks at what is there, does without Lightning."""
-        from pytorch_lightning.loggers import MLFlowLogger
-
-        return MLFlowLogger(tracking_uri=store_uri(self.output_path), run_id=self.id)
 
     def _set_parameters(self, old: dict[str, str], new: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -90,18 +83,26 @@ class MLflowTracker:
         for path in files:
             self.client.log_artifact(self.id, str(path))
 
-    def _log_missing(self, rows: list[Row]) -> None:
-        """Logs the epochs that the run's folder has and the store has not."""
-        from mlflow.entities import Metric
-
-        now = round(time.time() * 1000)
+    def _log_missing(self, rows: list[Row], stored: dict[str, float]) -> None:
+        """Logs the epochs and the best values that the run's folder has and the store has not."""
         missing = [row for row in rows if row["epoch"] not in self.known_epochs]
         self.known_epochs |= {row["epoch"] for row in missing}
-        points = [(name, row[name], row["epoch"]) for row in missing for name in row if name != "epoch"]
-        points += [(name, value, STEP_OF_BEST) for name, value in best_values(rows if missing else []).items()]
-        for first in range(0, len(points), MOST_METRICS):
-            metrics = [Metric(name, value, now, step) for name, value, step in points[first : first + MOST_METRICS]]
-            self.client.log_batch(self.id, metrics=metrics)
+        points = [[(name, row[name], row["epoch"]) for name in row if name != "epoch"] for row in missing]
+        points += [
+            [(name, value, STEP_OF_BEST)] for name, value in best_values(rows).items() if stored.get(name) != value
+        ]
+        for first in range(
+            0, len(points), MOST_ROWS
+        ):  # never a part of an epoch: it would be taken for the whole of it
+            self._log([point for row in points[first : first + MOST_ROWS] for point in row])
+
+    def _log(self, points: list[tuple[str, float, int]]) -> None:
+        """Logs name, value and step of metrics, all of them or none."""
+        from mlflow.entities import Metric
+
+        # Of the values of a step MLflow shows that of the latest time: it must not go back where the clock does.
+        self.latest = max(round(time.time() * 1000), self.latest + 1)
+        self.client.log_batch(self.id, metrics=[Metric(name, value, self.latest, step) for name, value, step in points])
 
 
 def import_runs(output_path: Path) -> None:

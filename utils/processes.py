@@ -19,9 +19,6 @@ def is_first_process() -> bool:
 
 
 def end_with_parent() -> None:
-    """Lets Linux end any but the first process as soon as the one that has started it is gone, whatever has ended that.
-
-    It would wait for the others, with the memory of its device, until the engine's half an hour is over.
-    """
-    if sys.platform == "linux" and not is_first_process():
+    """Lets Linux end this process as soon as the one that has started it is gone, whatever has ended that."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.errors import RunError
+
 LOCK = ".training"
-WAIT_SECONDS = 5  # longer than a look at the lock lasts
+WAIT_SECONDS = 10  # longer than a look at the lock lasts, and than the workers of a killed training outlive it
 
 logger = logging.getLogger(__name__)
 
@@ -16,12 +18,17 @@ def hold(folder: Path) -> FileLock | None:
 
     Returns:
         The lock, to be kept; None, with a warning, where there cannot be one.
+
+    Raises:
+        RunError: Another process trains it.
     """
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=WAIT_SECONDS)
     except Timeout:
-        logger.warning("%s is being trained by another process too", folder)
+        raise RunError(
+            f"{folder} is being trained by another process; wait for its end, or start a run of its own without --resume"
+        ) from None
     except (OSError, NotImplementedError) as error:
         logger.warning("%s cannot be locked (%s): the dashboard will show this run as killed", folder, error)
     else:

@@ -13,10 +13,10 @@ from pytorch_lightning import Trainer
 from utils.config import Config
 from utils.curves import draw_curves
 from utils.errors import Interrupted, RunError
-from utils.files import write_text
+from utils.files import remove_partial, write_text
 from utils.history import Row, best_values, read_rows
 from utils.machine import commit, runtime, versions
-from utils.runs import CONFIG, CURVES, LAST, METRICS, read_record, write_record
+from utils.runs import CONFIG, CURVES, LAST, METRICS, SPEED, has_ended, read_record, write_record
 from utils.trackers import Trackers
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,10 @@ class RunRecord:
         self.folder = folder
         self.config = config
         old = read_record(folder)
-        self.earlier_seconds = float(old.get("seconds", 0.0))
+        self.had_ended = has_ended(folder)
+        # A run that was killed could not write down how long it had taken, but each of its epochs did.
+        trained = sum(row["seconds"] for row in read_rows(folder / SPEED)) if old else 0.0
+        self.earlier_seconds = max(float(old.get("seconds", 0.0)), trained)
         self.began = time.monotonic()
         self.trainer: Trainer | None = None
         run_id = old.get("run_id") or uuid.uuid4().hex
@@ -72,7 +75,16 @@ class RunRecord:
         return read_rows(self.folder / METRICS)
 
     def start(self, trainer: Trainer) -> None:
-        """Writes the configuration and the record, and says what begins."""
+        """Writes the configuration and the record, and says what begins.
+
+        Raises:
+            RunError: Another process is training this run.
+        """
+        if trainer.is_global_zero:
+            # Before it is this process's run: nothing is written to another's, not even how this one ended.
+            alone = self.trackers.hold()
+            for each in (self.folder, self.folder / LAST.parent):
+                remove_partial(each, alone=alone)
         self.trainer = trainer
         if trainer.is_global_zero:
             write_text(self.folder / CONFIG, self.config.as_yaml())
@@ -93,7 +105,9 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if self.trainer is None or not self.trainer.is_global_zero:
+        if self.trainer is None:
+            return False
+        if not self.trainer.is_global_zero:
             # A RunError without a cause is a decision that all processes take, and the first one says it. Lightning would
             # kill that one, which may still be writing, as soon as another ends with an error.
             return isinstance(error, RunError) and error.__cause__ is None
@@ -105,16 +119,30 @@ class RunRecord:
             "epochs": len(rows),
             "best": best_values(rows),
         }
-        try:
-            write_record(self.folder, self.values)
-            if rows:
-                draw_curves({self.folder.name: rows}, self.folder / CURVES, title=self._title())
-        except RunError as problem:  # the training's own error, or its result, must not be lost to a full disk
-            logger.error("%s", problem)
-        self.trackers.end(self.values, [self.folder / CURVES] if rows else [])
+        if error is not None:
+            self._write()
+        self._draw(rows)
+        hurry = self.values["status"] == "interrupted"
+        self.trackers.end(self.values, [self.folder / CURVES] if rows else [], hurry=hurry)
+        if error is None:
+            self._write()  # last: a run that is killed before goes on, and does what is missing
+        self.trackers.release()
         if error is not None and (self.folder / LAST).is_file():
             logger.warning("to go on: python train.py --resume %s", self.folder)
         return False
+
+    def _write(self) -> None:
+        try:
+            write_record(self.folder, self.values)
+        except RunError as problem:  # the training's own error, or its result, must not be lost to a full disk
+            logger.error("%s", problem)
+
+    def _draw(self, rows: list[Row]) -> None:
+        try:
+            if rows:
+                draw_curves({self.folder.name: rows}, self.folder / CURVES, title=self._title())
+        except RunError as problem:
+            logger.error("%s", problem)
 
     def _status(self, error: BaseException | None) -> Status:
         if error is not None:

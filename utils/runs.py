@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ConfigError, RunError
-from utils.files import write_text
+from utils.files import remove_partial, write_text
 from utils.processes import is_first_process
 
 CONFIG = "config.yml"
@@ -41,6 +41,9 @@ def make_run_folder(output_path: Path, architecture: str) -> Path:
         return output_path / name
     try:
         output_path.mkdir(parents=True, exist_ok=True)
+        for parts in ("*", f"*/{LAST.parent}"):  # of runs that were killed in their first epoch and never go on
+            for folder in output_path.glob(parts):
+                remove_partial(folder)
         for number in range(1, 1000):
             folder = output_path / (name if number == 1 else f"{name}_{number}")
             try:

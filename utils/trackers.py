@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 30  # within which the first epoch waits for the trackers
 CLOSE_SECONDS = 60  # within which the command waits for what is not yet logged
+HURRY_SECONDS = 3  # the same after a signal, where ten seconds must do for all
 PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb", "neptune": "neptune-client"}
 
 
@@ -59,10 +60,19 @@ class Trackers:
         # A copy in another process (some of Lightning's launchers train in one) is silent; `end` logs what was trained there.
         return self.__dict__ | {"trackers": [], "lock": None}
 
+    def hold(self) -> bool:
+        """Marks the run as this process's, as long as it lives; returns whether it could be.
+
+        Raises:
+            RunError: It is another's.
+        """
+        if self.lock is None:
+            self.lock = hold(self.folder)
+        return self.lock is not None
+
     def start(self, record: dict[str, Any], files: list[Path]) -> None:
         """Logs what is known before the first epoch: parameters, versions, configuration."""
-        # Held as long as this process lives: it tells a run that goes on from one whose process is gone.
-        self.lock = hold(self.folder)
+        self.hold()
         self.known_epochs = {row["epoch"] for row in read_rows(self.folder / METRICS)}
         names = list(dict.fromkeys(self.config.trackers or [])) + ["neptune"] * self.config.log_to_neptune
         self.trackers = [_Guarded(name, lambda name=name: self._build(name)) for name in names]
@@ -80,8 +90,8 @@ class Trackers:
         for each in self.trackers:
             each.do(lambda tracker: tracker.log_epoch(metrics, int(values["epoch"])))
 
-    def end(self, record: dict[str, Any], files: list[Path]) -> None:
-        """Logs how the run ended, and closes the trackers."""
+    def end(self, record: dict[str, Any], files: list[Path], *, hurry: bool = False) -> None:
+        """Logs how the run ended, and closes the trackers; with `hurry`, as long as one waits who has sent a signal."""
         rows = read_rows(self.folder / METRICS)
         for index, row in enumerate(rows, start=1):
             if row["epoch"] not in self.known_epochs:
@@ -90,11 +100,15 @@ class Trackers:
         for each in self.trackers:
             each.do(lambda tracker: tracker.end(facts, files))
             each.tasks.put(None)
-        limit = time.monotonic() + CLOSE_SECONDS
+        seconds = min(HURRY_SECONDS, CLOSE_SECONDS) if hurry else CLOSE_SECONDS
+        limit = time.monotonic() + seconds
         for each in self.trackers:
             each.thread.join(max(0.0, limit - time.monotonic()))
             if each.thread.is_alive():
-                each.give_up(f"not all was logged within {CLOSE_SECONDS} s")
+                each.give_up(f"not all was logged within {seconds} s")
+
+    def release(self) -> None:
+        """Lets another process take the run up."""
         if self.lock is not None:
             self.lock.release()
 

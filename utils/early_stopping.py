@@ -1,0 +1,29 @@
+"""Early stopping that survives a run that is broken off: it neither forgets that it has stopped nor its new patience."""
+
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer, callbacks
+
+
+# Of the same name as Lightning's: checkpoints keep its state under the name of its class.
+class EarlyStopping(callbacks.EarlyStopping):
+    """Stops after `patience` epochs without a lower validation loss.
+
+    Args:
+        patience: Epochs.
+        longer: Whether a run that has ended is to be trained longer; else one that had stopped when it was broken off,
+            before it could say so, ends without another epoch.
+    """
+
+    def __init__(self, patience: int, *, longer: bool) -> None:
+        super().__init__("valid_loss", mode="min", patience=patience, check_finite=False)
+        self.longer = longer
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
+        if self.longer or self.wait_count < self.patience:
+            self.stopped_epoch = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.stopped_epoch:
+            trainer.should_stop = True
