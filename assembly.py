@@ -1,6 +1,7 @@
 """Builds data, network and trainer from a configuration: the one place that knows all three."""
 
 import logging
+import math
 import os
 import warnings
 from dataclasses import replace
@@ -53,10 +54,13 @@ def check_buildable(config: Config) -> None:
                 convert_to_grayscale=config.convert_to_grayscale,
                 **{key: getattr(config, key)},
             )
-    with problems.of("augmentation_device"):
-        _batched_augmentations(config, obstacles=_obstacles(config))
-    with problems.of("loss_function"):
-        build_loss(config.loss_function, config.loss_params, num_classes=STUDY_CLASSES)
+    if not problems.found:
+        with problems.of("augmentation_device"):
+            _batched_augmentations(config, obstacles=_obstacles(config))
+    with problems.of("loss_params" if config.loss_params else "loss_function"):
+        weight = (config.loss_params or {}).get("weight")  # its length is compared with the data set's classes later
+        classes = max(len(weight), 2) if isinstance(weight, list) else STUDY_CLASSES
+        build_loss(config.loss_function, config.loss_params, num_classes=classes)
     with problems.of("architecture"), torch.device("meta"):
         _check_memory(_build_network(config, STUDY_CLASSES))
     if config.compile is not None:
@@ -78,7 +82,9 @@ def check_buildable(config: Config) -> None:
         # Many a scheduler looks at a parameter only when its epoch has come.
         with problems.of("lr_scheduler_params"), warnings.catch_warnings(action="ignore"):
             lr_scheduler = build_lr_scheduler(config.lr_scheduler, config.lr_scheduler_params, optimizer)
-            for _ in range(config.num_epochs if lr_scheduler is not None else 0):
+            for epoch in range(config.num_epochs if lr_scheduler is not None else 0):
+                if not 0 <= (lr := optimizer.param_groups[0]["lr"]) < math.inf:
+                    raise ValueError(f"it makes the learning rate {lr} in epoch {epoch}")
                 step_lr_scheduler(lr_scheduler, valid_loss=1.0)
     problems.raise_any()
 

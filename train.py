@@ -11,10 +11,12 @@ from pathlib import Path
 
 from utils.commands import run_command
 from utils.config import Config, load_config, load_run_config
+from utils.errors import ConfigError
+from utils.history import read_rows
 from utils.interruption import Interruption
 from utils.logs import log_to_file, start_logging
 from utils.processes import end_with_parent, is_first_process
-from utils.runs import LAST, LOG, find_run, has_ended, make_run_folder, read_record
+from utils.runs import LAST, LOG, METRICS, find_run, has_ended, make_run_folder, read_record
 from utils.summary import summarise
 
 PROJECT = Path(__file__).resolve().parent
@@ -47,7 +49,10 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | No
     where = [override for override in overrides if override.startswith("output_path=")]
     output_path = load_config(DEMO if arguments.demo else arguments.config, overrides=where).output_path
     folder = find_run(arguments.resume, output_path)
-    return load_run_config(folder, overrides=[each for each in overrides if each not in where]), folder
+    config = load_run_config(folder, overrides=[each for each in overrides if each not in where])
+    if (done := len(read_rows(folder / METRICS))) > config.num_epochs:
+        raise ConfigError(f"--set num_epochs={config.num_epochs}: {folder} has {done} epochs already")
+    return config, folder
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -55,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv)
     config, resumed = read_configuration(arguments)
     start_logging(config.loglevel)
+    if config.neptune_api_token:
+        logger.warning("neptune_api_token: the place of a secret is the environment variable NEPTUNE_API_TOKEN")
     if resumed and has_ended(resumed) and not any(change.startswith(LONGER) for change in arguments.set):
         if is_first_process():
             print(

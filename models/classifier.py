@@ -48,7 +48,8 @@ class Classifier(LightningModule):
         batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # LBFGS looks at all gradients as one row of numbers, which only the plain layout is.
+        self.memory_format = torch.channels_last if channels_last and optimizer != "LBFGS" else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
         self.loss = loss
         self.optimizer = (optimizer, optimizer_params)

@@ -17,7 +17,7 @@ from datamodules.sampling import EpochBatches
 from datamodules.sources import CachedPhotos
 from models.compilation import FullBatches
 from tests.data_sets import write_updated_release
-from tests.test_training import assert_same_run, rows, run
+from tests.small_runs import assert_same_run, rows, run
 from utils.checkpoints import read_checkpoint
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError, RunError

@@ -144,7 +144,7 @@ WRONG_VALUES = [
     ("neptune_username=a/b", "must be one name"),
     ("tags=[1]", "tags.0: 1; expected a valid string"),
     ("stanford_data_path=null", "stanford_data_path: None; expected"),
-    ("image_size=227", "image_size: 227; expected a valid list"),
+    ("image_size=227", "image_size: 227; expected a list, such as [1, 2]"),
     ("image_size=[227]", "image_size: [227]; expected"),
     ("image_size=[227, 0]", "image_size.1: 0; expected greater than or equal to 1"),
     ("image_size=[31, 227]", "image_size: [31, 227] is too small for ghost: at least 32 pixels a side"),
@@ -159,7 +159,16 @@ WRONG_VALUES = [
     ("image_augmentations={RandomAffine: {degree: 5}}", "RandomAffine takes no such parameter. Did you mean 'degrees'?"),
     ("image_augmentations={RandomAffine: {}}", "RandomAffine needs the parameter 'degrees'"),
     ("image_augmentations={Lambda: {lambd: print}}", "'Lambda' cannot be used here: a configuration is not executed"),
-    ("image_augmentations=[RandomAffine]", "image_augmentations: ['RandomAffine']; expected a valid dictionary"),
+    ("image_augmentations=[RandomAffine]", "image_augmentations: ['RandomAffine']; expected names with their values below"),
+    ("image_augmentations={RandomHorizontalFlip: {p: 2}}", "RandomHorizontalFlip.p: 2; expected a probability, 0 … 1"),
+    ("image_augmentations={RandomErasing: {}}", "'RandomErasing' works on tensors: write it under tensor_augmentations"),
+    ("loglevel=info", "Did you mean 'INFO'?"),
+    ("precision=bf16", "Did you mean 'bf16-mixed'?"),
+    ("lr_scheduler_params.milestones=[3, '82']", "milestones: [3, '82']; expected a list of epochs"),
+    ("lr_scheduler_params.gamma=abc", "gamma: 'abc'; expected a number of at least 0"),
+    ("loss_function=NLLLoss", "it takes log-probabilities; CrossEntropyLoss is the same on logits"),
+    ("loss_function=MSELoss", "it does not take logits (N, classes) with labels (N,)"),
+    ("devices=[]", "devices: []; expected"),
     ("tensor_augmentations={RandomErasing: {prob: 1}}", "tensor_augmentations.RandomErasing.prob"),
     ("architecture=ghsot", "'ghsot' is not an architecture. Did you mean 'ghost'?"),
     ("out_channels=null", "ghost needs a width"),
@@ -281,3 +290,11 @@ def test_a_typo_is_answered_without_torch_in_under_a_second(tmp_path):
     assert done.returncode == 2
     assert done.stdout.strip() == "False"
     assert done.stderr.startswith("error: The configuration has 1 problem") and "Traceback" not in done.stderr
+
+
+def test_a_file_of_changes_is_no_longer_the_experiment_of_config_yml(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text("num_epochs: 3")
+    assert (load_config(path).experiment_id, load_config(path).description) == (None, None)
+    path.write_text("experiment_id: mine")
+    assert load_config(path).experiment_id == "mine"

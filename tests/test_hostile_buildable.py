@@ -119,7 +119,7 @@ WRONG = [
     ),
     ("lr_scheduler_params={gamma: x, milestones: [3]}", "lr_scheduler_params"),
     ("lr_scheduler_params={milestones: 3}", "lr_scheduler_params"),
-    ("loss_params={epsilon: x}", "loss_function"),
+    ("loss_params={epsilon: x}", "loss_params"),
     ("out_channels=1000000000000", "architecture: 'ghost' is not possible: its weights alone take"),
     ("devices=1000000000", "devices"),
 ]
@@ -138,7 +138,7 @@ def test_each_kind_of_nonsense_by_its_key(change, expected):
     [
         ("OneCycleLR", "{max_lr: 0.1, total_steps: 5}", 6, "Tried to step 6 times"),
         ("LambdaLR", "{lr_lambda: 1 / (6 - epoch)}", 6, "cannot be computed for epoch 6"),
-        ("StepLR", "{step_size: 5, gamma: x}", 6, "can't multiply"),
+        ("LambdaLR", "{lr_lambda: 4 - epoch}", 6, "it makes the learning rate -0.001 in epoch 5"),
         ("ReduceLROnPlateau", "{patience: x}", 2, "not supported between"),
     ],
 )

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import assembly
 from datamodules import batched_augmentations, batched_colour, batched_draws
 from tests.data_sets import write_updated_release
-from tests.test_training import run
+from tests.small_runs import run
 
 QUESTIONS = ("tolist", "numpy", "cpu", "__array__")  # of a tensor, that do not come down to _local_scalar_dense
 

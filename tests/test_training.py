@@ -234,7 +234,7 @@ def test_nothing_is_written_for_a_wrong_configuration_or_wrong_data(cars, tmp_pa
     output = tmp_path / "output"
     wrong = [
         "optimizer_params={lr: -1}",
-        "loss_function=MSELoss",
+        "loss_params={epsilon: 2}",
         "accelerator=tpu",
         "image_augmentations={CenterCrop: {size: 9}}",
     ]
@@ -308,3 +308,30 @@ def test_a_real_process_ends_at_ctrl_c_with_a_checkpoint_and_the_command_to_go_o
     assert process.returncode == 128 + signal.SIGINT, output
     assert f"to go on: python train.py --resume {folder}" in output and "Traceback" not in output
     assert (folder / "checkpoints/last.ckpt").is_file() and not list(folder.rglob("*.partial"))
+
+
+def test_a_run_cannot_be_given_fewer_epochs_than_it_has_and_stays_as_it_was(cars, four_epochs):
+    before = {path: path.read_bytes() for path in four_epochs.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"--set num_epochs=2: .* has 4 epochs already"):
+        train.main(["--resume", str(four_epochs), "--set", "num_epochs=2"])
+    assert {path: path.read_bytes() for path in four_epochs.rglob("*") if path.is_file()} == before
+
+
+def test_lbfgs_trains_although_it_cannot_look_at_channels_last(cars, tmp_path):
+    changes = ("optimizer=LBFGS", "optimizer_params={lr: 0.1, max_iter: 2}", "num_epochs=1")
+    folder = run(cars, tmp_path, *changes, "lr_scheduler=null", "lr_scheduler_params=null")
+    assert len(rows(folder)) == 1
+
+
+def test_the_weight_of_each_class_is_of_this_data_set(cars, tmp_path):
+    changes = ("loss_function=CrossEntropyLoss", "num_epochs=1")
+    run(cars, tmp_path / "a", *changes, "loss_params={weight: [1, 2, 3, 4]}")
+    with pytest.raises(ConfigError, match="for all 4 classes"):
+        train.main(["-d", str(cars), "--set", changes[0], "--set", "loss_params={weight: [1, 2, 3]}"])
+
+
+def test_a_token_in_a_file_is_warned_of_and_the_end_names_the_next_command(cars, tmp_path, capfd):
+    folder = run(cars, tmp_path, "num_epochs=1", "neptune_api_token=not-the-place")
+    said = capfd.readouterr()
+    assert "NEPTUNE_API_TOKEN" in said.err and "not-the-place" not in said.err + said.out
+    assert f"next: python evaluate.py {folder}" in said.out and "completed after 1 epoch in" in said.out

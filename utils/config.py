@@ -3,6 +3,8 @@
 Nothing here imports torch: a typo is answered in well under a second.
 """
 
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from utils.config_checks import MOST_PROBLEMS, check_values
 from utils.errors import ConfigError
 from utils.nearest import nearest
 from utils.schema import Config as _Schema
-from utils.yaml_source import Key, SourcedMapping, cut, number_hint, read_yaml_file, read_yaml_value, shown
+from utils.yaml_source import SET, Key, SourcedMapping, cut, number_hint, read_yaml_file, read_yaml_value, shown
 
 __all__ = ["Config", "ConfigError", "Problems", "load_config", "load_run_config", "parse_config"]
 
@@ -26,6 +28,13 @@ RESUME_KEYS = (
     "trackers", "log_to_neptune",
 )  # fmt: skip
 LONGEST_PROBLEM = 1000  # characters of what a library says of a value
+LONGEST_CHOICE = 40
+# What pydantic says of types, in the words of YAML.
+KINDS = {
+    "a valid list": "a list, such as [1, 2]",
+    "a valid dictionary": "names with their values below, such as {name: value}",
+    "an instance of Path": "a path",
+}
 SECRET = "neptune_api_token"  # a key whose value is in no message and in no file
 CONFIG_FILE = Path(__file__).resolve().parents[1] / "config.yml"
 
@@ -56,7 +65,11 @@ def load_config(path: Path | str | None = None, *, overrides: Sequence[str] = ()
     """
     source = read_yaml_file(CONFIG_FILE)
     if path is not None and Path(path).resolve() != CONFIG_FILE:
-        source.replace(read_yaml_file(Path(path)))
+        changes = read_yaml_file(Path(path))
+        source.replace(changes)
+        for key in ("experiment_id", "description"):  # another configuration is not the experiment of config.yml
+            if key not in changes.values:
+                source.set((key,), None, str(path))
     return parse_config(_overridden(source, overrides))
 
 
@@ -88,7 +101,7 @@ def _overridden(source: SourcedMapping, overrides: Sequence[str]) -> SourcedMapp
         if not equals or not key.strip():
             raise ConfigError(f"--set {cut(key)}: write --set key=value, such as --set optimizer_params.lr=0.01")
         name = f"--set {cut(key)}"
-        source.set(tuple(key.strip().split(".")), read_yaml_value(text, name), "--set")
+        source.set(tuple(key.strip().split(".")), read_yaml_value(text, name), SET)
     return source
 
 
@@ -137,7 +150,11 @@ class Problems:
             ValueError,
         ) as error:
             reason = str(error)[:LONGEST_PROBLEM] or type(error).__name__
-            self.found.append(((key,), f"{shown(getattr(self.config, key))} is not possible: {reason}"))
+            path = self.config._source.changed(key)
+            value = getattr(self.config, key)
+            for part in path[1:]:
+                value = value[part]
+            self.found.append((path, f"{shown(value)} is not possible: {reason}"))
 
     def raise_any(self) -> None:
         """Raises the ConfigError of all that was found."""
@@ -153,7 +170,7 @@ def _report(source: SourcedMapping, problems: list[tuple[Key, str]]) -> str:
     for path, message in problems[:MOST_PROBLEMS]:
         place = source.place(path)
         name = cut(".".join(map(str, path)))
-        lead = f"{place} " if place == "--set" else f"{place}: " if place else ""
+        lead = f"{place} " if place == SET else f"{place}: " if place else ""
         lines.append(f"  {lead}{name}: {message}")
     return "\n".join(lines)
 
@@ -162,6 +179,7 @@ def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
     """Returns one problem for each key; the alternatives of a key (such as auto, or a number) become one message."""
     expected: dict[Key, list[str]] = {}
     values: dict[Key, Any] = {}
+    choices: dict[Key, list[str]] = {}
     problems: dict[Key, str] = {}
     for detail in error.errors(include_url=False)[:MOST_PROBLEMS]:
         # Behind the key and the positions in it stands pydantic's name of the alternative, which no person wrote.
@@ -175,12 +193,23 @@ def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
         else:
             values[path] = detail["input"]
             message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            expected.setdefault(path, []).append(message)
+            expected.setdefault(path, []).append(KINDS.get(message, message))
+            if kind == "literal_error":
+                choices.setdefault(path, []).extend(re.findall("'([^']+)'", detail["ctx"]["expected"]))
     for path, messages in expected.items():
         alternatives = list(dict.fromkeys(messages))
         value = "<secret>" if path[0] == SECRET else shown(values[path])
-        problems[path] = f"{value}; expected {' or '.join(alternatives)}.{_hint(values[path])}"
+        hint = _hint(values[path]) or _closest(values[path], choices.get(path, []))
+        problems[path] = f"{value}; expected {' or '.join(alternatives)}.{hint}"
     return list(problems.items())
+
+
+def _closest(value: Any, choices: list[str]) -> str:
+    """Returns which of a key's few values was meant, if that can be told."""
+    text = str(value)[:LONGEST_CHOICE].lower()
+    close = [choice for choice in choices if text in (choice.lower(), choice.partition("-")[0])]
+    close += difflib.get_close_matches(text, choices, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def _written_path(location: tuple[str | int, ...]) -> Key:

@@ -19,6 +19,7 @@ LARGEST_NUMBER = 4096  # pixels, as of image_size; degrees, factors and threshol
 OPERATIONS = ("num_ops", "mixture_width", "chain_depth")  # of RandAugment and AugMix; their papers have 2 and 3
 MOST_OPERATIONS = 20
 
+ON_TENSORS = ("ConvertImageDtype", "Normalize", "RandomErasing")
 # Parameters of torch that are functions; a configuration gives them as an expression.
 EXPRESSIONS = ("lr_lambda", "scale_fn")
 
@@ -97,8 +98,19 @@ def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
                     schedule(epoch)
             except (ValueError, TypeError) as error:
                 yield ("lr_scheduler_params", parameter), str(error)
+    milestones = (given or {}).get("milestones")
+    if milestones is not None and not (isinstance(milestones, list) and all(map(_is_epoch, milestones))):
+        yield ("lr_scheduler_params", "milestones"), f"{shown(milestones)}; expected a list of epochs, such as [67, 82]"
+    for parameter in ("gamma", "factor"):
+        value = (given or {}).get(parameter)
+        if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0):
+            yield ("lr_scheduler_params", parameter), f"{shown(value)}; expected a number of at least 0"
     if name == "ReduceLROnPlateau" and (given or {}).get("mode", "min") != "min":
         yield ("lr_scheduler_params", "mode"), "the scheduler follows the validation loss: mode is 'min'"
+
+
+def _is_epoch(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_transforms(key: str) -> Callable[[dict[str, Any]], Iterator[Problem]]:
@@ -109,6 +121,10 @@ def _check_transforms(key: str) -> Callable[[dict[str, Any]], Iterator[Problem]]
                 largest = MOST_OPERATIONS if parameter in OPERATIONS else LARGEST_NUMBER
                 if any(abs(number) > largest for number in _numbers(value)):
                     yield (key, name, parameter), f"{shown(value)} is too large; expected at most {largest:,}"
+                elif parameter == "p" and isinstance(value, (int, float)) and not 0 <= value <= 1:
+                    yield (key, name, parameter), f"{value}; expected a probability, 0 … 1"
+            if key == "image_augmentations" and name in ON_TENSORS:
+                yield (key, name), f"'{name}' works on tensors: write it under tensor_augmentations"
 
     return check
 

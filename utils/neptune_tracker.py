@@ -1,6 +1,5 @@
 """Logs a run to Neptune as the configuration says."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,11 @@ from typing import Any
 from utils.config import Config
 from utils.neptune_logger import NeptuneLogger
 
-logger = logging.getLogger(__name__)
-
 
 class NeptuneTracker:
     """Logs the run in `folder`; a run of the same `run_id` goes on."""
 
     def __init__(self, config: Config, folder: Path, run_id: str) -> None:
-        if config.neptune_api_token:
-            logger.warning("neptune_api_token: the place of a secret is the environment variable NEPTUNE_API_TOKEN")
         names = config.neptune_username, config.neptune_project_name
         self.logger = NeptuneLogger(
             project="/".join(names) if all(names) else None,

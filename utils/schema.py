@@ -146,9 +146,11 @@ class Config(BaseModel):
         "auto", description="Processes that read photos; auto: one a core, at most 8."
     )
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = Field("auto", description="Kind of device.")
-    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] | list[Annotated[int, Field(ge=0, le=1023)]] = (
-        Field("auto", description="How many devices, or their numbers.")
-    )
+    devices: (
+        Literal["auto"]
+        | Annotated[int, Field(ge=1, le=1024)]
+        | Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1)]
+    ) = Field("auto", description="How many devices, or their numbers.")
     num_nodes: int = Field(1, ge=1, le=100_000, description="Machines.")
     strategy: Literal["auto", "ddp"] = Field("auto", description="How several devices work together.")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = Field(

@@ -26,6 +26,11 @@ class Signature(NamedTuple):
 
 
 # Named in torch, but not to be had from a configuration, and why.
+OTHER_TASKS = (
+    "BCELoss", "BCEWithLogitsLoss", "CTCLoss", "CosineEmbeddingLoss", "GaussianNLLLoss", "HingeEmbeddingLoss", "HuberLoss",
+    "KLDivLoss", "L1Loss", "MSELoss", "MarginRankingLoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss",
+    "PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss", "TripletMarginLoss", "TripletMarginWithDistanceLoss",
+)  # fmt: skip
 UNUSABLE = {
     "SparseAdam": "it needs sparse gradients, which these networks do not have",
     "Muon": "it takes matrices only, and these networks have vectors and convolutions too",
@@ -43,6 +48,8 @@ UNUSABLE = {
     "ToTensor": "every image becomes a tensor between image_augmentations and tensor_augmentations",
     "PILToTensor": "every image becomes a tensor between image_augmentations and tensor_augmentations",
     "ToPILImage": "image_augmentations see PIL images, tensor_augmentations see tensors",
+    "NLLLoss": "it takes log-probabilities; CrossEntropyLoss is the same on logits",
+    **dict.fromkeys(OTHER_TASKS, "it is for another task: it does not take logits (N, classes) with labels (N,)"),
     "LinearTransformation": "its parameters are tensors, which a configuration cannot hold",
 }
 

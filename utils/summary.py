@@ -20,7 +20,7 @@ def summarise(folder: Path) -> str:
         return f"{folder}: no epoch was completed"
     chosen = next(row for row in rows if row["epoch"] == best["best_valid_loss_epoch"])
     lines = [
-        f"{record['status']} after {len(rows)} epochs in {duration(record['seconds'])}",
+        f"{record['status']} after {len(rows)} epoch{'s' * (len(rows) != 1)} in {duration(record['seconds'])}",
         *(
             f"  {title:<26}{100 * best[f'best_{metric}']:8.2f} %   in epoch {best[f'best_{metric}_epoch']}"
             for title, metric in (
@@ -35,5 +35,6 @@ def summarise(folder: Path) -> str:
         f"  {'accuracy of a guess':<26}{100 / record['num_classes']:8.2f} %",
         f"  all of it is in {folder}: {CURVES}, {METRICS}, {BEST}, {LAST}",
         "  The validation photos also chose the checkpoint, as in the study: expect a little less on other photos.",
+        f"  next: python evaluate.py {folder}   or, beside other runs: python compare.py, python dashboard.py",
     ]
     return "\n".join(lines)

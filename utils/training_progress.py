@@ -1,11 +1,11 @@
-"""A moving bar over the batches of an epoch, where somebody watches it; a log file gets the epochs' lines alone."""
+"""A bar over the batches of an epoch: it moves where somebody watches, and leaves a line now and then in a log file."""
 
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from utils.progress import is_watched, progress_bar
+from utils.progress import progress_bar
 
 
 class TrainingProgress(Callback):
@@ -36,7 +36,7 @@ class TrainingProgress(Callback):
 
     def _open(self, trainer: Trainer, phase: str, batches: int) -> None:
         self._close()
-        if trainer.is_global_zero and is_watched():
+        if trainer.is_global_zero:
             epoch = f"epoch {trainer.current_epoch}/{trainer.max_epochs - 1} {phase}"
             self.bar = progress_bar(description=epoch, unit=" batches", total=batches)
 

@@ -21,6 +21,7 @@ LONGEST_NUMBER = 100  # characters; YAML computes some notations of numbers in q
 LARGEST_INTEGER = 2**64
 LONGEST_SHOWN = 200  # characters of a value in a message
 
+SET = "--set"  # the place of what the command line changes
 YAML_TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {YAML_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
@@ -54,6 +55,11 @@ class SourcedMapping:
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "")
+
+    def changed(self, key: str) -> Key:
+        """Returns the one value of `key` that --set has changed, or else the whole of it."""
+        paths = [path for path, place in self.places.items() if path[0:1] == (key,) and place == SET]
+        return max(paths, key=len) if paths and len({path[:2] for path in paths if len(path) > 1}) == 1 else (key,)
 
     def replace(self, other: "SourcedMapping") -> None:
         """Takes over each top-level key of `other`, whole."""
