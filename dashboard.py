@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 from utils.commands import run_command
 from utils.config import load_config
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DamagedStore, RunError
 from utils.logs import start_logging
 from utils.mlflow_server import FIRST_PAGE, HOST, listen, serve
 from utils.mlflow_store import STORE
@@ -80,7 +81,10 @@ def show_on_colab(*arguments: str, height: int = 900) -> "subprocess.Popen[str]"
 
             port, _, path = address.partition("/")
             output.serve_kernel_port_as_iframe(int(port), path=f"/{path}", height=str(height))
+            # Whatever it says later is taken from the pipe, lest a full one holds it up.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             return process
+    process.communicate()  # it is about to end
     raise RunError("".join(said).strip())
 
 
@@ -91,7 +95,7 @@ def _show(output_path: Path, records: list[dict[str, Any]], arguments: argparse.
     try:
         import_runs(output_path)
     except RunError as error:
-        if not (output_path / STORE).is_file():
+        if isinstance(error, DamagedStore) or not (output_path / STORE).is_file():
             raise
         logger.warning("%s; the runs are shown as they were when it was last written", error)
 

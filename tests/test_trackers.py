@@ -18,9 +18,10 @@ from urllib.request import url2pathname
 
 import pytest
 
+from dashboard import show_on_colab
 from utils import mlflow_store, trackers
 from utils.config import load_config
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DamagedStore, RunError
 from utils.history import COLUMNS, Row, best_values, write_rows
 from utils.run_lock import is_held
 from utils.runs import CONFIG, CURVES, METRICS, SPEED, read_record, write_record
@@ -263,6 +264,22 @@ def test_a_damaged_store_is_named(tmp_path, caplog, content):
     (message,) = warned(caplog)
     reason = "unable to open database file" if content is None else "file is not a database"
     assert f"{store}: {reason}" in message and METRICS in message
+
+
+def test_the_dashboard_says_what_to_do_with_a_damaged_store(output):
+    write_record(Run(output, trackers=[]).folder, {"name": "any"})
+    store = output / mlflow_store.STORE
+    content = bytearray(store.read_bytes())
+    content[200:] = b"\xff" * (len(content) - 200)  # still a database by its first page's header
+    for damage, reason in ((bytes(content), "malformed"), (b"this is no database " * 200, "file is not a database")):
+        store.write_bytes(damage)
+        with pytest.raises(DamagedStore, match=f"{reason}; delete this file, and .* from the run folders$"):
+            mlflow_store.open_store(output)
+    with pytest.raises(RunError) as said:
+        show_on_colab("--output", str(output))
+    (message,) = (line for line in str(said.value).splitlines() if mlflow_store.STORE in line)
+    assert message.startswith(f"error: {store}: file is not a database; delete this file")
+    assert "Traceback" not in str(said.value) and "as they were" not in str(said.value)
 
 
 CONFINED = """
