@@ -15,6 +15,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ OPEN_SECONDS = 60
 LONGEST_CUSTOM_ID = 36
 LONGEST_TEXT = 16_384
 INTEGERS = range(-(2**31), 2**31)
+UNENCRYPTED = "OAUTHLIB_INSECURE_TRANSPORT"  # without it, the client speaks to no address of http://
 
 
 class NeptuneLogger(Logger):
@@ -86,7 +88,8 @@ class NeptuneLogger(Logger):
         script = ["neptune", "sync"]
         if importlib.util.find_spec("pkg_resources") is None:
             script = ["python", "-c", "from neptune.cli import sync; sync()"]
-        return shlex.join([*script, "--path", str(self._run_folder), "-p", self._project or "WORKSPACE/PROJECT"])
+        command = shlex.join([*script, "--path", str(self._run_folder), "-p", self._project or "WORKSPACE/PROJECT"])
+        return f"{UNENCRYPTED}=1 {command}" if self._is_unencrypted() else command
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any]) -> None:
@@ -174,7 +177,9 @@ class NeptuneLogger(Logger):
         run_class = tamed_run()
         address = ""
         try:
-            address = self._address_of_server()
+            address = self._address_in_token()
+            if not self._project:
+                raise NoServer("there is no project, neptune_username and neptune_project_name are not both set")
             within(neptune_client.CONNECT_SECONDS + neptune_client.ANSWER_SECONDS, lambda: check_server(address))
             run = within(
                 OPEN_SECONDS,
@@ -184,7 +189,10 @@ class NeptuneLogger(Logger):
         except NoServer as error:
             run = self._open_offline(run_class, str(error))
         except Exception as error:  # of whatever class, as in _use
-            run = self._open_offline(run_class, f"{address} did not open the run ({self._describe(error)})")
+            reason = self._describe(error)
+            if type(error).__name__ == "InsecureTransportError" and self._is_unencrypted():
+                reason = f"it is not encrypted; if that is as it should be, set {UNENCRYPTED}=1"
+            run = self._open_offline(run_class, f"{address} did not open the run ({reason})")
         else:
             self._online = True
             self._server_run.write_text(run.id, encoding="utf-8")
@@ -198,11 +206,14 @@ class NeptuneLogger(Logger):
         self._warn(f"offline, {reason}. The run is logged into {self._data}. To deliver it to a server later")
         return run
 
-    def _address_of_server(self) -> str:
+    def _is_unencrypted(self) -> bool:
+        with suppress(NoServer):
+            return self._address_in_token().lower().startswith("http://")
+        return False
+
+    def _address_in_token(self) -> str:
         if not self._api_token:
             raise NoServer("there is no API token, NEPTUNE_API_TOKEN is not set")
-        if not self._project:
-            raise NoServer("there is no project, neptune_username and neptune_project_name are not both set")
         try:
             content = json.loads(base64.b64decode(self._api_token))
             address = content.get("api_url") or content["api_address"]
