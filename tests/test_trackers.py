@@ -19,6 +19,8 @@ from urllib.request import url2pathname
 import pytest
 
 from dashboard import show_on_colab
+from tests.neptune_server import PROJECT as PROJECT_NAME
+from tests.neptune_server import NeptuneServer
 from utils import mlflow_store, trackers
 from utils.config import load_config
 from utils.errors import ConfigError, DamagedStore, RunError
@@ -508,3 +510,43 @@ def test_neptune_is_told_the_same(tmp_path, caplog, monkeypatch):
     assert logged["metrics/best_valid_acc"][-1]["values"][-1]["value"] == 0.7
     assert {"files/config", "files/curves", "sys/tags", "sys/description"} <= set(logged)
     assert sum("environment variable NEPTUNE_API_TOKEN" in message for message in warned(caplog)) == 1
+
+
+@pytest.mark.parametrize("first_part", ["delivered", "half delivered", "not delivered", "not logged"])
+def test_a_run_that_neptune_knows_nothing_of_is_logged_whole(tmp_path, caplog, monkeypatch, first_part):
+    pytest.importorskip("neptune", reason="neptune-client is not installed")
+    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")  # the stand-in speaks plain http
+    monkeypatch.delenv("NEPTUNE_API_TOKEN", raising=False)
+    project = dict(zip(("neptune_username", "neptune_project_name"), PROJECT_NAME.split("/"), strict=True))
+    settings = {"trackers": [], "log_to_neptune": True, **project}
+    first = Run(tmp_path, **settings | {"log_to_neptune": first_part != "not logged"})
+    first.start()
+    first.train(ROWS[0])
+    first.train(ROWS[1])
+    first.end("interrupted")
+    with NeptuneServer() as server:
+        monkeypatch.setenv("NEPTUNE_API_TOKEN", server.token)
+        if "not" not in first_part:
+            caplog.clear()
+            server.where, server.behaviour = "operations", "missing" if first_part == "half delivered" else "serve"
+            command = [sys.executable, "-c", "from neptune.cli import sync; sync()", "--path", first.folder]
+            subprocess.run([*command, "-p", PROJECT_NAME], check=server.behaviour == "serve", capture_output=True)
+            server.behaviour = "serve"
+        second = Run(tmp_path, **settings)
+        second.rows = ROWS[:2]
+        second.start()
+        if first_part != "not delivered":
+            second.train(ROWS[1])  # had ended, but was killed before its checkpoint
+        second.train(ROWS[2])
+        second.end()
+        run = server.runs[second.record["run_id"]]
+        for metric in COLUMNS[1:]:
+            assert server.points(run)[f"metrics/{metric}"] == [(row["epoch"], row[metric]) for row in ROWS]
+        assert server.values(run)["summary/status"] == "completed"
+        assert {path for _, path in server.files} == {"files/config", "files/curves"}
+    delivered = "not" not in first_part
+    assert len(server.runs) == 1 + delivered
+    told = [message for message in warned(caplog) if "can be deleted" in message]
+    assert len(told) == delivered and all(second.folder.name in message for message in told)
+    assert not server.refused
+    assert not list(second.folder.glob(".neptune/*/run__*"))

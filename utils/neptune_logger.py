@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -51,6 +52,11 @@ class NeptuneLogger(Logger):
         run_name: What Neptune shows.
         run_id: The same for a run and all that resume it.
 
+    Attributes:
+        begins: Whether, once opened, Neptune gets a new run, with nothing of what earlier parts of this one trained.
+        left_behind: Whether an earlier part, logged offline, was delivered by itself: the client made a run without this
+            `run_id` of it, which nothing can continue.
+
     Raises:
         ConfigError: If neptune-client is not installed.
     """
@@ -69,6 +75,8 @@ class NeptuneLogger(Logger):
         self._run_name = run_name
         self._run_id = run_id
         self._run: Any = None
+        self.begins = False
+        self.left_behind = False
         self._online = False
         self._silent = False
         self._process = os.getpid()
@@ -175,6 +183,9 @@ class NeptuneLogger(Logger):
 
     def _open(self) -> Any:
         run_class = tamed_run()
+        offline = self._data / "offline"
+        begins = not self._server_run.exists() and not any(offline.glob("run__*"))
+        left_behind = begins and offline.is_dir()
         address = ""
         try:
             address = self._address_in_token()
@@ -197,8 +208,13 @@ class NeptuneLogger(Logger):
             self._online = True
             self._server_run.write_text(run.id, encoding="utf-8")
         for part in self._parts():
-            if part != run.folder:
+            if part != run.folder and begins:
+                shutil.rmtree(
+                    part
+                )  # the rest of a delivery that broke off; it is another run's, and all is logged anew
+            elif part != run.folder:
                 self._take_over(run, part)
+        self.begins, self.left_behind = begins, left_behind
         return run
 
     def _open_offline(self, run_class: type, reason: str) -> Any:
