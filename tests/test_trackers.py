@@ -18,14 +18,14 @@ from urllib.request import url2pathname
 
 import pytest
 
-from dashboard import show_on_colab
+from dashboard import Watch, show_on_colab
 from tests.neptune_server import PROJECT as PROJECT_NAME
 from tests.neptune_server import NeptuneServer
 from utils import mlflow_store, trackers
 from utils.config import load_config
 from utils.errors import ConfigError, DamagedStore, RunError
 from utils.history import COLUMNS, Row, best_values, write_rows
-from utils.run_lock import is_held
+from utils.run_lock import hold, is_held
 from utils.runs import CONFIG, CURVES, METRICS, SPEED, read_record, write_record
 from utils.trackers import Trackers, check_trackers
 from utils.tracking import study_parameters
@@ -453,6 +453,33 @@ time.sleep(60)
     killed.end()
     (stored,) = stored_runs(output)
     assert (stored.info.status, points(output, stored, "valid_acc")) == ("FINISHED", [(0, 0.02), (1, 0.5)])
+
+
+def test_an_open_dashboard_looks_again(output, caplog, monkeypatch):
+    monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.1)
+    run = Run(output, "killed")
+    write_record(run.folder, run.record)
+    lock = hold(run.folder)
+    watch = Watch(output)
+    watch.look()
+    assert stored_runs(output) == []  # it is being trained
+    lock.release()
+    watch.look_again()
+    assert [stored.info.status for stored in stored_runs(output)] == ["KILLED"]
+
+    other = sqlite3.connect(output / mlflow_store.STORE, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    watch.look_again()  # nothing has changed, and the store is not even opened
+    assert warned(caplog) == []
+    Run(output, "without a store", trackers=[]).whole()
+    watch.look_again()
+    watch.look_again()
+    (message,) = warned(caplog)
+    assert "mlflow.db: database is locked; the runs are shown as they were" in message
+    other.execute("ROLLBACK")
+    other.close()
+    watch.look_again()
+    assert {stored.info.run_name for stored in stored_runs(output)} == {"killed", "without a store"}
 
 
 def test_a_store_that_cannot_be_written_to_is_said_to_the_dashboard(output, monkeypatch):
