@@ -177,6 +177,10 @@ def test_the_dashboard_shows_the_runs_in_a_browser(runs):
                 "all_optimizer_params",
             }
 
+            driver.get(f"{site}/#/")
+            text = wait_for(driver, "the home page", "document.body.innerText", lambda text: "Car models" in text)
+            assert "UI telemetry" not in text and "Start Demo" not in text
+
             assert requested_hosts(driver) == {urlsplit(address).netloc}
             children = subprocess.run(
                 ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False

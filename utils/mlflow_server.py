@@ -23,7 +23,12 @@ STOP_SECONDS = 3
 LOOK_SECONDS = 30
 # MLflow's pages bring all they need; what they would fetch from elsewhere (telemetry, an editor for traces) stays away.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-HIDDEN = b"<style>[data-assistant-ui] {display: none !important}</style>"  # the assistant's button
+HIDDEN = (
+    "[data-assistant-ui]",  # the assistant's button
+    '[data-component-id="mlflow.home.telemetry-alert"]',  # nothing is sent
+    'div:has(> [data-component-id="mlflow.home.demo-banner.launch"])',  # runs of a language model among those trained
+)
+STYLE = f"<style>{', '.join(HIDDEN)} {{display: none !important}}</style>".encode()
 # Colab shows a page of its machine under another name, and within its own page.
 COLAB = {
     "MLFLOW_SERVER_ALLOWED_HOSTS": f"localhost,localhost:*,{HOST},{HOST}:*,*.googleusercontent.com,*.colab.dev",
@@ -98,7 +103,7 @@ def serve(
         if request.url.path == "/":
             page = b"".join([part async for part in response.body_iterator])
             headers = {name: value for name, value in response.headers.items() if name != "content-length"}
-            response = Response(page.replace(b"</head>", HIDDEN + b"</head>"), response.status_code, headers)
+            response = Response(page.replace(b"</head>", STYLE + b"</head>"), response.status_code, headers)
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
