@@ -225,6 +225,7 @@ def test_a_locked_store_stops_neither_an_epoch_nor_the_training(output, caplog, 
     other.close()
     (message,) = warned(caplog)
     assert "mlflow: logging stopped" in message and "database is locked" in message and METRICS in message
+    assert message.endswith("from which `python dashboard.py` takes the run up later")
     (stored,) = stored_runs(output)
     assert (stored.info.status, points(output, stored, "lr")) == ("RUNNING", [(0, 0.001)])
 
