@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,10 +18,11 @@ from typing import Any
 
 from utils.commands import run_command
 from utils.config import load_config
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DamagedStore, RunError
 from utils.logs import start_logging
 from utils.mlflow_server import FIRST_PAGE, HOST, listen, serve
 from utils.mlflow_store import STORE
+from utils.run_lock import is_held
 from utils.runs import RECORD, read_record
 
 PORT = 5000
@@ -80,20 +82,65 @@ def show_on_colab(*arguments: str, height: int = 900) -> "subprocess.Popen[str]"
 
             port, _, path = address.partition("/")
             output.serve_kernel_port_as_iframe(int(port), path=f"/{path}", height=str(height))
+            # Whatever it says later is taken from the pipe, lest a full one holds it up.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             return process
+    process.communicate()  # it is about to end
     raise RunError("".join(said).strip())
 
 
-def _show(output_path: Path, records: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    from utils.mlflow_tracker import import_runs
+class Watch:
+    """Keeps the store up to date with the run folders; it is opened only when one of them has changed.
 
+    Args:
+        output_path: Folder of the runs.
+    """
+
+    def __init__(self, output_path: Path) -> None:
+        self.output_path = output_path
+        self.seen: dict[Path, tuple[int, bool]] | None = None
+        self.said: set[str] = set()
+
+    def look(self) -> None:
+        """Brings the store up to date.
+
+        Raises:
+            RunError: The store cannot be written to.
+        """
+        from utils.mlflow_tracker import import_runs
+
+        records = self.output_path.glob(f"*/{RECORD}")
+        found = {path: (path.stat().st_mtime_ns, is_held(path.parent)) for path in records}
+        if found != self.seen:
+            import_runs(self.output_path)
+            self.seen = found
+
+    def look_again(self) -> None:
+        """Brings it up to date while the pages are shown, where no error may end that."""
+        try:
+            self.look()
+        except (RunError, OSError) as error:
+            self.warn(error)
+
+    def warn(self, error: Exception) -> None:
+        """Says, once, what keeps the store from being brought up to date."""
+        if str(error) not in self.said:
+            self.said.add(str(error))
+            shown = (
+                "" if isinstance(error, DamagedStore) else "; the runs are shown as they were when it was last written"
+            )
+            logger.warning("%s%s", error, shown)
+
+
+def _show(output_path: Path, records: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     logger.info("opening the runs of %s, which takes some seconds", output_path)
+    watch = Watch(output_path)
     try:
-        import_runs(output_path)
+        watch.look()
     except RunError as error:
-        if not (output_path / STORE).is_file():
+        if isinstance(error, DamagedStore) or not (output_path / STORE).is_file():
             raise
-        logger.warning("%s; the runs are shown as they were when it was last written", error)
+        watch.warn(error)
 
     def ready() -> None:
         print(f"{address}\nCtrl-C ends the dashboard", flush=True)
@@ -107,7 +154,14 @@ def _show(output_path: Path, records: list[dict[str, Any]], arguments: argparse.
         if port != arguments.port:
             logger.info("port %d is taken by another program, this is %d", arguments.port, port)
         parameters = dict.fromkeys(name for record in records for name in record.get("parameters", {}))
-        serve(output_path, listener, parameters=list(parameters), colab=arguments.colab, ready=ready)
+        serve(
+            output_path,
+            listener,
+            parameters=list(parameters),
+            colab=arguments.colab,
+            ready=ready,
+            look_again=watch.look_again,
+        )
 
 
 if __name__ == "__main__":

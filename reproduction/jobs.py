@@ -28,8 +28,7 @@ LENGTH = ("num_epochs", "early_stopping_patience")  # may change in a run that g
 # Where a run is trained and how it is logged; its seed stands beside the settings.
 NOT_SETTINGS = {
     *(key for key in RESUME_KEYS if key not in LENGTH), "seed", "experiment_id", "description", "tags", "output_path",
-    "trackers", "log_to_neptune", "neptune_username", "neptune_project_name", "neptune_api_token", "cache_path",
-    "cache_on_device",
+    "neptune_api_token",
 }  # fmt: skip
 OWN_KEYS = {"experiment_id": "it is the experiment's name", "output_path": "use --output"}
 # A configuration that was written before a key was added lacks it.

@@ -256,3 +256,10 @@ def test_the_notebook_is_valid_and_empty():
         "settings", "drive", "project", "install", "data", "train", "curves", "dashboard"
     ]  # fmt: skip
     assert notebook.metadata["accelerator"] == "GPU" and notebook.metadata["colab"]["gpuType"] == "T4"
+
+
+def test_there_are_no_curves_before_the_first_epoch(tmp_path, capsys):
+    (cell,) = (cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "curves")
+    (tmp_path / "ghost_20261123000000").mkdir()
+    exec(cell.source, {"output": tmp_path})
+    assert capsys.readouterr().out == f"no run in {tmp_path} has completed an epoch yet\n"

@@ -107,7 +107,14 @@ def test_a_configuration_of_the_published_project_loads_unchanged(tmp_path):
     config = load_config(tmp_path / "published.yml")
     assert config.lr_scheduler is None and config.loss_params is None  # the text None means none
     assert config.stanford_raw_data_path is None and config.neptune_username is None  # placeholders are nothing
+    assert config.neptune_project_name is None and config.neptune_api_token is None
     assert config.image_augmentations == {"RandomResizedCrop": {"size": [227, 227]}}
+
+
+def test_texts_in_angle_brackets_are_kept_where_they_are_the_persons_own():
+    config = load_config(overrides=["description=<b>x</b>", "experiment_id=<C-50>", "tags=['<a>', '']"])
+    assert (config.description, config.experiment_id, config.tags) == ("<b>x</b>", "<C-50>", ["<a>", ""])
+    assert load_config(overrides=["description=' '"]).description is None
 
 
 def test_a_published_configuration_may_even_take_the_place_of_config_yml(tmp_path, monkeypatch):
@@ -277,6 +284,9 @@ def test_a_resolved_configuration_can_be_read_back_and_holds_no_secret(tmp_path)
 def test_a_run_that_goes_on_keeps_what_it_trains(tmp_path):
     (tmp_path / "config.yml").write_text(load_config().as_yaml())
     assert load_run_config(tmp_path, overrides=["num_epochs=300"]).num_epochs == 300
+    # A run that was logged offline, without a project, can get one.
+    config = load_run_config(tmp_path, overrides=["neptune_username=somebody", "neptune_project_name=cars"])
+    assert (config.neptune_username, config.neptune_project_name) == ("somebody", "cars")
     with pytest.raises(ConfigError, match="a run that goes on keeps its batch_size"):
         load_run_config(tmp_path, overrides=["batch_size=32"])
 

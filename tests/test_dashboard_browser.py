@@ -9,12 +9,13 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,9 +41,10 @@ pytestmark = [
 @contextmanager
 def dashboard(output: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Opens the dashboard of `output`; gives its address and its process."""
-    command = [sys.executable, str(PROJECT / "dashboard.py"), "--output", str(output), "--no-browser", *options]
+    code = "import sys, utils.mlflow_server; utils.mlflow_server.LOOK_SECONDS = 1; import dashboard; dashboard.main()"
+    command = [sys.executable, "-c", code, "--output", str(output), "--no-browser", *options]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=said, stderr=subprocess.STDOUT, text=True)
         try:
             limit = time.monotonic() + START_SECONDS
             while True:
@@ -175,6 +177,10 @@ def test_the_dashboard_shows_the_runs_in_a_browser(runs):
                 "all_optimizer_params",
             }
 
+            driver.get(f"{site}/#/")
+            text = wait_for(driver, "the home page", "document.body.innerText", lambda text: "Car models" in text)
+            assert "UI telemetry" not in text and "Start Demo" not in text
+
             assert requested_hosts(driver) == {urlsplit(address).netloc}
             children = subprocess.run(
                 ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False
@@ -207,6 +213,23 @@ def test_other_names_reach_the_dashboard_on_colab_alone(runs, colab):
         search = "/ajax-api/2.0/mlflow/runs/search"
         assert answer(address, search, "POST", Origin=f"https://{proxy}").status == (200 if colab else 403)
         assert answer(address, search, "POST", Origin="https://elsewhere.example").status == 403
+
+
+def test_a_run_trained_meanwhile_is_taken_up(runs):
+    with dashboard(runs):
+        new = runs / "of_meanwhile"
+        shutil.copytree(next(runs.glob("*/run.json")).parent, new)
+        record = json.loads((new / "run.json").read_text(encoding="utf-8"))
+        (new / "run.json").write_text(json.dumps(record | {"name": new.name, "run_id": new.name}), encoding="utf-8")
+        limit = time.monotonic() + 30
+        while time.monotonic() < limit:
+            with closing(sqlite3.connect(runs / "mlflow.db")) as store:
+                found = list(store.execute("SELECT status FROM runs WHERE name = ?", [new.name]))
+            if found == [("FINISHED",)]:
+                break
+            time.sleep(0.2)
+    shutil.rmtree(new)
+    assert found == [("FINISHED",)]
 
 
 def test_a_folder_without_runs_is_named(tmp_path):

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import resource
-import shlex
 import signal
 import socket
 import subprocess
@@ -125,10 +124,10 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def deliver(message: str, server: NeptuneServer) -> None:
     """Runs the command that ends a message, as a person would."""
-    command = shlex.split(message.rsplit(": ", 1)[1])
+    command = message.rsplit(": ", 1)[1]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "NEPTUNE_API_TOKEN": server.token}
-    subprocess.run(command, env=environment, timeout=60, check=True, capture_output=True)
+    subprocess.run(command, shell=True, env=environment, timeout=60, check=True, capture_output=True)
 
 
 def parameters(values: dict[str, Any]) -> dict[str, Any]:
@@ -278,6 +277,22 @@ def test_offline_where_the_server_is_none(
     [warning] = warnings_of(caplog)
     assert warning.startswith(f"Neptune: offline, {server.url} {reason}")
     assert server.token not in caplog.text
+
+
+def test_a_server_without_encryption_has_to_be_allowed(
+    run_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OAUTHLIB_INSECURE_TRANSPORT")
+    with NeptuneServer() as server:
+        tracker = make_logger(run_folder, server.token)
+        log_epochs(tracker, range(2))
+        tracker.close()
+        [warning] = warnings_of(caplog)
+        assert f"{server.url} did not open the run (it is not encrypted; " in warning
+        assert "set OAUTHLIB_INSECURE_TRANSPORT=1)" in warning
+        deliver(warning, server)
+    [run] = server.runs.values()
+    assert server.points(run) == expected_points(2)
 
 
 def test_a_silent_host_without_http(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

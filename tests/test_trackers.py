@@ -18,11 +18,14 @@ from urllib.request import url2pathname
 
 import pytest
 
+from dashboard import Watch, show_on_colab
+from tests.neptune_server import PROJECT as PROJECT_NAME
+from tests.neptune_server import NeptuneServer
 from utils import mlflow_store, trackers
 from utils.config import load_config
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DamagedStore, RunError
 from utils.history import COLUMNS, Row, best_values, write_rows
-from utils.run_lock import is_held
+from utils.run_lock import hold, is_held
 from utils.runs import CONFIG, CURVES, METRICS, SPEED, read_record, write_record
 from utils.trackers import Trackers, check_trackers
 from utils.tracking import study_parameters
@@ -223,6 +226,7 @@ def test_a_locked_store_stops_neither_an_epoch_nor_the_training(output, caplog, 
     other.close()
     (message,) = warned(caplog)
     assert "mlflow: logging stopped" in message and "database is locked" in message and METRICS in message
+    assert message.endswith("from which `python dashboard.py` takes the run up later")
     (stored,) = stored_runs(output)
     assert (stored.info.status, points(output, stored, "lr")) == ("RUNNING", [(0, 0.001)])
 
@@ -264,6 +268,22 @@ def test_a_damaged_store_is_named(tmp_path, caplog, content):
     (message,) = warned(caplog)
     reason = "unable to open database file" if content is None else "file is not a database"
     assert f"{store}: {reason}" in message and METRICS in message
+
+
+def test_the_dashboard_says_what_to_do_with_a_damaged_store(output):
+    write_record(Run(output, trackers=[]).folder, {"name": "any"})
+    store = output / mlflow_store.STORE
+    content = bytearray(store.read_bytes())
+    content[200:] = b"\xff" * (len(content) - 200)  # still a database by its first page's header
+    for damage, reason in ((bytes(content), "malformed"), (b"this is no database " * 200, "file is not a database")):
+        store.write_bytes(damage)
+        with pytest.raises(DamagedStore, match=f"{reason}; delete this file, and .* from the run folders$"):
+            mlflow_store.open_store(output)
+    with pytest.raises(RunError) as said:
+        show_on_colab("--output", str(output))
+    (message,) = (line for line in str(said.value).splitlines() if mlflow_store.STORE in line)
+    assert message.startswith(f"error: {store}: file is not a database; delete this file")
+    assert "Traceback" not in str(said.value) and "as they were" not in str(said.value)
 
 
 CONFINED = """
@@ -437,6 +457,33 @@ time.sleep(60)
     assert (stored.info.status, points(output, stored, "valid_acc")) == ("FINISHED", [(0, 0.02), (1, 0.5)])
 
 
+def test_an_open_dashboard_looks_again(output, caplog, monkeypatch):
+    monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.1)
+    run = Run(output, "killed")
+    write_record(run.folder, run.record)
+    lock = hold(run.folder)
+    watch = Watch(output)
+    watch.look()
+    assert stored_runs(output) == []  # it is being trained
+    lock.release()
+    watch.look_again()
+    assert [stored.info.status for stored in stored_runs(output)] == ["KILLED"]
+
+    other = sqlite3.connect(output / mlflow_store.STORE, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    watch.look_again()  # nothing has changed, and the store is not even opened
+    assert warned(caplog) == []
+    Run(output, "without a store", trackers=[]).whole()
+    watch.look_again()
+    watch.look_again()
+    (message,) = warned(caplog)
+    assert "mlflow.db: database is locked; the runs are shown as they were" in message
+    other.execute("ROLLBACK")
+    other.close()
+    watch.look_again()
+    assert {stored.info.run_name for stored in stored_runs(output)} == {"killed", "without a store"}
+
+
 def test_a_store_that_cannot_be_written_to_is_said_to_the_dashboard(output, monkeypatch):
     monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.1)
     other = sqlite3.connect(output / mlflow_store.STORE, isolation_level=None)
@@ -492,3 +539,43 @@ def test_neptune_is_told_the_same(tmp_path, caplog, monkeypatch):
     assert logged["metrics/best_valid_acc"][-1]["values"][-1]["value"] == 0.7
     assert {"files/config", "files/curves", "sys/tags", "sys/description"} <= set(logged)
     assert sum("environment variable NEPTUNE_API_TOKEN" in message for message in warned(caplog)) == 1
+
+
+@pytest.mark.parametrize("first_part", ["delivered", "half delivered", "not delivered", "not logged"])
+def test_a_run_that_neptune_knows_nothing_of_is_logged_whole(tmp_path, caplog, monkeypatch, first_part):
+    pytest.importorskip("neptune", reason="neptune-client is not installed")
+    monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")  # the stand-in speaks plain http
+    monkeypatch.delenv("NEPTUNE_API_TOKEN", raising=False)
+    project = dict(zip(("neptune_username", "neptune_project_name"), PROJECT_NAME.split("/"), strict=True))
+    settings = {"trackers": [], "log_to_neptune": True, **project}
+    first = Run(tmp_path, **settings | {"log_to_neptune": first_part != "not logged"})
+    first.start()
+    first.train(ROWS[0])
+    first.train(ROWS[1])
+    first.end("interrupted")
+    with NeptuneServer() as server:
+        monkeypatch.setenv("NEPTUNE_API_TOKEN", server.token)
+        if "not" not in first_part:
+            caplog.clear()
+            server.where, server.behaviour = "operations", "missing" if first_part == "half delivered" else "serve"
+            command = [sys.executable, "-c", "from neptune.cli import sync; sync()", "--path", first.folder]
+            subprocess.run([*command, "-p", PROJECT_NAME], check=server.behaviour == "serve", capture_output=True)
+            server.behaviour = "serve"
+        second = Run(tmp_path, **settings)
+        second.rows = ROWS[:2]
+        second.start()
+        if first_part != "not delivered":
+            second.train(ROWS[1])  # had ended, but was killed before its checkpoint
+        second.train(ROWS[2])
+        second.end()
+        run = server.runs[second.record["run_id"]]
+        for metric in COLUMNS[1:]:
+            assert server.points(run)[f"metrics/{metric}"] == [(row["epoch"], row[metric]) for row in ROWS]
+        assert server.values(run)["summary/status"] == "completed"
+        assert {path for _, path in server.files} == {"files/config", "files/curves"}
+    delivered = "not" not in first_part
+    assert len(server.runs) == 1 + delivered
+    told = [message for message in warned(caplog) if "can be deleted" in message]
+    assert len(told) == delivered and all(second.folder.name in message for message in told)
+    assert not server.refused
+    assert not list(second.folder.glob(".neptune/*/run__*"))

@@ -4,6 +4,7 @@ UserError
 ├── ConfigError   a key, a value or a command line argument is wrong   exit code 2
 ├── DataError     a photo, an archive or an annotation is wrong        exit code 2
 └── RunError      a training cannot start, go on or be resumed         exit code 1
+    ├── DamagedStore  the store of the dashboard cannot be read        exit code 1
     └── Interrupted   a person or the system ended it                  exit code 128 + signal
 """
 
@@ -34,6 +35,10 @@ class RunError(UserError):
     """A run cannot start, go on or be resumed, although configuration and data are in order."""
 
     exit_code = 1
+
+
+class DamagedStore(RunError):
+    """The store of the dashboard is no database, or one that is broken; the run folders hold all that was in it."""
 
 
 class Interrupted(RunError):

@@ -4,6 +4,7 @@ MLflow's own command starts three processes, opens an assistant that runs comman
 models; here its application runs in this process, its pages may speak to no other host, and open on the table of runs.
 """
 
+import asyncio
 import json
 import os
 import socket
@@ -19,9 +20,15 @@ from utils.mlflow_store import ARTIFACTS, open_store, store_uri
 HOST = "127.0.0.1"
 FIRST_PAGE = "/runs"
 STOP_SECONDS = 3
+LOOK_SECONDS = 30
 # MLflow's pages bring all they need; what they would fetch from elsewhere (telemetry, an editor for traces) stays away.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-HIDDEN = b"<style>[data-assistant-ui] {display: none !important}</style>"  # the assistant's button
+HIDDEN = (
+    "[data-assistant-ui]",  # the assistant's button
+    '[data-component-id="mlflow.home.telemetry-alert"]',  # nothing is sent
+    'div:has(> [data-component-id="mlflow.home.demo-banner.launch"])',  # runs of a language model among those trained
+)
+STYLE = f"<style>{', '.join(HIDDEN)} {{display: none !important}}</style>".encode()
 # Colab shows a page of its machine under another name, and within its own page.
 COLAB = {
     "MLFLOW_SERVER_ALLOWED_HOSTS": f"localhost,localhost:*,{HOST},{HOST}:*,*.googleusercontent.com,*.colab.dev",
@@ -54,7 +61,13 @@ def listen(first: int) -> socket.socket:
 
 
 def serve(
-    output_path: Path, listener: socket.socket, *, parameters: Sequence[str], colab: bool, ready: Callable[[], None]
+    output_path: Path,
+    listener: socket.socket,
+    *,
+    parameters: Sequence[str],
+    colab: bool,
+    ready: Callable[[], None],
+    look_again: Callable[[], None],
 ) -> None:
     """Serves the store in `output_path` until a signal ends it.
 
@@ -64,6 +77,7 @@ def serve(
         parameters: Columns of the table, behind the best metrics.
         colab: Whether a Colab notebook shows the pages.
         ready: Called as soon as they are served.
+        look_again: Called every LOOK_SECONDS, in a thread.
     """
     _, experiment = open_store(output_path)
     with warnings.catch_warnings():
@@ -89,7 +103,7 @@ def serve(
         if request.url.path == "/":
             page = b"".join([part async for part in response.body_iterator])
             headers = {name: value for name, value in response.headers.items() if name != "content-length"}
-            response = Response(page.replace(b"</head>", HIDDEN + b"</head>"), response.status_code, headers)
+            response = Response(page.replace(b"</head>", STYLE + b"</head>"), response.status_code, headers)
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
@@ -98,7 +112,14 @@ def serve(
             await super().startup(sockets)
             ready()
 
-    Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=STOP_SECONDS)).run([listener])
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        timeout_graceful_shutdown=STOP_SECONDS,
+        callback_notify=lambda: asyncio.to_thread(look_again),
+        timeout_notify=LOOK_SECONDS,
+    )
+    Server(config).run([listener])
 
 
 def _first_page(experiment: str, columns: list[str]) -> str:

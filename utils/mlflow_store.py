@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from utils.errors import RunError
+from utils.errors import DamagedStore, RunError
 from utils.files import remove_partial, replacing
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ ARTIFACTS = "mlflow_artifacts"
 EXPERIMENT = "Car models"
 BUSY_SECONDS = 20  # as long as MLflow's own statements wait for another writer
 MAKING_SECONDS = 60
+DAMAGED = ("file is not a database", "database disk image is malformed")  # as SQLite says it
 # Keeps MLflow to this machine and to one process.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,7 +38,8 @@ def open_store(output_path: Path, *, to_write: bool = False) -> tuple["MlflowCli
     """Returns MLflow's client of the store in `output_path` and the experiment that holds all runs, made if need be.
 
     Raises:
-        RunError: The store cannot be used; the message says why.
+        DamagedStore: The store is no database any more.
+        RunError: It cannot be used for another reason; the message says why.
         ModuleNotFoundError: MLflow is not installed.
     """
     os.environ.update(QUIET)
@@ -92,14 +94,24 @@ def _made_by_one(output_path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def store_errors(output_path: Path) -> Iterator[None]:
-    """Makes a RunError of what MLflow and SQLite raise about the store."""
+    """Makes a RunError of what MLflow, SQLAlchemy and SQLite raise about the store."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (sqlite3.Error, MlflowException, SQLAlchemyError) as error:
-        raise RunError(f"{output_path / STORE}: {str(error).splitlines()[0]}") from error
+    except (sqlite3.Error, SQLAlchemyError, MlflowException) as error:
+        raise _store_error(output_path / STORE, error) from error
+
+
+def _store_error(store: Path, error: Exception) -> RunError:
+    text = str(error)
+    for damage in DAMAGED:
+        if damage in text:  # each library wraps the other's errors in its own
+            return DamagedStore(
+                f"{store}: {damage}; delete this file, and the next `python dashboard.py` makes it anew from the run folders"
+            )
+    return RunError(f"{store}: {text.splitlines()[0] if text else type(error).__name__}")
 
 
 def check_writable(output_path: Path) -> None:
@@ -135,4 +147,4 @@ def _transaction(store: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
     except sqlite3.Error as error:
-        raise RunError(f"{store}: {error}") from error
+        raise _store_error(store, error) from error

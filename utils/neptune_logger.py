@@ -12,9 +12,11 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ OPEN_SECONDS = 60
 LONGEST_CUSTOM_ID = 36
 LONGEST_TEXT = 16_384
 INTEGERS = range(-(2**31), 2**31)
+UNENCRYPTED = "OAUTHLIB_INSECURE_TRANSPORT"  # without it, the client speaks to no address of http://
 
 
 class NeptuneLogger(Logger):
@@ -48,6 +51,11 @@ class NeptuneLogger(Logger):
         run_folder: Existing folder of the run; the client's files lie in its `.neptune`.
         run_name: What Neptune shows.
         run_id: The same for a run and all that resume it.
+
+    Attributes:
+        begins: Whether, once opened, Neptune gets a new run, with nothing of what earlier parts of this one trained.
+        left_behind: Whether an earlier part, logged offline, was delivered by itself: the client made a run without this
+            `run_id` of it, which nothing can continue.
 
     Raises:
         ConfigError: If neptune-client is not installed.
@@ -67,6 +75,8 @@ class NeptuneLogger(Logger):
         self._run_name = run_name
         self._run_id = run_id
         self._run: Any = None
+        self.begins = False
+        self.left_behind = False
         self._online = False
         self._silent = False
         self._process = os.getpid()
@@ -86,7 +96,8 @@ class NeptuneLogger(Logger):
         script = ["neptune", "sync"]
         if importlib.util.find_spec("pkg_resources") is None:
             script = ["python", "-c", "from neptune.cli import sync; sync()"]
-        return shlex.join([*script, "--path", str(self._run_folder), "-p", self._project or "WORKSPACE/PROJECT"])
+        command = shlex.join([*script, "--path", str(self._run_folder), "-p", self._project or "WORKSPACE/PROJECT"])
+        return f"{UNENCRYPTED}=1 {command}" if self._is_unencrypted() else command
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any]) -> None:
@@ -172,9 +183,14 @@ class NeptuneLogger(Logger):
 
     def _open(self) -> Any:
         run_class = tamed_run()
+        offline = self._data / "offline"
+        begins = not self._server_run.exists() and not any(offline.glob("run__*"))
+        left_behind = begins and offline.is_dir()
         address = ""
         try:
-            address = self._address_of_server()
+            address = self._address_in_token()
+            if not self._project:
+                raise NoServer("there is no project, neptune_username and neptune_project_name are not both set")
             within(neptune_client.CONNECT_SECONDS + neptune_client.ANSWER_SECONDS, lambda: check_server(address))
             run = within(
                 OPEN_SECONDS,
@@ -184,13 +200,21 @@ class NeptuneLogger(Logger):
         except NoServer as error:
             run = self._open_offline(run_class, str(error))
         except Exception as error:  # of whatever class, as in _use
-            run = self._open_offline(run_class, f"{address} did not open the run ({self._describe(error)})")
+            reason = self._describe(error)
+            if type(error).__name__ == "InsecureTransportError" and self._is_unencrypted():
+                reason = f"it is not encrypted; if that is as it should be, set {UNENCRYPTED}=1"
+            run = self._open_offline(run_class, f"{address} did not open the run ({reason})")
         else:
             self._online = True
             self._server_run.write_text(run.id, encoding="utf-8")
         for part in self._parts():
-            if part != run.folder:
+            if part != run.folder and begins:
+                shutil.rmtree(
+                    part
+                )  # the rest of a delivery that broke off; it is another run's, and all is logged anew
+            elif part != run.folder:
                 self._take_over(run, part)
+        self.begins, self.left_behind = begins, left_behind
         return run
 
     def _open_offline(self, run_class: type, reason: str) -> Any:
@@ -198,11 +222,14 @@ class NeptuneLogger(Logger):
         self._warn(f"offline, {reason}. The run is logged into {self._data}. To deliver it to a server later")
         return run
 
-    def _address_of_server(self) -> str:
+    def _is_unencrypted(self) -> bool:
+        with suppress(NoServer):
+            return self._address_in_token().lower().startswith("http://")
+        return False
+
+    def _address_in_token(self) -> str:
         if not self._api_token:
             raise NoServer("there is no API token, NEPTUNE_API_TOKEN is not set")
-        if not self._project:
-            raise NoServer("there is no project, neptune_username and neptune_project_name are not both set")
         try:
             content = json.loads(base64.b64decode(self._api_token))
             address = content.get("api_url") or content["api_address"]

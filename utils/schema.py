@@ -13,11 +13,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from utils.architectures import ARCHITECTURE_LIMITS
 
 
+def _empty_to_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 def _placeholder_to_none(value: Any) -> Any:
     """Takes the published template's `<neptune.ai API token>` and an empty text for what they are: nothing."""
-    if isinstance(value, str) and (not value.strip() or (value.startswith("<") and value.endswith(">"))):
-        return None
-    return value
+    return None if isinstance(value, str) and value.startswith("<") and value.endswith(">") else _empty_to_none(value)
 
 
 def _text_to_path(value: Any) -> Any:
@@ -27,7 +29,8 @@ def _text_to_path(value: Any) -> Any:
         raise ValueError(f"a folder that can be found: {error}") from error
 
 
-OptionalText = Annotated[str | None, BeforeValidator(_placeholder_to_none)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_to_none)]
+NeptuneText = Annotated[str | None, BeforeValidator(_placeholder_to_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_text_to_path), BeforeValidator(_placeholder_to_none)]
 RequiredPath = Annotated[Path, BeforeValidator(_text_to_path)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -66,9 +69,9 @@ class Config(BaseModel):
     )
     logging_dir: OptionalPath = Field(description="Folder of the log files; null: the run's own folder.")
     log_to_neptune: bool = Field(description="Whether to log to Neptune.")
-    neptune_username: OptionalText = Field(description="Neptune workspace.")
-    neptune_project_name: OptionalText = Field(description="Neptune project.")
-    neptune_api_token: OptionalText = Field(
+    neptune_username: NeptuneText = Field(description="Neptune workspace.")
+    neptune_project_name: NeptuneText = Field(description="Neptune project.")
+    neptune_api_token: NeptuneText = Field(
         None, repr=False, description="Better given as environment variable NEPTUNE_API_TOKEN."
     )
 

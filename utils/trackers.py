@@ -148,7 +148,10 @@ class _Guarded:
 
     def give_up(self, reason: str) -> None:
         if not self.said:
-            logger.warning("%s: %s; the training is not affected, and %s has every epoch", self.name, reason, METRICS)
+            later = ", from which `python dashboard.py` takes the run up later" if self.name == "mlflow" else ""
+            logger.warning(
+                "%s: %s; the training is not affected, and %s has every epoch%s", self.name, reason, METRICS, later
+            )
         self.said = True
 
     def _work(self) -> None:
