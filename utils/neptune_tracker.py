@@ -1,5 +1,6 @@
 """Logs a run to Neptune as the configuration says."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from utils.config import Config
 from utils.history import best_values, read_rows
 from utils.neptune_logger import NeptuneLogger
 from utils.runs import METRICS
+
+logger = logging.getLogger(__name__)
 
 
 class NeptuneTracker:
