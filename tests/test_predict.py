@@ -225,9 +225,22 @@ def test_an_overlay_for_each_photo_and_none_for_the_broken(trained_run, photos, 
     out = tmp_path / "out"
     with pytest.raises(RunError, match="1 of 3"):
         predict.main([str(trained_run), str(photos / "b.png"), str(same_name), "--explain", str(out)])
-    assert sorted(path.name for path in out.iterdir()) == ["b.png", "b_2.png"]
-    with Image.open(out / "b.png") as overlay:
+    assert sorted(path.name for path in out.iterdir()) == ["b_explained.png", "b_explained_2.png"]
+    with Image.open(out / "b_explained.png") as overlay:
         assert overlay.width == 70 and overlay.height > 50  # the photo, and a line below it
+
+
+def test_overlays_replace_neither_the_photos_beside_them_nor_anything_else(trained_run, photos, tmp_path):
+    for name in ("b.png", "b_explained.png"):
+        shutil.copy(photos / "b.png", tmp_path / name)
+    (tmp_path / "b_explained_2.png").symlink_to("gone.png")
+    kept = (photos / "b.png").read_bytes()
+    predict.main([str(trained_run), *(str(tmp_path / name) for name in ("b.png", "b_explained.png")),
+                  "--explain", str(tmp_path)])  # fmt: skip
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "b_explained.png").read_bytes() == kept
+    assert (tmp_path / "b_explained_2.png").is_symlink()
+    written = {path.name for path in tmp_path.iterdir()} - {"b.png", "b_explained.png", "b_explained_2.png"}
+    assert written == {"b_explained_3.png", "b_explained_explained.png"}
 
 
 def test_the_overlay_colours_where_the_heat_is(trained, tmp_path, monkeypatch):
