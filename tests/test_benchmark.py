@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 import time
 
 import numpy as np
@@ -133,6 +134,26 @@ def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"'mob_v3' is no architecture, run or checkpoint. Did you mean 'mob_v2'\?"):
         benchmark.main(["mob_v3", "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        (["eff_b0", "--image-size", "0", "0"], [r"\[0, 0\] is too small for eff_b0: at least 32 pixels a side"]),
+        (["ghost", "--image-size", "16", "64"], [r"\[16, 64\] is too small for ghost: at least 32 pixels a side"]),
+        (["timm/x", "--image-size", "32", "0"], [r"\[32, 0\] is too small for timm/x: at least 1 pixels a side"]),
+        (["sq_11", "--image-size", "64", "4097"], [r"\[64, 4097\] is too large for sq_11: at most 4096 pixels a side"]),
+        (["sq_10", "sq_11", "ghost", "--image-size", "20", "20"], ["for sq_10: at least 21", "for ghost: at least 32"]),
+        (["--image-size", "31", "31"], ["for ghost: at least 32", "for shuff_v2_x20: at least 32"]),
+    ],
+)
+def test_an_image_size_that_a_network_does_not_take_is_refused_as_by_training(tmp_path, arguments, problems):
+    with pytest.raises(ConfigError) as error:
+        benchmark.main([*arguments, "--output", str(tmp_path / "out")])
+    assert str(error.value).startswith("--image-size: ")
+    assert all(re.search(problem, str(error.value)) for problem in problems) and error.value.exit_code == 2
+    assert "sq_11" not in str(error.value) or "4097" in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_line_up():
