@@ -182,6 +182,17 @@ def test_old_and_foreign_checkpoints_are_refused_with_what_is_missing(trained_ru
     assert "old.ckpt" in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_first(trained_run, tmp_path, value):
+    checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
+    for name in ("model.fc.bias", "model.stage2.0.branch1.1.running_var"):
+        checkpoint["state_dict"][name][-1] = value
+    torch.save(checkpoint, tmp_path / "spoiled.ckpt")
+    message = r"spoiled.ckpt: its weight model\.stage2\.0\.branch1\.1\.running_var is not finite"
+    with pytest.raises(RunError, match=message):
+        load_trained(str(tmp_path / "spoiled.ckpt"))
+
+
 class Harmful:
     def __reduce__(self):
         return Path.touch, (Path("executed"),)
