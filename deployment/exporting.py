@@ -25,6 +25,7 @@ LEAST_AGREEMENT = (
 )
 LARGEST_LOSS = 0.03  # of accuracy, of an int8 file
 CALIBRATION_PHOTOS = 200
+BATCH_SIZE = 32  # of the comparison; ExecuTorch runs its photos one at a time, on one thread
 ROUNDS, SECONDS = 5, 0.4  # of the measurement
 
 Item = TypeVar("Item")
@@ -158,10 +159,14 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _compare(trained: Trained, opened: Opened, photos: Sequence[Annotation]) -> Comparison:
+    """Compares in batches, which give the same logits as one photo at a time but for the last bits, and far sooner."""
     rows: list[tuple[Tensor, Tensor]] = []
-    for photo in progress_bar(photos, description="comparing", unit=" photos"):
-        images = load_image(trained, photo)[None]
-        rows.append((trained.logits(images), opened.run(images)))
+    with progress_bar(description="comparing", unit=" photos", total=len(photos)) as bar:
+        for start in range(0, len(photos), BATCH_SIZE):
+            batch = photos[start : start + BATCH_SIZE]
+            images = torch.stack([load_image(trained, photo) for photo in batch])
+            rows.append((trained.logits(images), opened.run(images)))
+            bar.update(len(batch))
     logits, exported = (torch.cat(side) for side in zip(*rows, strict=True))
     labels = torch.tensor([photo.label for photo in photos])
     return compare(logits, exported, labels)

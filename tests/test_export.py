@@ -13,12 +13,13 @@ import torch
 import export
 from datamodules.annotations import read_annotations
 from datamodules.photos import read_photo
+from deployment import exporting
 from deployment.exporting import Comparison, compare, disagreements, evenly, facts_of
-from deployment.formats import FORMATS
+from deployment.formats import FORMATS, Opened
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
 from utils.commands import run_command
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +118,33 @@ def test_an_int8_file_that_is_refused_says_what_was_measured_and_what_helps(
     assert re.search(r"eager \d+\.\d\d ms, onnx \d+\.\d\d ms, onnx-int8 \d+\.\d\d ms", said)
     assert "many close calls" in said and "train it further" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", ["0", "-5", "2.5", "many"])
+def test_a_number_of_photos_that_is_none_is_refused(count, capsys):
+    with pytest.raises(SystemExit) as error:
+        export.main(["last", "--format", "onnx", "--photos", count])
+    assert error.value.code == 2
+    assert f"argument --photos: '{count}' is no number of photos; expected 1 or more" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_done(trained_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--output takes a file; .* is a folder"):
+        export.main([str(trained_run), "--format", "onnx", "--output", str(tmp_path)])
+
+
+def test_photos_are_compared_in_batches_and_all_of_them(trained, car_photos, monkeypatch):
+    photos = read_annotations(car_photos).valid
+    sizes = []
+
+    def run(images):
+        sizes.append(len(images))
+        return trained.logits(images)
+
+    monkeypatch.setattr(exporting, "BATCH_SIZE", 5)
+    compared = exporting._compare(trained, Opened(run, {}), photos)
+    assert sizes == [5, 5, 4] and compared.photos == 14
+    assert compared.accuracy == trained.metrics["valid_acc"] and compared.largest_difference == 0
 
 
 def test_a_torchscript_file(trained_run, images, trained, capsys):
