@@ -8,11 +8,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 import benchmark
-from deployment.benchmark_figure import _overlap
+from deployment.benchmark_figure import _overlap, draw
 from deployment.benchmark_report import as_markdown, as_text, table
 from deployment.benchmarking import Row, build_rows
 from deployment.measuring import Seconds, count_multiply_adds, count_parameters, interleaved, spread
@@ -23,6 +24,7 @@ from utils.errors import ConfigError
 from utils.machine import available_cores
 
 pytestmark = pytest.mark.slow
+savefig = Figure.savefig
 
 
 def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
@@ -164,14 +166,52 @@ def test_tables_line_up():
     ]  # fmt: skip
 
 
-def test_the_picture_shows_accuracy_only_if_every_network_has_one(tmp_path):
-    """Dots stand higher with more accuracy; without the accuracy of one network, with more parameters."""
-    from deployment.benchmark_figure import draw
+def drawn(rows, path, monkeypatch) -> Figure:
+    """Returns the figure that was written to `path`."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), savefig(self, *args, **kw)))
+    draw(rows, path, title="conditions")
+    return figures[0]
+
+
+def timed(name: str, seconds: float, accuracy: float | None, parameters: int = 1_000_000) -> Row:
+    row = Row(name, "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=parameters)
+    row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
+    return row
+
+
+def test_networks_without_an_accuracy_are_left_out_of_the_picture_and_named_below(tmp_path, monkeypatch):
+    rows = [timed("a", 0.003, 0.8), timed("b", 0.004, None), timed("c", 0.02, 0.9), timed("d", 0.05, None)]
+    figure = drawn(rows, tmp_path / "a.png", monkeypatch)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["a", "c"]
+    assert axes.get_ylabel() == "validation accuracy, %"
+    points = sorted(tuple(point) for dots in axes.collections for point in dots.get_offsets())
+    assert points == [pytest.approx((3, 80)), pytest.approx((20, 90))]
+    assert figure.get_supxlabel() == "left out, for they have no accuracy: b, d"
+    assert drawn([rows[0], rows[2]], tmp_path / "b.png", monkeypatch).get_supxlabel() == ""
+
+
+@pytest.mark.parametrize("times", [(0.0005, 0.0009), (0.003, 0.0031), (0.02, 0.07), (0.0005, 0.02), (0.001, 5)])
+def test_the_axes_of_the_picture_have_plain_numbers(tmp_path, monkeypatch, times):
+    rows = [timed(str(time), time, None, round(1e9 * time)) for time in times]
+    (axes,) = drawn(rows, tmp_path / "a.png", monkeypatch).axes
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        places = [*axis.get_majorticklocs(), *axis.get_minorticklocs()]
+        labels = [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+        seen = [label.get_text() for place, label in zip(places, labels, strict=True) if low <= place <= high]
+        seen = [float(text) for text in seen if text]  # not 5 × 10⁻¹
+        assert 2 <= len(seen) <= 10
+
+
+def test_the_picture_shows_parameters_if_no_network_has_an_accuracy(tmp_path):
+    """Dots stand higher with more accuracy; without any accuracy, with more parameters."""
 
     def rows(accuracy):
         made = [
             Row("small", "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=1_000_000),
-            Row("large", "ghost", nn.Identity(), torch.zeros(1), 0.4, parameters=50_000_000),
+            Row("large", "ghost", nn.Identity(), torch.zeros(1), accuracy and 0.4, parameters=50_000_000),
         ]
         for row, seconds in zip(made, (0.001, 0.1), strict=True):
             row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
