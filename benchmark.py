@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> list["Row"]:
     from deployment.benchmark_report import as_csv, as_markdown, as_text, conditions, table
     from deployment.benchmarking import build_rows, measure
 
-    rows = build_rows(arguments.networks, arguments.image_size)
     rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
-    said = conditions(rounds)
+    said = conditions(rounds)  # before this program itself keeps the machine busy
+    rows = build_rows(arguments.networks, arguments.image_size)
     with tempfile.TemporaryDirectory() as scratch:
         measure(rows, Path(scratch), rounds=rounds)
     cells = table(rows)

@@ -14,7 +14,7 @@ from torch import nn
 
 import benchmark
 from deployment.benchmark_figure import _overlap, draw
-from deployment.benchmark_report import as_markdown, as_text, table
+from deployment.benchmark_report import as_markdown, as_text, conditions, table
 from deployment.benchmarking import Row, build_rows
 from deployment.measuring import Seconds, count_multiply_adds, count_parameters, interleaved, spread
 from deployment.peak_memory import STATUS
@@ -94,6 +94,15 @@ def test_the_report_states_its_conditions(measured):
         assert image.size == (1320, 840)
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (4.0, False), (4.1, True)])
+def test_a_busy_machine_is_warned_of(monkeypatch, load, warned):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    said = conditions(2)
+    warning = "Warning: other work was running (load 4.1 on 8 cores): latencies are too high."
+    assert (said[-1] == warning) == warned and any("Warning" in line for line in said) == warned
+
+
 def test_the_networks_take_turns():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
@@ -130,6 +139,14 @@ def test_ghostnets_known_cost(size, num_classes, width, parameters, millions):
 def test_none_named_means_all_26(monkeypatch):
     monkeypatch.setattr("deployment.benchmarking.build_model", lambda name, **settings: nn.Identity())
     assert [row.name for row in build_rows([], (227, 227))] == list(ARCHITECTURES) and len(ARCHITECTURES) == 26
+
+
+def test_the_checkpoints_of_a_run_have_names_of_their_own(trained_run, monkeypatch):
+    names = [str(trained_run), *(str(trained_run / f"checkpoints/{name}.ckpt") for name in ("best", "last"))]
+    run = trained_run.name
+    assert [row.name for row in build_rows(names, (64, 48))] == [run, f"{run}/best", f"{run}/last"]
+    monkeypatch.chdir(trained_run)
+    assert [row.name for row in build_rows(["checkpoints/last.ckpt"], (64, 48))] == [f"{run}/last"]
 
 
 def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypatch):
