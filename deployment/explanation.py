@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deployment.prediction import Prediction, read_upright
 from deployment.trained import Trained
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 from utils.files import replacing
 
 OPACITY = 0.6  # of the colour where the network looked most
@@ -29,6 +29,7 @@ class Explainer:
         folder: Where to; made if need be.
 
     Raises:
+        ConfigError: `folder` is a file.
         RunError: captum is not installed, the network has no feature map, or the folder cannot be made.
     """
 
@@ -39,6 +40,8 @@ class Explainer:
             raise RunError("--explain needs captum: pip install captum") from error
         self.trained = trained
         self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--explain needs a folder; {folder} is a file")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -134,6 +134,31 @@ def test_a_folder_without_photos_is_an_error(tmp_path):
         find_photos([str(tmp_path)])
 
 
+def test_what_a_folder_has_besides_photos_is_counted_and_a_dangling_link_is_named(
+    trained_run, photos, tmp_path, monkeypatch, capsys
+):
+    shutil.copy(photos / "b.png", tmp_path)
+    (tmp_path / "below.png").mkdir()  # a folder, whatever its name
+    for name in ("a.gif", "below.png/b.heic", "c.avif"):
+        (tmp_path / name).touch()
+    (tmp_path / "lost.JPG").symlink_to("gone.jpg")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(trained_run), str(tmp_path), "--json"])
+    assert run_command(predict.main) == 1
+    out, err = capsys.readouterr()
+    assert [Path(entry["photo"]).name for entry in json.loads(out)] == ["b.png", "lost.JPG"]
+    assert f"{tmp_path}: files of other kinds left out: 3; read are .jpg, .jpeg, .png" in err
+    assert "lost.JPG: this link leads nowhere" in err and "1 of 2 photos could not be read" in err
+    capsys.readouterr()
+    find_photos([str(photos / "more")])
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_explain_needs_a_folder(trained_run, photos, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigError, match=r"--explain needs a folder; .*out is a file"):
+        predict.main([str(trained_run), str(photos / "b.png"), "--explain", str(tmp_path / "out")])
+
+
 def test_the_checkpoint_is_all_that_is_needed(trained, trained_run, photos, tmp_path, monkeypatch):
     alone = tmp_path / "net.ckpt"
     shutil.copy(trained_run / "checkpoints/best.ckpt", alone)
