@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.architectures import ARCHITECTURE_LIMITS
 from utils.commands import run_command
 from utils.config import load_config
-from utils.errors import RunError
+from utils.config_checks import image_size_problem
+from utils.errors import ConfigError, RunError
 from utils.files import write_text
 from utils.logs import start_logging
 
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> list["Row"]:
     """Measures, and returns what was measured."""
     arguments = parse_arguments(argv)
     start_logging("WARNING")
+    check_image_size(arguments.networks or list(ARCHITECTURE_LIMITS), arguments.image_size)
     folder = arguments.output or load_config().output_path / "benchmark"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> list["Row"]:
     from deployment.benchmark_report import as_csv, as_markdown, as_text, conditions, table
     from deployment.benchmarking import build_rows, measure
 
-    rows = build_rows(arguments.networks, arguments.image_size)
     rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
-    said = conditions(rounds)
+    said = conditions(rounds)  # before this program itself keeps the machine busy
+    rows = build_rows(arguments.networks, arguments.image_size)
     with tempfile.TemporaryDirectory() as scratch:
         measure(rows, Path(scratch), rounds=rounds)
     cells = table(rows)
@@ -65,6 +68,14 @@ def main(argv: Sequence[str] | None = None) -> list["Row"]:
         "  next: python train.py --set architecture=NAME   then   python benchmark.py RUN …   to see accuracy beside cost"
     )
     return rows
+
+
+def check_image_size(networks: Sequence[str], image_size: Sequence[int]) -> None:
+    """Raises a ConfigError for all architectures among `networks` that do not take images of that size."""
+    architectures = [name for name in networks if name in ARCHITECTURE_LIMITS or name.startswith("timm/")]
+    problems = [problem for name in architectures if (problem := image_size_problem(name, image_size))]
+    if problems:
+        raise ConfigError(f"--image-size: {'; '.join(problems)}")
 
 
 if __name__ == "__main__":

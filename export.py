@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.commands import run_command
+from utils.errors import ConfigError
 from utils.logs import start_logging
 
 if TYPE_CHECKING:
@@ -30,15 +31,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("trained", metavar="RUN|CHECKPOINT", help="a run's folder or name, 'last', or a checkpoint")
     parser.add_argument("--format", choices=SUFFIXES, required=True)
     parser.add_argument("-d", "--data", metavar="FOLDER", type=Path, help="data set, instead of that of the training")
-    parser.add_argument("--photos", metavar="N", type=int, default=500, help="validation photos to compare on (500)")
+    parser.add_argument(
+        "--photos", metavar="N", type=positive, default=500, help="validation photos to compare on (500)"
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="where to, instead of the run's export/")
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """Returns the number from 1 on that `text` is."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of photos; expected 1 or more")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> "Exported":
     """Exports, and returns the file with what was measured of it."""
     arguments = parse_arguments(argv)
     start_logging("WARNING")
+    if arguments.output is not None and arguments.output.is_dir():
+        raise ConfigError(f"--output takes a file; {arguments.output} is a folder")
 
     # Torch takes seconds to import: a wrong argument has been answered by now.
     from deployment.evaluation import read_photos
@@ -48,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> "Exported":
     trained = load_trained(arguments.trained)
     _, annotations = read_photos(trained, arguments.data, "valid")
     output = arguments.output or trained.folder / "export" / f"{trained.path.stem}{SUFFIXES[arguments.format]}"
-    exported = export(trained, arguments.format, annotations, output, photos=max(1, arguments.photos))
+    exported = export(trained, arguments.format, annotations, output, photos=arguments.photos)
     print(describe(exported, arguments.format))
     return exported
 

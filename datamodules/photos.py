@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from datamodules.annotation_rows import BoundingBox
 from utils.errors import DataError
@@ -19,11 +19,24 @@ def read_photo(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if (
+                image.mode in ("I", "F") and image.format != "PNG"
+            ):  # "I" is what older Pillows call the 16 bits of a PNG
+                raise DataError(
+                    f"{path}: this photo has 32 bits a pixel and does not say which value is white; save it with 8 bits"
+                )
             if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip instead of scale
                 image = image.convert("I").point(lambda value: value / 256).convert("L")
             elif "transparency" in image.info:
                 image = image.convert("RGBA")
             return image.convert("RGB")
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: this photo cannot be decoded: by its first bytes it is no {', '.join(FORMATS[:-1])} or "
+            f"{FORMATS[-1]}, and no other formats are read; save it as one of these"
+        ) from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: this photo has disappeared") from error
     except Exception as error:  # Pillow's plugins answer damaged bytes with errors of a dozen kinds

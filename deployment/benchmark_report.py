@@ -22,9 +22,11 @@ MILLION = 1e6
 def conditions(rounds: int) -> list[str]:
     """Returns the conditions of a measurement that begins now, a line each."""
     gpu = f"; GPU {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = "" if busy is None else f", load {busy:.1f} at the start"
+    cores = os.cpu_count() or 1  # the load is that of the whole machine
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "onnx", "onnxruntime"))
-    return [
+    lines = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {processor()}, {available_cores()} cores{load}{gpu}",
         f"Python {platform.python_version()}, {packages}; {platform.platform()}",
         f"Latency of one image: median ± half the distance of the quartiles, {rounds} rounds in which the networks take "
@@ -35,6 +37,9 @@ def conditions(rounds: int) -> list[str]:
         "Sizes are of ONNX files; int8 has weights and activations of 8 bits (static, QDQ).",
         "Accuracy is the training's own, on the validation photos that also chose the checkpoint.",
     ]
+    if busy is not None and busy > cores / 2:
+        lines.append(f"Warning: other work was running (load {busy:.1f} on {cores} cores): latencies are too high.")
+    return lines
 
 
 def processor() -> str:

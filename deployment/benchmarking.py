@@ -33,7 +33,7 @@ class Row:
     """One network and what is known of it; sizes in bytes, accuracy in 0 … 1.
 
     Attributes:
-        name: Of the architecture, or of the run.
+        name: Of the architecture, or of the run; <run>/<file> for a checkpoint.
         architecture: Its name in a configuration.
         model: On the CPU, in evaluation mode.
         image: One image (1, C, H, W).
@@ -87,7 +87,9 @@ def build_rows(names: Sequence[str], image_size: Sequence[int]) -> list[Row]:
             config = trained.config
             image = torch.randn(1, 1 if config.convert_to_grayscale else 3, *config.image_size)
             accuracy = trained.metrics.get("valid_acc")
-            row = Row(trained.folder.name, config.architecture, trained.classifier.model.float(), image, accuracy)
+            run = trained.folder.resolve().name
+            label = f"{run}/{trained.path.stem}" if Path(name).is_file() else run  # a run has two files
+            row = Row(label, config.architecture, trained.classifier.model.float(), image, accuracy)
         row.model.eval().to(memory_format=torch.channels_last)
         row.image = row.image.contiguous(memory_format=torch.channels_last)
         rows.append(row)

@@ -4,6 +4,7 @@ Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient
 https://arxiv.org/abs/1610.02391
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from deployment.prediction import Prediction, read_upright
 from deployment.trained import Trained
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 from utils.files import replacing
 
 OPACITY = 0.6  # of the colour where the network looked most
@@ -28,6 +29,7 @@ class Explainer:
         folder: Where to; made if need be.
 
     Raises:
+        ConfigError: `folder` is a file.
         RunError: captum is not installed, the network has no feature map, or the folder cannot be made.
     """
 
@@ -38,12 +40,13 @@ class Explainer:
             raise RunError("--explain needs captum: pip install captum") from error
         self.trained = trained
         self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--explain needs a folder; {folder} is a file")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder} cannot be written: {error.strerror}") from error
         self.grad_cam = LayerGradCam(trained.classifier.model, last_feature_map(trained))
-        self.names: set[str] = set()
 
     def heat(self, image: Tensor, label: int) -> Tensor:
         """Returns the Grad-CAM map (h, w) of `label` in an image (C, H, W), scaled to 0 … 1."""
@@ -54,7 +57,7 @@ class Explainer:
         return heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
 
     def write(self, prediction: Prediction) -> Path:
-        """Writes the overlay of the most probable class of a photo as PNG, and returns where."""
+        """Writes the overlay of the most probable class of a photo as PNG, beside whatever is there, and returns where."""
         from matplotlib import colormaps
 
         name, probability = prediction.classes[0]
@@ -65,20 +68,19 @@ class Explainer:
         colours = Image.fromarray(colormaps["turbo"](smooth, bytes=True)).convert("RGB")
         opacity = Image.fromarray((255 * OPACITY * smooth).astype("uint8"))
         overlay = Image.composite(colours, photo, opacity)
-        path = self.folder / self._free_name(prediction.path.stem)
+        path = self._free_path(prediction.path.stem)
         with replacing(path) as partial:
             caption = f"{name}  {100 * probability:.1f} %{'' if heat.any() else ', but no place speaks for it'}"
             _with_caption(overlay, caption).save(partial, format="PNG")
         return path
 
-    def _free_name(self, stem: str) -> str:
-        """Returns a name that no earlier photo of another folder took."""
-        name, number = f"{stem}.png", 1
-        while name in self.names:
+    def _free_path(self, stem: str) -> Path:
+        """Returns a name that nothing has yet: the folder may be that of the photos."""
+        path, number = self.folder / f"{stem}_explained.png", 1
+        while os.path.lexists(path):  # a link that leads nowhere is somebody's too
             number += 1
-            name = f"{stem}_{number}.png"
-        self.names.add(name)
-        return name
+            path = self.folder / f"{stem}_explained_{number}.png"
+        return path
 
 
 def last_feature_map(trained: Trained) -> nn.Module:

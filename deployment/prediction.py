@@ -1,5 +1,6 @@
 """Names the car models that photos most probably show."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from utils.errors import ConfigError, DataError
 from utils.machine import available_cores
 from utils.progress import progress_bar
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what is taken of a folder
 
 
@@ -31,6 +34,8 @@ class Prediction:
 def find_photos(names: Sequence[str]) -> list[Path]:
     """Returns the files among `names` as they are, and all photos below the folders among them, in order.
 
+    How many files of other kinds a folder has is said as a warning. A link that leads nowhere counts by its own name.
+
     Raises:
         ConfigError: A folder has none.
     """
@@ -39,9 +44,12 @@ def find_photos(names: Sequence[str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if not file.is_dir())
+        below = [file for file in files if file.suffix.lower() in SUFFIXES and (file.is_file() or file.is_symlink())]
         if not below:
             raise ConfigError(f"{path} has no photos in it ({', '.join(SUFFIXES)})")
+        if left_out := len(files) - len(below):
+            logger.warning("%s: files of other kinds left out: %d; read are %s", path, left_out, ", ".join(SUFFIXES))
         found += below
     return found
 
@@ -52,6 +60,8 @@ def read_upright(path: Path) -> Image.Image:
     Raises:
         DataError: There is no such file, or it cannot be decoded.
     """
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: this link leads nowhere")
     if not path.exists():
         raise DataError(f"{path}: there is no such file")
     image = read_photo(path)

@@ -132,6 +132,12 @@ def _load_weights(classifier: Classifier, weights: Any, path: Path) -> None:
         classifier.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{path}: its weights do not fit its own configuration: {error}") from error
+    for name, weight in classifier.state_dict().items():
+        if not weight.isfinite().all():
+            raise RunError(
+                f"{path}: its weight {name} is not finite (NaN or infinity), so it predicts nothing; the training went astray. "
+                "Use an earlier checkpoint, or train again with a lower optimizer_params.lr"
+            )
 
 
 def _is_within_an_epoch(checkpoint: dict[str, Any]) -> bool:

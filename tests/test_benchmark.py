@@ -2,17 +2,19 @@
 
 import csv
 import itertools
+import re
 import time
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 import benchmark
-from deployment.benchmark_figure import _overlap
-from deployment.benchmark_report import as_markdown, as_text, table
+from deployment.benchmark_figure import _overlap, draw
+from deployment.benchmark_report import as_markdown, as_text, conditions, table
 from deployment.benchmarking import Row, build_rows
 from deployment.measuring import Seconds, count_multiply_adds, count_parameters, interleaved, spread
 from deployment.peak_memory import STATUS
@@ -22,6 +24,7 @@ from utils.errors import ConfigError
 from utils.machine import available_cores
 
 pytestmark = pytest.mark.slow
+savefig = Figure.savefig
 
 
 def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
@@ -91,6 +94,15 @@ def test_the_report_states_its_conditions(measured):
         assert image.size == (1320, 840)
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (4.0, False), (4.1, True)])
+def test_a_busy_machine_is_warned_of(monkeypatch, load, warned):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    said = conditions(2)
+    warning = "Warning: other work was running (load 4.1 on 8 cores): latencies are too high."
+    assert (said[-1] == warning) == warned and any("Warning" in line for line in said) == warned
+
+
 def test_the_networks_take_turns():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
@@ -129,10 +141,38 @@ def test_none_named_means_all_26(monkeypatch):
     assert [row.name for row in build_rows([], (227, 227))] == list(ARCHITECTURES) and len(ARCHITECTURES) == 26
 
 
+def test_the_checkpoints_of_a_run_have_names_of_their_own(trained_run, monkeypatch):
+    names = [str(trained_run), *(str(trained_run / f"checkpoints/{name}.ckpt") for name in ("best", "last"))]
+    run = trained_run.name
+    assert [row.name for row in build_rows(names, (64, 48))] == [run, f"{run}/best", f"{run}/last"]
+    monkeypatch.chdir(trained_run)
+    assert [row.name for row in build_rows(["checkpoints/last.ckpt"], (64, 48))] == [f"{run}/last"]
+
+
 def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"'mob_v3' is no architecture, run or checkpoint. Did you mean 'mob_v2'\?"):
         benchmark.main(["mob_v3", "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        (["eff_b0", "--image-size", "0", "0"], [r"\[0, 0\] is too small for eff_b0: at least 32 pixels a side"]),
+        (["ghost", "--image-size", "16", "64"], [r"\[16, 64\] is too small for ghost: at least 32 pixels a side"]),
+        (["timm/x", "--image-size", "32", "0"], [r"\[32, 0\] is too small for timm/x: at least 1 pixels a side"]),
+        (["sq_11", "--image-size", "64", "4097"], [r"\[64, 4097\] is too large for sq_11: at most 4096 pixels a side"]),
+        (["sq_10", "sq_11", "ghost", "--image-size", "20", "20"], ["for sq_10: at least 21", "for ghost: at least 32"]),
+        (["--image-size", "31", "31"], ["for ghost: at least 32", "for shuff_v2_x20: at least 32"]),
+    ],
+)
+def test_an_image_size_that_a_network_does_not_take_is_refused_as_by_training(tmp_path, arguments, problems):
+    with pytest.raises(ConfigError) as error:
+        benchmark.main([*arguments, "--output", str(tmp_path / "out")])
+    assert str(error.value).startswith("--image-size: ")
+    assert all(re.search(problem, str(error.value)) for problem in problems) and error.value.exit_code == 2
+    assert "sq_11" not in str(error.value) or "4097" in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_line_up():
@@ -143,14 +183,52 @@ def test_tables_line_up():
     ]  # fmt: skip
 
 
-def test_the_picture_shows_accuracy_only_if_every_network_has_one(tmp_path):
-    """Dots stand higher with more accuracy; without the accuracy of one network, with more parameters."""
-    from deployment.benchmark_figure import draw
+def drawn(rows, path, monkeypatch) -> Figure:
+    """Returns the figure that was written to `path`."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), savefig(self, *args, **kw)))
+    draw(rows, path, title="conditions")
+    return figures[0]
+
+
+def timed(name: str, seconds: float, accuracy: float | None, parameters: int = 1_000_000) -> Row:
+    row = Row(name, "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=parameters)
+    row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
+    return row
+
+
+def test_networks_without_an_accuracy_are_left_out_of_the_picture_and_named_below(tmp_path, monkeypatch):
+    rows = [timed("a", 0.003, 0.8), timed("b", 0.004, None), timed("c", 0.02, 0.9), timed("d", 0.05, None)]
+    figure = drawn(rows, tmp_path / "a.png", monkeypatch)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["a", "c"]
+    assert axes.get_ylabel() == "validation accuracy, %"
+    points = sorted(tuple(point) for dots in axes.collections for point in dots.get_offsets())
+    assert points == [pytest.approx((3, 80)), pytest.approx((20, 90))]
+    assert figure.get_supxlabel() == "left out, for they have no accuracy: b, d"
+    assert drawn([rows[0], rows[2]], tmp_path / "b.png", monkeypatch).get_supxlabel() == ""
+
+
+@pytest.mark.parametrize("times", [(0.0005, 0.0009), (0.003, 0.0031), (0.02, 0.07), (0.0005, 0.02), (0.001, 5)])
+def test_the_axes_of_the_picture_have_plain_numbers(tmp_path, monkeypatch, times):
+    rows = [timed(str(time), time, None, round(1e9 * time)) for time in times]
+    (axes,) = drawn(rows, tmp_path / "a.png", monkeypatch).axes
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        places = [*axis.get_majorticklocs(), *axis.get_minorticklocs()]
+        labels = [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+        seen = [label.get_text() for place, label in zip(places, labels, strict=True) if low <= place <= high]
+        seen = [float(text) for text in seen if text]  # not 5 × 10⁻¹
+        assert 2 <= len(seen) <= 10
+
+
+def test_the_picture_shows_parameters_if_no_network_has_an_accuracy(tmp_path):
+    """Dots stand higher with more accuracy; without any accuracy, with more parameters."""
 
     def rows(accuracy):
         made = [
             Row("small", "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=1_000_000),
-            Row("large", "ghost", nn.Identity(), torch.zeros(1), 0.4, parameters=50_000_000),
+            Row("large", "ghost", nn.Identity(), torch.zeros(1), accuracy and 0.4, parameters=50_000_000),
         ]
         for row, seconds in zip(made, (0.001, 0.1), strict=True):
             row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)

@@ -152,6 +152,24 @@ def test_a_run_is_found_by_folder_and_an_unknown_name_is_an_error(trained_run, t
         find_checkpoint("ghost_1")
 
 
+def test_a_photo_is_no_checkpoint(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "empty.ckpt").touch()
+    for name in ("photo.png", "empty.ckpt"):
+        with pytest.raises(RunError, match=rf"{name} is no checkpoint; name a run, or a file that a training wrote"):
+            evaluate.main([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.9999])
+def test_a_checkpoint_that_is_cut_short_is_one_short_sentence(trained_run, tmp_path, share):
+    whole = (trained_run / "checkpoints/best.ckpt").read_bytes()
+    path = tmp_path / "half.ckpt"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(RunError) as error:
+        evaluate.main([str(path)])
+    assert str(error.value) == f"{path} is damaged or no checkpoint: its end is missing; copy it again"
+
+
 @pytest.mark.parametrize(("correct", "count"), [(0, 7), (7, 7), (3, 7), (6738, 8041), (1, 1372)])
 def test_the_confidence_interval_is_wilsons(correct, count):
     expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 
@@ -12,11 +13,13 @@ import torch
 import export
 from datamodules.annotations import read_annotations
 from datamodules.photos import read_photo
+from deployment import exporting
 from deployment.exporting import Comparison, compare, disagreements, evenly, facts_of
-from deployment.formats import FORMATS
+from deployment.formats import FORMATS, Opened
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
-from utils.errors import RunError
+from utils.commands import run_command
+from utils.errors import ConfigError, RunError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,6 +99,52 @@ def test_an_int8_file_is_smaller_and_says_its_accuracy(
     difference = (opened.run(images) - trained.logits(images)).abs().max()
     assert 1e-4 < difference < 0.3 * trained.logits(images).abs().max()
     assert f"its accuracy {exported.comparison.exported_accuracy:.2%}" in capsys.readouterr().out
+
+
+def test_an_int8_file_that_is_refused_says_what_was_measured_and_what_helps(
+    trained_run, onnx_file, tmp_path, monkeypatch, capsys
+):
+    copy = FORMATS["onnx"]._replace(write=lambda model, image, facts, path: shutil.copy(onnx_file.path, path))
+    monkeypatch.setitem(FORMATS, "onnx", copy)
+    monkeypatch.setattr("deployment.exporting.LEAST_AGREEMENT", 1.01)
+    path = tmp_path / "net.onnx"
+    monkeypatch.setattr(sys, "argv", ["export.py", str(trained_run), "--format", "onnx-int8", "--output", str(path)])
+    assert run_command(export.main) == 1
+    said = capsys.readouterr().err
+    assert "net.onnx is not written, for it disagrees with the network: same first choice in" in said
+    accuracy = onnx_file.comparison.accuracy
+    assert re.search(rf"on 14 validation photos: accuracy \d+\.\d\d% with 8 bits, {accuracy:.2%} with 32", said)
+    assert re.search(rf"size: \d\.\d\d MB with 8 bits, {onnx_file.size / 1e6:.2f} MB with 32", said)
+    assert re.search(r"eager \d+\.\d\d ms, onnx \d+\.\d\d ms, onnx-int8 \d+\.\d\d ms", said)
+    assert "many close calls" in said and "train it further" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", ["0", "-5", "2.5", "many"])
+def test_a_number_of_photos_that_is_none_is_refused(count, capsys):
+    with pytest.raises(SystemExit) as error:
+        export.main(["last", "--format", "onnx", "--photos", count])
+    assert error.value.code == 2
+    assert f"argument --photos: '{count}' is no number of photos; expected 1 or more" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_done(trained_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--output takes a file; .* is a folder"):
+        export.main([str(trained_run), "--format", "onnx", "--output", str(tmp_path)])
+
+
+def test_photos_are_compared_in_batches_and_all_of_them(trained, car_photos, monkeypatch):
+    photos = read_annotations(car_photos).valid
+    sizes = []
+
+    def run(images):
+        sizes.append(len(images))
+        return trained.logits(images)
+
+    monkeypatch.setattr(exporting, "BATCH_SIZE", 5)
+    compared = exporting._compare(trained, Opened(run, {}), photos)
+    assert sizes == [5, 5, 4] and compared.photos == 14
+    assert compared.accuracy == trained.metrics["valid_acc"] and compared.largest_difference == 0
 
 
 def test_a_torchscript_file(trained_run, images, trained, capsys):

@@ -41,6 +41,26 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert read_photo(tmp_path / "deep.png").getpixel((0, 0)) == (156, 156, 156)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_a_photo_of_32_bits_is_refused_instead_of_being_black(tmp_path, kind):
+    Image.fromarray(np.full((8, 8), 200, kind)).save(tmp_path / "deep.tif")
+    with pytest.raises(DataError, match=r"deep\.tif: this photo has 32 bits a pixel.*save it with 8 bits"):
+        read_photo(tmp_path / "deep.tif")
+
+
+def test_sixteen_bits_of_a_tiff_are_scaled_too(tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.tif")
+    assert read_photo(tmp_path / "deep.tif").getpixel((0, 0)) == (156, 156, 156)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "ppm"])
+def test_a_sound_photo_of_another_format_is_answered_with_the_formats_that_are_read(tmp_path, suffix):
+    Image.new("RGB", (8, 8), COLOUR).save(tmp_path / f"photo.{suffix}")
+    with pytest.raises(DataError, match=r"no JPEG, PNG, WEBP, BMP or TIFF, and no other .* are read") as error:
+        read_photo(tmp_path / f"photo.{suffix}")
+    assert "whole copy" not in str(error.value)
+
+
 def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
     Image.new("RGB", (8, 8), COLOUR).quantize(4).save(tmp_path / "p.png", transparency=b"\x00\x80")
     assert read_photo(tmp_path / "p.png").getpixel((0, 0)) == COLOUR

@@ -134,6 +134,31 @@ def test_a_folder_without_photos_is_an_error(tmp_path):
         find_photos([str(tmp_path)])
 
 
+def test_what_a_folder_has_besides_photos_is_counted_and_a_dangling_link_is_named(
+    trained_run, photos, tmp_path, monkeypatch, capsys
+):
+    shutil.copy(photos / "b.png", tmp_path)
+    (tmp_path / "below.png").mkdir()  # a folder, whatever its name
+    for name in ("a.gif", "below.png/b.heic", "c.avif"):
+        (tmp_path / name).touch()
+    (tmp_path / "lost.JPG").symlink_to("gone.jpg")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(trained_run), str(tmp_path), "--json"])
+    assert run_command(predict.main) == 1
+    out, err = capsys.readouterr()
+    assert [Path(entry["photo"]).name for entry in json.loads(out)] == ["b.png", "lost.JPG"]
+    assert f"{tmp_path}: files of other kinds left out: 3; read are .jpg, .jpeg, .png" in err
+    assert "lost.JPG: this link leads nowhere" in err and "1 of 2 photos could not be read" in err
+    capsys.readouterr()
+    find_photos([str(photos / "more")])
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_explain_needs_a_folder(trained_run, photos, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigError, match=r"--explain needs a folder; .*out is a file"):
+        predict.main([str(trained_run), str(photos / "b.png"), "--explain", str(tmp_path / "out")])
+
+
 def test_the_checkpoint_is_all_that_is_needed(trained, trained_run, photos, tmp_path, monkeypatch):
     alone = tmp_path / "net.ckpt"
     shutil.copy(trained_run / "checkpoints/best.ckpt", alone)
@@ -182,6 +207,17 @@ def test_old_and_foreign_checkpoints_are_refused_with_what_is_missing(trained_ru
     assert "old.ckpt" in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_first(trained_run, tmp_path, value):
+    checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
+    for name in ("model.fc.bias", "model.stage2.0.branch1.1.running_var"):
+        checkpoint["state_dict"][name][-1] = value
+    torch.save(checkpoint, tmp_path / "spoiled.ckpt")
+    message = r"spoiled.ckpt: its weight model\.stage2\.0\.branch1\.1\.running_var is not finite"
+    with pytest.raises(RunError, match=message):
+        load_trained(str(tmp_path / "spoiled.ckpt"))
+
+
 class Harmful:
     def __reduce__(self):
         return Path.touch, (Path("executed"),)
@@ -225,9 +261,22 @@ def test_an_overlay_for_each_photo_and_none_for_the_broken(trained_run, photos, 
     out = tmp_path / "out"
     with pytest.raises(RunError, match="1 of 3"):
         predict.main([str(trained_run), str(photos / "b.png"), str(same_name), "--explain", str(out)])
-    assert sorted(path.name for path in out.iterdir()) == ["b.png", "b_2.png"]
-    with Image.open(out / "b.png") as overlay:
+    assert sorted(path.name for path in out.iterdir()) == ["b_explained.png", "b_explained_2.png"]
+    with Image.open(out / "b_explained.png") as overlay:
         assert overlay.width == 70 and overlay.height > 50  # the photo, and a line below it
+
+
+def test_overlays_replace_neither_the_photos_beside_them_nor_anything_else(trained_run, photos, tmp_path):
+    for name in ("b.png", "b_explained.png"):
+        shutil.copy(photos / "b.png", tmp_path / name)
+    (tmp_path / "b_explained_2.png").symlink_to("gone.png")
+    kept = (photos / "b.png").read_bytes()
+    predict.main([str(trained_run), *(str(tmp_path / name) for name in ("b.png", "b_explained.png")),
+                  "--explain", str(tmp_path)])  # fmt: skip
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "b_explained.png").read_bytes() == kept
+    assert (tmp_path / "b_explained_2.png").is_symlink()
+    written = {path.name for path in tmp_path.iterdir()} - {"b.png", "b_explained.png", "b_explained_2.png"}
+    assert written == {"b_explained_3.png", "b_explained_explained.png"}
 
 
 def test_the_overlay_colours_where_the_heat_is(trained, tmp_path, monkeypatch):

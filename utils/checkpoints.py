@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # raised when a reader of older checkpoints has to do something
 LONGEST_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closing takes its time too
 ABOUT = "cars"  # key under which a checkpoint says what it is: format, config, class_names
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of what torch writes, now and before 2020
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -176,16 +178,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"{path}: there is no such checkpoint") from error
-    except pickle.UnpicklingError as error:
-        raise RunError(
-            f"{path} holds more than tensors and plain values, or is no checkpoint at all, and is not loaded"
-        ) from error
     except Exception as error:  # torch answers damaged bytes with errors of a dozen kinds
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(f"{path} is damaged or no checkpoint: {reason}") from error
+        raise RunError(f"{path} {_why_not_loaded(path, error)}") from error
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "state_dict" not in checkpoint:
         raise RunError(f"{path} is no checkpoint of this project: its part '{ABOUT}' (config, class_names) is missing")
     if not isinstance(found := about.get("format"), int) or found != FORMAT:
         raise RunError(f"{path} has checkpoint format {found!r:.60}; this version reads {FORMAT}")
     return checkpoint
+
+
+def _why_not_loaded(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as unreadable:
+        return f"cannot be read: {unreadable.strerror}"
+    if not start.startswith((ZIP, PICKLE)):
+        return "is no checkpoint; name a run, or a file that a training wrote, such as checkpoints/best.ckpt"
+    if start.startswith(ZIP) and not zipfile.is_zipfile(path):
+        return "is damaged or no checkpoint: its end is missing; copy it again"
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds more than tensors and plain values, or is no checkpoint at all, and is not loaded"
+    reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+    return f"is damaged or no checkpoint: {reason}"

@@ -1,5 +1,6 @@
 """Runs a command: its errors become one message and an exit code instead of a traceback."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,9 @@ from utils.errors import UserError
 
 def run_command(main: Callable[[Sequence[str] | None], Any]) -> int:
     """Calls `main` with the arguments of the command line and returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of ASCII shows \u2026 instead of a traceback
     try:
         main(None)
     except UserError as error:

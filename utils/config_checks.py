@@ -1,6 +1,6 @@
 """What must hold between the keys of a configuration, and which names of torch and torchvision exist."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -160,11 +160,18 @@ def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
         yield ("width_multiplier",), f"{name} takes none; write width_multiplier: 1.0"
     if not limits.dropout and values["dropout"] is not None:
         yield ("dropout",), f"{name} has no dropout layer; write dropout: null"
-    if min(values["image_size"]) < limits.smallest_image_size:
-        yield (
-            ("image_size",),
-            (f"{values['image_size']} is too small for {name}: at least {limits.smallest_image_size} pixels a side"),
-        )
+    if problem := image_size_problem(name, values["image_size"]):
+        yield ("image_size",), problem
+
+
+def image_size_problem(architecture: str, image_size: Sequence[int]) -> str | None:
+    """Returns what is wrong with the height and width, pixels, for an architecture, or None; timm's have no limit here."""
+    smallest = ARCHITECTURE_LIMITS[architecture].smallest_image_size if architecture in ARCHITECTURE_LIMITS else 1
+    if min(image_size) < smallest:
+        return f"{list(image_size)} is too small for {architecture}: at least {smallest} pixels a side"
+    if max(image_size) > LARGEST_NUMBER:
+        return f"{list(image_size)} is too large for {architecture}: at most {LARGEST_NUMBER} pixels a side"
+    return None
 
 
 def _check_normalization(values: dict[str, Any]) -> Iterator[Problem]:
