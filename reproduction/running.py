@@ -43,6 +43,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, *, start: Start = start_training
         RunError: The folder cannot be written.
     """
     with Interruption() as interruption:
+        interruption.take_signals()
         return _Runner(jobs, folder, start, interruption).run()
 
 

@@ -100,7 +100,7 @@ def imported():
     check(COMMON | {"architecture": "timm/resnet10t", "out_channels": None, "dropout": None})
 
 
-@pytest.mark.parametrize("count", [pytest.param(120, id="some"), pytest.param(2000, marks=pytest.mark.slow, id="all")])
+@pytest.mark.parametrize("count", [pytest.param(80, id="some"), pytest.param(2000, marks=pytest.mark.slow, id="all")])
 def test_nonsense_is_one_error_or_can_be_built(count):
     examples(count)(given(nonsense())(check))()
 

@@ -100,6 +100,7 @@ def test_no_program_executes_anything_of_a_checkpoint(kind, run_folder, car_phot
     assert read_record(run_folder)["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_the_command_to_go_on_from_a_hostile_checkpoint_says_one_line(run_folder, tmp_path):
     (run_folder / LAST).write_bytes(pickle.dumps(Harmful(tmp_path / "executed")))
     command = [sys.executable, "train.py", "--resume", str(run_folder), "--set", "num_epochs=17"]

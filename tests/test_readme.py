@@ -21,6 +21,7 @@ PROJECT = CONFIG_FILE.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
+LONG = ("benchmark.py", "export.py", "reproduce.py")  # CI runs the tests marked as slow too
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
 
 
@@ -40,7 +41,14 @@ def test_the_set_up_commands_run_in_ci():
         assert f"\n{command}\n" in script, command
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ") and "dashboard" not in c])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow if command.split()[1] in LONG else ())
+        for command in COMMANDS
+        if command.startswith("python ") and "dashboard" not in command
+    ],
+)
 def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypatch, capsys):
     script, *arguments = shlex.split(command)[1:]
     Image.new("RGB", (64, 48), "red").save(tmp_path / "photo.jpg")

@@ -116,7 +116,8 @@ def test_a_run_that_succeeds_and_logs_to_a_server_keeps_its_tokens(folder):
         assert any(part in place for place in looked_at), (part, looked_at)
 
 
-@pytest.mark.parametrize("where", [pytest.param("environment", marks=pytest.mark.slow), "configuration"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["environment", "configuration"])
 def test_a_run_that_fails_offline_keeps_its_token(folder, where):
     photo = sorted((folder / "data").glob("car_ims/*.jpg"))[0]
     photo.write_bytes(photo.read_bytes()[:-200])

@@ -329,6 +329,7 @@ def test_a_read_only_store_and_a_full_disk(output, tmp_path):
     assert len(messages) == 3
 
 
+@pytest.mark.slow
 def test_three_trainings_at_once_make_one_store(tmp_path):
     script = f"""
 import sys
@@ -525,7 +526,7 @@ def test_tensorboard_holds_the_same(tmp_path):
 def test_neptune_is_told_the_same(tmp_path, caplog, monkeypatch):
     pytest.importorskip("neptune", reason="neptune-client is not installed")
     monkeypatch.delenv("NEPTUNE_API_TOKEN", raising=False)
-    Run(tmp_path, trackers=[], log_to_neptune=True, neptune_api_token="not a token").whole()
+    Run(tmp_path, trackers=[], log_to_neptune=True).whole()
     (data,) = tmp_path.glob("*/.neptune/offline/*/data-1.log")
     logged: dict[str, list[Any]] = {}
     for line in data.read_text(encoding="utf-8").splitlines():
@@ -538,7 +539,6 @@ def test_neptune_is_told_the_same(tmp_path, caplog, monkeypatch):
     assert [entry["value"] for entry in logged["summary/status"]] == ["running", "completed"]
     assert logged["metrics/best_valid_acc"][-1]["values"][-1]["value"] == 0.7
     assert {"files/config", "files/curves", "sys/tags", "sys/description"} <= set(logged)
-    assert sum("environment variable NEPTUNE_API_TOKEN" in message for message in warned(caplog)) == 1
 
 
 @pytest.mark.parametrize("first_part", ["delivered", "half delivered", "not delivered", "not logged"])

@@ -32,7 +32,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.training = False
+        self.working = False
         self.signal_number: int | None = None
         self.since = 0.0
 
@@ -46,8 +46,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def take_signals(self) -> None:
-        """Begins the training: from now on a signal is noted, and this alone is told of it."""
-        self.training = True
+        """Begins what has steps to finish: from now on a signal is noted, and this alone is told of it."""
+        self.working = True
         self._listen()
 
     def _listen(self) -> None:
@@ -67,9 +67,9 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.noted:
             self.signal_number, self.since = number, time.monotonic()
-            if not self.training:
+            if not self.working:
                 name = signal.Signals(number).name
-                raise Interrupted(f"{name} ended it before the first step of the training", signal_number=number)
+                raise Interrupted(f"{name} ended it before the first step", signal_number=number)
         elif self.seconds > SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
