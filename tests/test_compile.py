@@ -71,6 +71,7 @@ def test_so_does_ghostnet_with_its_batch_norm(cars, tmp_path, counter):
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow
 def test_its_checkpoints_have_the_plain_networks_names_and_it_goes_on_as_the_same_run(cars, plain, tmp_path, counter):
     whole = run(cars, tmp_path / "whole", *SMALL, COMPILED, "num_epochs=4")
     parts = run(cars, tmp_path / "parts", *SMALL, COMPILED)

@@ -402,6 +402,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_killed_resumed_and_delivered(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     tests = Path(__file__).parent
     code = CHILD.format(paths=[str(tests), str(tests.parent)], run_folder=str(run_folder))

@@ -101,6 +101,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_that_succeeds_and_logs_to_a_server_keeps_its_tokens(folder):
     with Server() as server:
         secrets = (server.token, CANARY, WANDB_KEY)
