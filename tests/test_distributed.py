@@ -145,15 +145,15 @@ def test_python_train_starts_the_second_process_and_only_one_writes_and_speaks(c
         "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log", ".training",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt",
     }  # fmt: skip
-    messages = ("run ", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1")
+    messages = ("run ", "photos are augmented", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1")
     logged = (folder / "train.log").read_text().splitlines()
-    assert len(logged) == 5 and all(
+    assert len(logged) == 6 and all(
         f" INFO    {message}" in line for message, line in zip(messages, logged, strict=True)
     )
     lines = output.splitlines()
     for message in (*messages, "completed"):
         assert [line.startswith(message) for line in lines].count(True) == 1, output
-    assert len(lines) == len(messages) + 9, output  # the rest of the summary
+    assert len(lines) == len(messages) + 10, output  # the rest of the summary
 
 
 # --- Two processes as forks --------------------------------------------------------------------------------------------

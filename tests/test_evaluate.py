@@ -167,7 +167,7 @@ def test_a_checkpoint_that_is_cut_short_is_one_short_sentence(trained_run, tmp_p
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(RunError) as error:
         evaluate.main([str(path)])
-    assert str(error.value) == f"{path} is damaged or no checkpoint: its end is missing; copy it again"
+    assert str(error.value) == f"{path} is damaged or no checkpoint: its end is missing or damaged; copy it again"
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 7), (7, 7), (3, 7), (6738, 8041), (1, 1372)])

@@ -188,6 +188,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end is there, and says what cannot be
+        return False
+
+
 def _why_not_loaded(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
@@ -196,8 +203,8 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
         return f"cannot be read: {unreadable.strerror}"
     if not start.startswith((ZIP, PICKLE)):
         return "is no checkpoint; name a run, or a file that a training wrote, such as checkpoints/best.ckpt"
-    if start.startswith(ZIP) and not zipfile.is_zipfile(path):
-        return "is damaged or no checkpoint: its end is missing; copy it again"
+    if start.startswith(ZIP) and not _is_whole(path):
+        return "is damaged or no checkpoint: its end is missing or damaged; copy it again"
     if isinstance(error, pickle.UnpicklingError):
         return "holds more than tensors and plain values, or is no checkpoint at all, and is not loaded"
     reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
