@@ -56,7 +56,7 @@ def check_buildable(config: Config) -> None:
             )
     if not problems.found:
         with problems.of("augmentation_device"):
-            _batched_augmentations(config, obstacles=_obstacles(config))
+            _batched_augmentations(config)
     with problems.of("loss_params" if config.loss_params else "loss_function"):
         weight = (config.loss_params or {}).get("weight")  # its length is compared with the data set's classes later
         classes = max(len(weight), 2) if isinstance(weight, list) else STUDY_CLASSES
@@ -144,7 +144,7 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
         crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
         seed=config.seed,
         cache_path=config.cache_path,
-        batched=_batched_augmentations(config, obstacles=_obstacles(config)),
+        batched=_batched_augmentations(config),
         cache_on_device=config.cache_on_device,
         compile_augmentations=config.compile is not None,
     )
@@ -172,18 +172,16 @@ def _obstacles(config: Config) -> list[str]:
 
 def augmentation_path(config: Config) -> str:
     """Returns one line on how photos are augmented, and why so."""
-    obstacles = _obstacles(config)
-    if _batched_augmentations(config, obstacles=obstacles) is not None:
+    if _batched_augmentations(config) is not None:
         return "whole batches are augmented at once, on the device of the network"
     reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
-    why = "; ".join(obstacles) if _on_cuda(config) and obstacles else reason
-    return f"photos are augmented one at a time on the CPU: {why}"
+    why = "; ".join(_obstacles(config)) if _on_cuda(config) else ""
+    return f"photos are augmented one at a time on the CPU: {why or reason}"
 
 
-def _batched_augmentations(
-    config: Config, *, obstacles: list[str]
-) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
+def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
     """Returns the augmentations of whole batches, or None where photos are augmented one at a time."""
+    obstacles = _obstacles(config)
     wanted = config.augmentation_device
     if wanted == "device" and obstacles:
         raise ConfigError(f"augmentation_device: device is not possible: {'; '.join(obstacles)}")

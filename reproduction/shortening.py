@@ -40,7 +40,8 @@ def shortened(config: Config, factor: int) -> tuple[str, ...]:
 
 def factor_of(tags: Iterable[str] | None) -> int:
     """Returns the factor that a run's tags name, 1 for a run of full length."""
-    return next((int(tag.removeprefix(TAG)) for tag in tags or () if tag.startswith(TAG)), 1)
+    found = (tag.removeprefix(TAG) for tag in tags or () if tag.startswith(TAG))
+    return next((int(factor) for factor in found if factor.isdecimal()), 1)
 
 
 def _divided(epochs: int | list[int], factor: int) -> int | list[int]:
