@@ -296,12 +296,18 @@ def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
     return build_model(
         config.architecture,
         num_classes=num_classes,
-        in_channels=1 if config.convert_to_grayscale else 3,
+        in_channels=image_shape(config)[0],
         dropout=config.dropout,
         out_channels=config.out_channels,
         width_multiplier=config.width_multiplier,
         image_size=config.image_size,
     )
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Returns the shape (C, H, W) of an image that the network gets."""
+    height, width = config.image_size
+    return 1 if config.convert_to_grayscale else 3, height, width
 
 
 def _on_cuda(config: Config) -> bool:

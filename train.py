@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     import assembly
     from datamodules.data_check import check_data
     from datamodules.demo import write_demo_data
+    from models.fitting import fitting_batch_size
     from utils.checkpoints import going_on_from
     from utils.faults import explained
 
@@ -98,9 +99,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
-    reading = explained(batch_size=config.batch_size, num_workers=data.num_workers)
+    explaining = explained(
+        batch_size=config.batch_size,
+        num_workers=data.num_workers,
+        fitting_batch_size=partial(fitting_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
+    )
     checkpoint = folder / LAST if resumed else None
-    with Interruption() as interruption, record, closing(data), going_on_from(checkpoint), reading:
+    with Interruption() as interruption, record, closing(data), going_on_from(checkpoint), explaining:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )

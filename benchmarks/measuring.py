@@ -17,6 +17,7 @@ from utils.machine import available_cores, commit, versions
 
 PROJECT = Path(__file__).resolve().parents[1]
 Step = Callable[[Tensor, Tensor], None]
+UNCOUNTED = 3  # batches, while the processes of a loader fill their queues
 
 
 class Turn(NamedTuple):
@@ -37,7 +38,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def walk(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, seconds: float, step: Step | None) -> Turn:
-    """Walks through `batches`, over and over, for `seconds` after a first, uncounted batch.
+    """Walks through `batches`, over and over, for `seconds` after the first, uncounted ones.
 
     Args:
         batches: Images and labels.
@@ -45,7 +46,7 @@ def walk(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, seconds
         seconds: How long.
         step: What is done with a batch; None: nothing.
     """
-    count, blocked, started = 0, 0.0, None
+    count, blocked, started, uncounted = 0, 0.0, None, UNCOUNTED
     while started is None or time.perf_counter() - started < seconds:
         iterator = iter(batches)
         while True:
@@ -58,8 +59,10 @@ def walk(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, seconds
             if step is not None:
                 step(images, labels)
             if started is None:
-                wait_for(device)
-                started, blocked = time.perf_counter(), 0.0
+                uncounted -= 1
+                if uncounted == 0:
+                    wait_for(device)
+                    started, blocked = time.perf_counter(), 0.0
                 continue
             count += len(labels)
             if time.perf_counter() - started >= seconds:

@@ -3,6 +3,8 @@
 import colorsys
 import os
 import random
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 import train
 from tests.data_sets import write_updated_release
 from tests.small_runs import NAMES, run
+from utils import mlflow_store
 
 # Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,3 +65,23 @@ def cars(tmp_path_factory) -> Path:
 def four_epochs(cars, tmp_path_factory) -> Path:
     """The folder of a run of four epochs of three steps."""
     return run(cars, tmp_path_factory.mktemp("whole"), "num_epochs=4")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A store without an experiment: to make its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    mlflow_store.open_store(folder)
+    with sqlite3.connect(folder / mlflow_store.STORE) as connection:
+        connection.execute("DELETE FROM experiments WHERE name = ?", (mlflow_store.EXPERIMENT,))
+    connection.close()
+    return folder / mlflow_store.STORE
+
+
+@pytest.fixture
+def output(tmp_path, empty_store) -> Path:
+    """The folder of runs, with an empty store."""
+    folder = tmp_path / "My Drive ü #1 50%"
+    folder.mkdir()
+    shutil.copy(empty_store, folder)
+    return folder

@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -61,13 +63,47 @@ def test_it_can_be_told_to_train_on_regardless(cars, tmp_path, monkeypatch):
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
 
 
-def test_a_device_that_is_out_of_memory_names_a_batch_size(cars, tmp_path, monkeypatch):
-    def out_of_memory(self, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+@pytest.mark.parametrize(
+    ("room", "advice"), [(3, "--set batch_size=2 fits"), (1, "set a smaller batch_size or image_")]
+)
+def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path, monkeypatch, room, advice):
+    """Activations of a device with room for so many images; freed where a batch is over, kept by what is at fault."""
+    forward, held = Classifier.forward, weakref.WeakSet()
 
-    monkeypatch.setattr(Classifier, "training_step", out_of_memory)
-    with pytest.raises(RunError, match="too small for batches of 8 images; try --set batch_size=4"):
+    def fill(self, images):
+        activations = images + 1
+        held.add(activations)
+        if sum(len(each) for each in held) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", fill)
+    with pytest.raises(RunError, match=f"too small for batches of 8 images; {advice}"):
         run(cars, tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_the_batch_that_is_named_does_fit(cars, tmp_path):
+    changes = ("accelerator=gpu", "image_size=[512, 512]", "precision=32-true")
+    torch.cuda.set_per_process_memory_fraction(1.5e9 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(RunError, match="too small for batches of 20 images; --set batch_size=") as caught:
+            run(cars, tmp_path / "too_large", "batch_size=20", *changes)
+        named = int(re.search(r"batch_size=(\d+) fits", str(caught.value))[1])
+        run(cars, tmp_path / "fits", f"batch_size={named}", *changes)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_network_without_deterministic_kernels_is_named_by_what_it_lacks(cars, tmp_path, monkeypatch):
+    forward = Classifier.forward
+
+    def undetermined(self, images):  # put_ is one of the few that have none on the CPU either
+        return forward(self, images).put_(torch.tensor([0]), torch.zeros(1))
+
+    monkeypatch.setattr(Classifier, "forward", undetermined)
+    with pytest.raises(RunError, match=r"^deterministic: True is not possible here: put_ of this network has no"):
+        run(cars, tmp_path, "deterministic=True")
 
 
 def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):

@@ -103,8 +103,8 @@ def test_two_epochs_resumed_to_four_equal_four_straight(cars, four_epochs, tmp_p
     assert json.loads((folder / "run.json").read_text())["resumed"] == 1
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8, 10, 12])  # of 12; 3, 6, 9 and 12 are the last of their epochs
-def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(cars, four_epochs, tmp_path, monkeypatch, step):
+def broken_off(cars, output, monkeypatch, step, *changes):
+    """Trains four epochs of three steps, but ends by a signal after `step`, and returns the run's folder."""
     original = Checkpoints.on_train_batch_end
 
     def send_signal(self, trainer, *arguments):
@@ -115,12 +115,33 @@ def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(cars, fo
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "on_train_batch_end", send_signal)
         with pytest.raises(Interrupted) as caught:
-            run(cars, tmp_path, "num_epochs=4")
+            run(cars, output, "num_epochs=4", *changes)
     assert caught.value.exit_code == 128 + signal.SIGTERM
-    (folder,) = tmp_path.iterdir()
+    (folder,) = output.iterdir()
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    return folder
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8, 10, 12])  # of 12; 3, 6, 9 and 12 are the last of their epochs
+def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(cars, four_epochs, tmp_path, monkeypatch, step):
+    folder = broken_off(cars, tmp_path, monkeypatch, step)
     train.main(["--resume", "last", "--set", f"output_path={tmp_path}"])
     assert_same_run(four_epochs, folder)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("augmentation_device", ["cpu", "device"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_on_cuda_a_deterministic_run_goes_on_as_the_same_run(
+    cars, tmp_path, monkeypatch, precision, augmentation_device
+):
+    changes = ("accelerator=gpu", "deterministic=True", f"precision={precision}")
+    changes += (f"augmentation_device={augmentation_device}",)
+    straight = run(cars, tmp_path / "straight", "num_epochs=4", *changes)
+    assert_same_run(straight, run(cars, tmp_path / "again", "num_epochs=4", *changes))
+    folder = broken_off(cars, tmp_path / "parts", monkeypatch, 5, *changes)
+    train.main(["--resume", str(folder)])
+    assert_same_run(straight, folder)
 
 
 def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_path):
