@@ -20,13 +20,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import assembly
 from benchmarks.generated import generated_annotations, write_cache
-from benchmarks.measuring import best_device, conditions, spread, wait_for, write_report
+from benchmarks.measuring import best_device, conditions, say_where, spread, wait_for, write_report
 from datamodules.sampling import EpochBatches
 from datamodules.sources import CachedPhotos
 from utils.commands import run_command
@@ -113,7 +114,21 @@ def limits(config: Config, device: torch.device) -> dict[str, int]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
+def tabulate(found: dict[tuple[str, int], list[dict[str, float]]], smallest: int) -> list[dict[str, Any]]:
+    """Returns one row for each way and number of photos, beside the same way's `smallest`."""
+    rows = []
+    for (way, count), epochs in found.items():
+        figures = {name: [one[name] for one in epochs] for name in epochs[0]}
+        first = statistics.median(one["microseconds_per_photo"] for one in found[way, smallest])
+        rows.append(
+            {"way": way, "photos": count}
+            | {name: spread(values, 2) for name, values in figures.items()}
+            | {"times_first": round(statistics.median(figures["microseconds_per_photo"]) / first, 3)}
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=int, default=800)
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 10, 100])
@@ -133,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     if device.type == "cuda":
         ways["whole batches, cache on the card"] = whole.model_copy(update={"cache_on_device": True})
     counts = [arguments.photos * factor for factor in arguments.factors]
+    fits = limits(config, device)
+    stated = conditions(
+        device, image_size=arguments.image_size, batch_size=config.batch_size, rounds=arguments.rounds, fits_below=fits
+    )
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         caches = {
@@ -142,28 +161,19 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
         turns = [(way, count) for _ in range(arguments.rounds) for way in ways for count in counts]
         for way, count in progress_bar(turns, description="measuring", unit=" epochs"):
             found.setdefault((way, count), []).append(in_new_process(ways[way], caches[count]))
-    rows = []
+            rows = tabulate(found, counts[0])
+            write_report(arguments.output, stated, rows)
     print(f"{'':36}{'photos':>9}{'epoch, s':>10}{'µs a photo':>12}{'× first':>9}{'own MB':>9}{'unique MB':>12}")
-    for (way, count), epochs in found.items():
-        figures = {name: [one[name] for one in epochs] for name in epochs[0]}
-        first = statistics.median(one["microseconds_per_photo"] for one in found[way, counts[0]])
-        row = {
-            "way": way, "photos": count, **{name: spread(values, 2) for name, values in figures.items()},
-            "times_first": round(statistics.median(figures["microseconds_per_photo"]) / first, 3),
-        }  # fmt: skip
-        rows.append(row)
+    for row in rows:
         print(
-            f"{way:36}{count:>9,}{row['seconds']['median']:>10.2f}{row['microseconds_per_photo']['median']:>12.1f}"
-            f"{row['times_first']:>9.2f}{row['own_mb']['median']:>9.0f}{row['unique_mb']['median']:>12.0f}"
+            f"{row['way']:36}{row['photos']:>9,}{row['seconds']['median']:>10.2f}"
+            f"{row['microseconds_per_photo']['median']:>12.1f}{row['times_first']:>9.2f}{row['own_mb']['median']:>9.0f}"
+            f"{row['unique_mb']['median']:>12.0f}"
         )
-    fits = limits(config, device)
     for place, count in fits.items():
         then = "it stays in a file" if place == "card" else "it is read from the disk again and again"
         print(f"from {count:,} photos of {'×'.join(map(str, load_config().image_size))} on, {then} (now free: {place})")
-    stated = conditions(
-        device, image_size=arguments.image_size, batch_size=config.batch_size, rounds=arguments.rounds, fits_below=fits
-    )
-    write_report(arguments.output, stated, rows)
+    say_where(arguments.output, stated)
     return rows
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.files import write_text
 from utils.machine import available_cores, commit, versions
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -91,9 +92,13 @@ def conditions(device: torch.device, **more: Any) -> dict[str, Any]:
 
 
 def write_report(path: Path, conditions: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes a benchmark's rows as JSON, and says where."""
+    """Writes a benchmark's rows as JSON; one that has rounds does so after each, so that what is done survives."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps({"conditions": conditions, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+
+
+def say_where(path: Path, conditions: dict[str, Any]) -> None:
+    """Ends a benchmark's table."""
     print(f"on {conditions['device']}, {conditions['cores']} cores: {path}")
 
 

@@ -7,20 +7,22 @@ study's; whole batches on the device in fp32; the same in bf16; and, with --comp
 --runs; those that came to their end are not trained again, and those that were broken off go on, so that the command can
 be given again and again. Where there is no CUDA, small photos and few epochs are set first, which --set may change.
 
-Two ways agree if the 95 % interval of the difference of their means (Welch: each has a spread of its own) holds zero.
+Two ways differ if the 95 % interval of the difference of their means (Welch: each has a spread of its own) does not hold
+zero. Where it does, its half width says how large a difference would have been seen: more seeds see smaller ones.
 """
 
 import argparse
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 import train
-from benchmarks.measuring import best_device, conditions, settings, write_report
+from benchmarks.measuring import best_device, conditions, say_where, settings, write_report
 from utils.commands import run_command
 from utils.errors import ConfigError
 from utils.progress import progress_bar
@@ -60,7 +62,22 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
     return difference - reach, difference + reach
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
+def tabulate(found: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Returns mean and deviation of each way in percent, and the interval of its difference from the first."""
+    first, *_ = found.values()
+    rows = []
+    for way, accuracies in found.items():
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        row = {"way": way, "accuracies": accuracies, "mean": round(mean, 3), "deviation": round(deviation, 3)}
+        if accuracies is not first:
+            low, high = welch(first, accuracies)
+            row |= {"difference": [round(low, 3), round(high, 3)], "differs": not low <= 0 <= high}
+            row |= {"would_have_seen": round((high - low) / 2, 3)}
+        rows.append(row)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-d", "--data", required=True, help="folder of the data set")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs and of their cache")
@@ -77,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
         ways[f"whole batches, bf16, compile {arguments.compile}"] = (*WAYS["whole batches, bf16"],
                                                                       f"compile={arguments.compile}")  # fmt: skip
     changes = [*(() if device.type == "cuda" else SMALL), *arguments.set]
+    rule = f"the {CONFIDENCE:.0%} Welch interval of the difference to the first way does not hold zero"
+    stated = conditions(device, data=Path(arguments.data).name, changes=changes, differs_if=rule)
     found: dict[str, list[float]] = {way: [] for way in ways}
     turns = [(seed, way) for seed in range(arguments.seeds) for way in ways]
     for seed, way in progress_bar(turns, description="training", unit=" runs"):
@@ -84,21 +103,19 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
         where = (f"seed={seed}", f"output_path={folder}", f"cache_path={arguments.runs / 'cache'}")
         words = ["-d", arguments.data, *settings([*COMMON, *changes, *ways[way], *where])]
         found[way].append(100 * trained(folder, words))
-    first = found[next(iter(ways))]
-    rows = []
-    for way, accuracies in found.items():
-        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
-        row = {"way": way, "accuracies": accuracies, "mean": round(mean, 3), "deviation": round(deviation, 3)}
-        text = f"{way:<45}{mean:>7.2f} % ± {deviation:.2f}"
-        if accuracies is not first:
-            low, high = welch(first, accuracies)
-            row |= {"difference": [round(low, 3), round(high, 3)], "agrees": low <= 0 <= high}
-            text += f"   {low:+.2f} … {high:+.2f} points: {'agrees' if row['agrees'] else 'DIFFERS'}"
-        rows.append(row)
+        if seed > 0 and way == list(ways)[-1]:  # every way has this seed, and a spread
+            rows = tabulate(found)
+            write_report(arguments.output, stated | {"seeds": seed + 1}, rows)
+    for row in rows:
+        text = f"{row['way']:<45}{row['mean']:>7.2f} % ± {row['deviation']:.2f}"
+        if "difference" in row:
+            low, high = row["difference"]
+            seen = f"one of {row['would_have_seen']:.1f} points would have been seen"
+            text += (
+                f"   {low:+.2f} … {high:+.2f} points: {'DIFFERS' if row['differs'] else f'no difference seen, {seen}'}"
+            )
         print(text)
-    rule = f"the {CONFIDENCE:.0%} Welch interval of the difference to the first way holds zero"
-    stated = conditions(device, data=Path(arguments.data).name, seeds=arguments.seeds, changes=changes, agrees_if=rule)
-    write_report(arguments.output, stated, rows)
+    say_where(arguments.output, stated)
     return rows
 
 

@@ -16,7 +16,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measuring import PROJECT, best_device, command, conditions, end, settings, spread, write_report
+from benchmarks.measuring import (
+    PROJECT,
+    best_device,
+    command,
+    conditions,
+    end,
+    say_where,
+    settings,
+    spread,
+    write_report,
+)
 from utils.commands import run_command
 from utils.errors import RunError
 from utils.progress import progress_bar
@@ -73,6 +83,13 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
         first_step(data, [*arguments.set, f"cache_path={folder / 'cache'}"], folder / "warm-up")
         ways = ("cache there", "cache to be built", "no cache", "wrong configuration")
         turns = [(number, way) for number in range(arguments.rounds) for way in ways]
+        stated = conditions(
+            best_device(),
+            data=Path(data).name,
+            rounds=arguments.rounds,
+            changes=arguments.set,
+            until="first checkpoint",
+        )
         for number, way in progress_bar(turns, description="starting", unit=" commands"):
             run = folder / f"{number} {way}"
             caches = {"cache there": folder / "cache", "cache to be built": run / "cache", "no cache": "null"}
@@ -81,13 +98,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
             else:
                 seconds = first_step(data, [*arguments.set, f"cache_path={caches[way]}"], run)
             found.setdefault(way, []).append(seconds)
-    rows = [{"way": way, "seconds": spread(seconds, 2)} for way, seconds in found.items()]
+            rows = [{"way": way, "seconds": spread(seconds, 2)} for way, seconds in found.items()]
+            write_report(arguments.output, stated, rows)
     for way, seconds in found.items():
         print(f"{way:<22}{statistics.median(seconds):>8.2f} s   ({min(seconds):.2f} … {max(seconds):.2f})")
-    stated = conditions(
-        best_device(), data=Path(data).name, rounds=arguments.rounds, changes=arguments.set, until="first checkpoint"
-    )
-    write_report(arguments.output, stated, rows)
+    say_where(arguments.output, stated)
     return rows
 
 

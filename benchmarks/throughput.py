@@ -16,14 +16,14 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
 import torch
 
 import assembly
-from benchmarks.measuring import Turn, best_device, conditions, spread, walk, write_report
+from benchmarks.measuring import Turn, best_device, conditions, say_where, spread, walk, write_report
 from benchmarks.ways import Way, build_ways
 from utils.commands import run_command
 from utils.config import load_config
@@ -35,21 +35,23 @@ WARM_UP = 3  # steps, of which the first compile and record
 
 def measure(
     ways: dict[str, Way], batch: tuple[torch.Tensor, torch.Tensor], device: torch.device, rounds: int, seconds: float
-) -> dict[tuple[str, str], list[Turn]]:
-    """Returns (kind, way or network) → what each round gave."""
+) -> Iterator[dict[tuple[str, str], list[Turn]]]:
+    """Yields (kind, way or network) → what each round gave, after every round."""
     steps = {way.network: way.step for way in ways.values()}
     for step in progress_bar(steps.values(), description="warming up", unit=" networks"):
         for _ in range(WARM_UP):
             step(*batch)
     one_round = [(kind, name) for name in ways for kind in ("input", "training")] + [("step", name) for name in steps]
     found: dict[tuple[str, str], list[Turn]] = {turn: [] for turn in one_round}
-    for kind, name in progress_bar(one_round * rounds, description="measuring", unit=" turns"):
+    turns = progress_bar(one_round * rounds, description="measuring", unit=" turns")
+    for number, (kind, name) in enumerate(turns, start=1):
         if kind == "step":
             turn = walk(repeat(batch), device, seconds, steps[name])
         else:
             turn = walk(ways[name].loader(), device, seconds, ways[name].step if kind == "training" else None)
         found[kind, name].append(turn)
-    return found
+        if number % len(one_round) == 0:
+            yield found
 
 
 def tabulate(ways: dict[str, Way], found: dict[tuple[str, str], list[Turn]]) -> list[dict[str, object]]:
@@ -105,15 +107,17 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
             ways = {name: way for name, way in ways.items() if any(word in name for word in arguments.ways)}
         images = torch.randn(config.batch_size, 3, *config.image_size)
         batch = images.to(device), torch.randint(len(annotations.class_names), (config.batch_size,)).to(device)
-        rows = tabulate(ways, measure(ways, batch, device, arguments.rounds, arguments.seconds))
+        stated = conditions(
+            device, data=Path(arguments.data).name, photos=len(annotations.train), image_size=config.image_size,
+            batch_size=config.batch_size, precision=assembly.precision(config), num_workers=config.num_workers,
+            rounds=arguments.rounds, seconds=arguments.seconds, changes=arguments.set,
+        )  # fmt: skip
+        for found in measure(ways, batch, device, arguments.rounds, arguments.seconds):
+            rows = tabulate(ways, found)
+            write_report(arguments.output, stated, rows)  # of the rounds so far, should this be ended
         del ways
     print_table(rows)
-    stated = conditions(
-        device, data=Path(arguments.data).name, photos=len(annotations.train), image_size=config.image_size,
-        batch_size=config.batch_size, precision=assembly.precision(config), num_workers=config.num_workers,
-        rounds=arguments.rounds, seconds=arguments.seconds, changes=arguments.set,
-    )  # fmt: skip
-    write_report(arguments.output, stated, rows)
+    say_where(arguments.output, stated)
     return rows
 
 

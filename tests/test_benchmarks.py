@@ -126,9 +126,10 @@ def test_the_same_training_is_trained_once_and_goes_on_where_it_was_broken_off(c
     settings += words(*TINY, "num_epochs=1")
     rows = same_training.main(settings)
     assert [row["way"] for row in rows] == list(same_training.WAYS)
-    assert all(len(row["accuracies"]) == 2 for row in rows) and "agrees" not in rows[0]
+    assert all(len(row["accuracies"]) == 2 for row in rows) and "differs" not in rows[0]
     low, high = rows[1]["difference"]
-    assert rows[1]["agrees"] == (low <= 0 <= high) and not math.isnan(low)
+    assert rows[1]["differs"] == (not low <= 0 <= high) and not math.isnan(low)
+    assert rows[1]["would_have_seen"] == pytest.approx((high - low) / 2, abs=1e-3)
     assert len(list((tmp_path / "runs").glob("*/seed-*/*/run.json"))) == 6
 
     started = []
@@ -138,6 +139,13 @@ def test_the_same_training_is_trained_once_and_goes_on_where_it_was_broken_off(c
     record.write_text(record.read_text().replace('"completed"', '"interrupted"'))
     same_training.main(settings)
     assert started == [["--resume", str(record.parent)]]
+
+
+def test_ways_that_differ_by_more_than_their_seeds_do_are_told_apart():
+    first, same, other = [20.0, 21.0, 22.0], [20.5, 21.0, 22.5], [30.0, 31.0, 32.0]
+    _, second, third = same_training.tabulate({"first": first, "same": same, "other": other})
+    assert not second["differs"] and second["would_have_seen"] > 1
+    assert third["differs"] and third["difference"][0] > 5
 
 
 def test_one_seed_has_no_spread(cars, tmp_path):
