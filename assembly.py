@@ -173,7 +173,9 @@ def _obstacles(config: Config) -> list[str]:
 def augmentation_path(config: Config) -> str:
     """Returns one line on how photos are augmented, and why so."""
     if _batched_augmentations(config) is not None:
-        return "whole batches are augmented at once, on the device of the network"
+        asked = "augmentation_device is device"
+        why = asked if config.augmentation_device == "device" else "every configured transform can be done so"
+        return f"whole batches are augmented at once, on the device of the network: {why}"
     reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
     why = "; ".join(_obstacles(config)) if _on_cuda(config) else ""
     return f"photos are augmented one at a time on the CPU: {why or reason}"

@@ -126,7 +126,10 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
     kind = f"{name}-{'x'.join(map(str, whole))}-{photos.crop.replace(' ', '-')}-{folder_digest}"
     path = folder / f"{kind}-{_digest(photos, shape)}.photos"
     if path.is_file() and path.stat().st_size == size:
-        return CachedPhotos(path, whole)
+        stored = CachedPhotos(path, whole).photos
+        if all(np.array_equal(stored[index], _pixels(photos, index)) for index in (0, -1)):
+            return CachedPhotos(path, whole)
+        logger.warning("%s does not hold the photos that it is named for; it is built anew", path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,8 +142,7 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
         lock = threading.Lock()
 
         def decode(index: int) -> None:
-            pixels = np.asarray(photos.image(index))
-            stored = np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
+            stored = _pixels(photos, index)
             with lock:  # not a memory map: where the disk is full, the system kills a process that writes to one
                 file.seek(index * stored.size)
                 file.write(stored)
@@ -156,6 +158,12 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
         if stale != path:
             stale.unlink(missing_ok=True)
     return CachedPhotos(path, whole)
+
+
+def _pixels(photos: DecodedPhotos, index: int) -> np.ndarray:
+    """Returns a photo as it is stored: uint8 (C, H, W)."""
+    pixels = np.asarray(photos.image(index))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
 
 
 def _digest(photos: DecodedPhotos, shape: tuple[int, int, int]) -> str:

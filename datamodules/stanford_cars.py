@@ -4,6 +4,7 @@ Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR
 photos of the training split and both chooses and judges its models on the 8,041 of the test split: there is no third.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from datamodules.transforms import Pipeline, Transform
 from utils.errors import DataError, RunError
 from utils.interruption import ignore_signals
 from utils.randomness import generator, seeded
+
+logger = logging.getLogger(__name__)
 
 
 class CarPhotos(Dataset):
@@ -186,9 +189,7 @@ class StanfordCars(LightningDataModule):
     def loader(self, split: Split, batches: EpochBatches, device: torch.device) -> Iterable:
         """Returns what serves `batches` of a split: of whole batches on `device`, or photo by photo on the CPU."""
         if split.batched is not None and isinstance(split.source, CachedPhotos):
-            on_device = self.cache_on_device
-            if on_device == "auto":
-                on_device = device.type == "cuda" and 2 * split.source.size <= torch.cuda.mem_get_info(device)[0]
+            on_device = self._fits(split, device) if self.cache_on_device == "auto" else self.cache_on_device
             return BatchLoader(
                 split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed,
                 compiled=self.compile_augmentations and device.type == "cuda",  # a CPU skips what a photo did not draw
@@ -203,6 +204,18 @@ class StanfordCars(LightningDataModule):
         )
         self.loaders.append(loader)
         return loader
+
+    def _fits(self, split: Split, device: torch.device) -> bool:
+        """Says, also to the log, whether the cache takes at most half of the free memory of a CUDA device."""
+        if device.type != "cuda":
+            return False
+        free = torch.cuda.mem_get_info(device)[0]
+        fits = 2 * split.source.size <= free
+        logger.info(
+            "%s photos: the cache of %.2f GB %s, with %.1f GB free", split.name, split.source.size / 1e9,
+            "lies on the device" if fits else "stays in its file", free / 1e9,
+        )  # fmt: skip
+        return fits
 
     def close(self) -> None:
         """Ends the processes that read photos.

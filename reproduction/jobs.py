@@ -22,7 +22,8 @@ from utils.runs import CONFIG, LAST, RECORD, has_ended, read_record
 from utils.yaml_source import read_yaml_file
 
 FOLDER = "reproduction"  # in output_path
-ONE_DEVICE = "devices=1"  # batch_size is for each device, and the published runs had one
+# batch_size is for each device, and the published runs had one; they computed in 32 bits, which a GPU does on request.
+AS_PUBLISHED = ("devices=1", "precision=32-true")
 DATA_TAG = "data "
 LENGTH = ("num_epochs", "early_stopping_patience")  # may change in a run that goes on, but make another result
 # Where a run is trained and how it is logged; its seed stands beside the settings.
@@ -234,7 +235,7 @@ def _key_of(run: Path) -> Key | None:
 
 def _base(name: str, factor: int) -> tuple[str, ...]:
     """Returns what this command itself changes of an experiment's file."""
-    return (ONE_DEVICE, *shortened(_load(name, ()), factor))
+    return (*AS_PUBLISHED, *shortened(_load(name, ()), factor))
 
 
 def _load(name: str, overrides: Sequence[str]) -> Config:

@@ -67,6 +67,17 @@ def test_a_cache_that_was_cut_off_is_built_anew(data, tmp_path):
     assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("index", [0, 17])
+def test_a_cache_of_other_photos_is_built_anew(data, tmp_path, caplog, index):
+    first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    whole = first.path.read_bytes()
+    changed = bytearray(whole)
+    changed[index * 3 * 24 * 32 + 5] ^= 1
+    first.path.write_bytes(changed)
+    assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
+    assert "does not hold the photos that it is named for" in caplog.text
+
+
 def test_a_broken_photo_is_named_and_leaves_nothing(data, tmp_path):
     path = photos(data).annotations[7].image_path
     path.write_bytes(path.read_bytes()[:300])

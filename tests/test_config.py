@@ -121,7 +121,7 @@ def test_a_published_configuration_may_even_take_the_place_of_config_yml(tmp_pat
     (tmp_path / "config.yml").write_text(PUBLISHED)
     monkeypatch.setattr("utils.config.CONFIG_FILE", tmp_path / "config.yml")
     config = load_config()
-    assert (config.seed, config.early_stopping_patience, config.precision) == (0, "auto", "32-true")
+    assert (config.seed, config.early_stopping_patience, config.precision) == (0, "auto", "auto")
 
 
 def test_a_missing_key_of_the_study_is_named(tmp_path, monkeypatch):

@@ -81,6 +81,24 @@ def test_shuffled_boxes_are_a_fixed_shuffle_that_leaves_none_in_its_place(tmp_pa
     assert sum(moved) > 0.9 * len(moved)  # some boxes are equal by chance, none is the photo's own by position
 
 
+@pytest.mark.parametrize("share", [0.49, 0.51])
+def test_the_cache_lies_on_the_card_where_it_takes_half_of_the_free_memory_and_that_is_said(
+    tmp_path, monkeypatch, caplog, share
+):
+    write_updated_release(tmp_path / "data")
+    transform = build_transforms(image_size=[8, 8])
+    data = StanfordCars(
+        read_annotations(tmp_path / "data"), train_transform=transform, valid_transform=transform, batch_size=2,
+        num_workers=0, cache_path=tmp_path / "cache",
+    )  # fmt: skip
+    data.setup("fit")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (data.train.source.size / share, 0))
+    with caplog.at_level("INFO"):
+        assert data._fits(data.train, torch.device("cuda")) == (share < 0.5)
+    assert ("lies on the device" if share < 0.5 else "stays in its file") in caplog.text
+    assert not data._fits(data.train, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(tmp_path, workers):
     write_updated_release(tmp_path, train_per_class=5)

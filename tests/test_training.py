@@ -153,7 +153,7 @@ def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_p
     [
         ([], "photos are augmented one at a time on the CPU: no CUDA device is used"),
         (["augmentation_device=cpu"], "photos are augmented one at a time on the CPU: augmentation_device is cpu"),
-        (["augmentation_device=device"], "whole batches are augmented at once"),
+        (["augmentation_device=device"], "on the device of the network: augmentation_device is device"),
     ],
 )
 def test_the_start_says_once_how_photos_are_augmented_and_why(cars, tmp_path, capfd, changes, said):

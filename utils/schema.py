@@ -157,7 +157,7 @@ class Config(BaseModel):
     num_nodes: int = Field(1, ge=1, le=100_000, description="Machines.")
     strategy: Literal["auto", "ddp"] = Field("auto", description="How several devices work together.")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = Field(
-        "32-true", description="Number format of the training."
+        "auto", description="Number format of the training; auto: the fastest that the device has natively."
     )
     channels_last: bool = Field(True, description="Memory layout NHWC: the same network, faster.")
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(

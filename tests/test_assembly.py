@@ -1,0 +1,45 @@
+"""What is chosen by the device, on machines that have it and on those that do not."""
+
+import pytest
+import torch
+
+import assembly
+from models.optimization import build_optimizer
+from utils.config import load_config
+
+
+@pytest.fixture(params=[(9, 0), (8, 0), (7, 5), None], ids=["H100", "A100", "T4", "CPU"])
+def capability(request, monkeypatch):
+    """The compute capability of the device that torch sees."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: request.param)
+    return request.param
+
+
+def test_auto_is_the_precision_that_the_device_computes_natively(capability):
+    expected = {(9, 0): "bf16-mixed", (8, 0): "bf16-mixed", (7, 5): "16-mixed", None: "32-true"}
+    assert assembly.precision(load_config()) == expected[capability]
+    assert assembly.precision(load_config(overrides=["accelerator=cpu"])) == "32-true"
+    assert assembly.precision(load_config(overrides=["precision=32-true"])) == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("change", "on_cuda", "on_cpu"),
+    [
+        ("augmentation_device=auto", "network: every configured transform can", "on the CPU: no CUDA device is used"),
+        ("augmentation_device=cpu", "on the CPU: augmentation_device is cpu", "on the CPU: augmentation_device is cpu"),
+        ("image_augmentations={RandAugment: {}}", "on the CPU: RandAugment: it has no", "no CUDA device is used"),
+        ("cache_path=null", "on the CPU: cache_path is null", "no CUDA device is used"),
+    ],
+)
+def test_the_start_says_where_photos_are_augmented_and_why(capability, change, on_cuda, on_cpu):
+    said = assembly.augmentation_path(load_config(overrides=[change]))
+    assert (on_cpu if capability is None else on_cuda) in said
+
+
+def test_the_defaults_are_the_fast_ones_that_change_no_result():
+    config = load_config()
+    classifier = assembly.build_classifier(config, num_classes=4)
+    convolution = next(module for module in classifier.modules() if isinstance(module, torch.nn.Conv2d))
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert build_optimizer(config.optimizer, config.optimizer_params, classifier.parameters()).defaults["fused"]
