@@ -199,7 +199,7 @@ class StanfordCars(LightningDataModule):
             batch_sampler=batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.type == "cuda",
             worker_init_fn=ignore_signals,
         )
         self.loaders.append(loader)

@@ -121,7 +121,7 @@ def evaluate(trained: Trained, photos: tuple[Annotation, ...], annotations: Anno
         ConfigError: The machine has no device of the kind that the configuration names.
         DataError: A photo cannot be read.
     """
-    changes = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    changes = {"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": None}  # one pass is not worth compiling
     if photos is not annotations.valid:  # no cache of photos that are looked at once
         changes |= {"cache_path": None, "augmentation_device": "cpu"}
     config = trained.config.model_copy(update=changes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn, optim
 from models.compilation import CompileMode, FullBatches
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
 from utils.errors import RunError
-from utils.randomness import mix
+from utils.randomness import mix, seed_device
 
 TOP_K = 5
 FINITE = torch.iinfo(torch.int64).max  # in the place of a step, where every loss was finite
@@ -88,7 +88,7 @@ class Classifier(LightningModule):
         self.train_sums = None  # an epoch that is resumed in its middle does not start here, and keeps its sums
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        torch.manual_seed(mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank))
+        seed_device(self.device, mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch

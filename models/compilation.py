@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 COMPILERS = ("g++", "clang++", "c++", "cl")  # what torch and triton turn their code into machine code with
@@ -28,25 +28,17 @@ class FullBatches:
 
     def __init__(self, network: nn.Module, mode: CompileMode, batch_size: int) -> None:
         self.network = network
-        self.mode = mode
         self.batch_size = batch_size
         # torch gives up compiling a function after eight networks, which several trainings of one process may well have.
         torch.compiler.reset()
         self.compiled = torch.compile(network, mode=mode, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns logits, which with CUDA graphs are overwritten by the next call.
-
-        Raises:
-            RunError: The network cannot be compiled here.
-        """
+        """Returns logits, which with CUDA graphs are overwritten by the next call."""
         if len(images) != self.batch_size:
             return self.network(images)
         torch.compiler.cudagraph_mark_step_begin()  # no output of the last step is needed any more
-        try:
-            return self.compiled(images)
-        except torch._dynamo.exc.TorchDynamoException as error:  # takes seconds to import
-            raise RunError(f"compile: {self.mode} is not possible here: {_reason(error)}. Set compile: null") from error
+        return self.compiled(images)
 
 
 def check_compiler() -> None:
@@ -59,10 +51,3 @@ def check_compiler() -> None:
         raise ConfigError(
             "torch.compile needs a C++ compiler, and this machine has none: install g++, or set it to null"
         )
-
-
-def _reason(error: Exception) -> str:
-    """Returns the line of what went wrong at the bottom of it, without torch's advice to developers."""
-    inner: BaseException = getattr(error, "inner_exception", None) or error
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return (lines or [type(inner).__name__])[0].rstrip(".:")

@@ -7,6 +7,7 @@ import torch
 
 from models.classifier import Classifier
 from models.optimization import build_optimizer
+from utils.faults import is_out_of_memory
 
 SMALLEST_BATCH = 2  # batch norm needs two images
 
@@ -29,26 +30,35 @@ def fitting_batch_size(
         None where not even two images fit, or where it cannot be tried: with several processes, each would wait for the
         others.
     """
-    trainer = classifier.trainer
-    if trainer.world_size > 1:
+    if classifier.trainer.world_size > 1:
         return None
-    precision = trainer.precision_plugin
-    _let_go(error)
-    classifier.to(trainer.strategy.root_device)
-    optimizer = build_optimizer(*classifier.optimizer, classifier.parameters())
+    if classifier.full_batches is not None:
+        classifier.full_batches = None
+        torch.compiler.reset()  # CUDA graphs keep the memory of a full batch
     while (batch_size := batch_size // 2) >= SMALLEST_BATCH:
+        _let_go(error)
         try:
-            optimizer.zero_grad()
-            images = precision.convert_input(torch.zeros(batch_size, *image_shape, device=classifier.device))
-            labels = torch.zeros(batch_size, dtype=torch.int64, device=classifier.device)
-            with precision.forward_context():
-                loss = classifier.loss(classifier(images), labels)
-            loss.backward()
-            optimizer.step(loss.detach)
+            _step(classifier, batch_size, image_shape)
             return batch_size
-        except torch.OutOfMemoryError as again:
-            _let_go(again)
+        except RuntimeError as again:
+            if not is_out_of_memory(again):
+                raise
+            error = again
     return None
+
+
+def _step(classifier: Classifier, batch_size: int, image_shape: tuple[int, int, int]) -> None:
+    """Trains with images of nothing; all that it has in memory belongs to this function."""
+    classifier.to(classifier.trainer.strategy.root_device).train()
+    optimizer = build_optimizer(*classifier.optimizer, classifier.parameters())
+    precision = classifier.trainer.precision_plugin
+    optimizer.zero_grad()
+    images = precision.convert_input(torch.zeros(batch_size, *image_shape, device=classifier.device))
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=classifier.device)
+    with precision.forward_context():
+        loss = classifier.loss(classifier(images), labels)
+    loss.backward()
+    optimizer.step(loss.detach)
 
 
 def _let_go(error: BaseException | None) -> None:

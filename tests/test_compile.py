@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.exc import InductorError
 
 import assembly
 import train
@@ -133,17 +135,24 @@ def test_a_machine_without_a_compiler_is_told_so_before_any_data_is_read(tmp_pat
     assert len(str(caught.value).splitlines()) == 2  # the heading, and the problem
 
 
-def test_a_compilation_that_fails_is_one_line_and_the_run_says_failed(cars, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["the network", "its gradients"])
+def test_a_compilation_that_fails_is_one_line_and_the_run_says_failed(cars, tmp_path, monkeypatch, at):
     torch._dynamo.reset()
 
     def broken(graph, inputs):
-        raise RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')\nmore\n")
+        if at == "its gradients":  # which are compiled at the first backward
+            return aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=fail)(graph, inputs)
+        return fail(graph, inputs)
+
+    def fail(graph, inputs):
+        error = RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')\nmore\n")
+        raise InductorError(error, None)
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))
     with pytest.raises(RunError) as caught:
         run(cars, tmp_path, *SMALL, COMPILED)
     torch._dynamo.reset()
-    assert "compile: default is not possible here: No working C++ compiler found" in str(caught.value)
+    assert "compile is not possible here: No working C++ compiler found" in str(caught.value)
     assert "\n" not in str(caught.value)
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"

@@ -90,6 +90,7 @@ def test_on_cuda_the_batch_that_is_named_does_fit(cars, tmp_path):
         with pytest.raises(RunError, match="too small for batches of 20 images; --set batch_size=") as caught:
             run(cars, tmp_path / "too_large", "batch_size=20", *changes)
         named = int(re.search(r"batch_size=(\d+) fits", str(caught.value))[1])
+        del caught  # holds the first training
         run(cars, tmp_path / "fits", f"batch_size={named}", *changes)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

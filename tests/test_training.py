@@ -131,12 +131,9 @@ def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(cars, fo
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("augmentation_device", ["cpu", "device"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_on_cuda_a_deterministic_run_goes_on_as_the_same_run(
-    cars, tmp_path, monkeypatch, precision, augmentation_device
-):
-    changes = ("accelerator=gpu", "deterministic=True", f"precision={precision}")
-    changes += (f"augmentation_device={augmentation_device}",)
+@pytest.mark.parametrize("how", ["precision=32-true", "precision=bf16-mixed", "precision=16-mixed", "compile=default"])
+def test_on_cuda_a_deterministic_run_goes_on_as_the_same_run(cars, tmp_path, monkeypatch, how, augmentation_device):
+    changes = ("accelerator=gpu", "deterministic=True", how, f"augmentation_device={augmentation_device}")
     straight = run(cars, tmp_path / "straight", "num_epochs=4", *changes)
     assert_same_run(straight, run(cars, tmp_path / "again", "num_epochs=4", *changes))
     folder = broken_off(cars, tmp_path / "parts", monkeypatch, 5, *changes)

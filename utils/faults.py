@@ -1,12 +1,21 @@
 """Turns what ends a training from outside into one line that says what to do."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from utils.errors import RunError
+
+# Near the limit cuDNN tries one kernel after another, and then says only that none was left.
+OUT_OF_MEMORY = ("CUDA error: out of memory", "unable to find an engine to execute this computation")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether the memory of the device was too small."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -22,14 +31,16 @@ def explained(
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        fits = fitting_batch_size(error)
-        advice = f"--set batch_size={fits} fits" if fits else "set a smaller batch_size or image_size"
-        raise RunError(
-            f"the device's memory is too small for batches of {batch_size} images; {advice}, or free the device of other "
-            "programs"
-        ) from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            fits = fitting_batch_size(error)
+            advice = f"--set batch_size={fits} fits" if fits else "set a smaller batch_size or image_size"
+            raise RunError(
+                f"the device's memory is too small for batches of {batch_size} images; {advice}, or free the device of "
+                "other programs"
+            ) from error
+        if _is_of_compiler(error):
+            raise RunError(f"compile is not possible here: {_reason(error)}. Set compile: null") from error
         if isinstance(error, torch.distributed.DistBackendError) or "third_party/gloo" in str(error):
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise RunError(
@@ -46,3 +57,16 @@ def explained(
             f"the system ended a process that reads photos, most often for lack of memory; try --set num_workers="
             f"{num_workers // 2}"
         ) from error
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    """Says whether compiling failed: of the network or of its gradients, at the first step, or of the augmentations."""
+    loaded = sys.modules.get("torch._dynamo.exc")  # takes seconds to import
+    return loaded is not None and isinstance(error, loaded.TorchDynamoException)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the line of what went wrong at the bottom of it, without torch's advice to developers."""
+    inner: BaseException = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return (lines or [type(inner).__name__])[0].rstrip(".:")

@@ -21,6 +21,9 @@ NOISE = (
     r".*Trying to infer the `batch_size`.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*lr_scheduler.step\(\).*before.*optimizer.step\(\).*",
+    r".*GPU available but not used.*",  # it was configured so
+    r".*Please use the new API settings to control TF32.*",  # to Lightning, which asks for them
+    r".*TensorFloat32 tensor cores.*",  # precision is a key
     r".*when logging on epoch level in distributed setting.*",  # the metrics that are logged are those of all processes
 )
 

@@ -22,6 +22,17 @@ def generator(*numbers: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(mix(*numbers))
 
 
+def seed_device(device: torch.device, number: int) -> None:
+    """Lets the default generators of the CPU and of `device` start from `number`.
+
+    Unlike torch.manual_seed it does not go through all kinds of devices that torch knows, which takes longer at each step
+    than a fast card takes for a tenth of it.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)
+
+
 @contextmanager
 def seeded(*numbers: int | str) -> Iterator[None]:
     """Lets torch's default generator of the CPU start from `mix(*numbers)` within, and go on as before afterwards."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
@@ -45,6 +46,8 @@ class Recorder(Checkpoint):
         self.images += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)  # once an epoch: what is still queued is training, not validation
         self.trained = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
