@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from reproduction.comparison import compare
 from reproduction.published import EXPERIMENTS, describe, experiment_names, read_published
-from reproduction.report import NONE, markdown_table
+from reproduction.report import NONE, batch_text, markdown_table, order_table
 from reproduction.results import Condition, Measured, Summary, by_condition, read_measured, write_measured
 from utils.errors import ConfigError
 from utils.files import write_text
@@ -12,8 +13,8 @@ from utils.files import write_text
 MEASURED = EXPERIMENTS / "measured.csv"
 README = EXPERIMENTS / "README.md"
 BEGIN, END = "<!-- python reproduce.py --table -->", "<!-- end of the table -->"
-COLUMNS = ("id", "what was tried", "training, %:", "validation, %:", "epochs:", "parameters:", "measured validation, %:",
-           "runs:", "on")  # fmt: skip
+COLUMNS = ("id", "what was tried", "training, %:", "validation, %:", "epochs:", "parameters:", "measured training, %:",
+           "measured validation, %:", "measured epochs:", "runs:", "on")  # fmt: skip
 
 
 def update_table(new: Sequence[Measured], *, measured: Path = MEASURED, readme: Path = README) -> int:
@@ -40,10 +41,14 @@ def table_text(rows: Sequence[Measured]) -> str:
     """Returns the table, blank where nothing was measured, and what its numbers mean."""
     published, conditions = read_published(), by_condition(rows)
     numbers = {condition: f"({number})" for number, condition in enumerate(conditions, start=1)}
+    on = {
+        condition: f"{condition.data}{'' if condition.is_published else ': another task'} {number}"
+        for condition, number in numbers.items()
+    }
     lines = []
     for name in experiment_names():
         figures = published.get(name)
-        found = [(numbers[condition], each[name]) for condition, each in conditions.items() if name in each]
+        found = [(on[condition], each[name]) for condition, each in conditions.items() if name in each]
         lines.append(
             (
                 f"[{name}]({name}.yml)",
@@ -58,13 +63,19 @@ def table_text(rows: Sequence[Measured]) -> str:
                         f"{figures.num_params:,}",
                     )
                 ),
+                "<br>".join(f"{summary.mean_of('train_acc_percent'):.2f}" for _, summary in found),
                 "<br>".join(summary.text for _, summary in found),
+                "<br>".join(f"{summary.mean_of('epochs'):.0f}" for _, summary in found),
                 "<br>".join(str(len(summary.runs)) for _, summary in found),
-                "<br>".join(f"{summary.runs[0].data} {number}" for number, summary in found),
+                "<br>".join(on for on, _ in found),
             )
         )
     legend = [_legend(numbers[condition], condition, each.values()) for condition, each in conditions.items()]
-    return "\n".join([markdown_table(COLUMNS, lines), *legend])
+    orders = [
+        f"Did the order of the variants hold? On {numbers[comparison.condition]}:\n\n{order_table(comparison)}"
+        for comparison in compare(rows, published)
+    ]
+    return "\n".join([markdown_table(COLUMNS, lines), *legend, *orders, *([f"{batch_text(rows)}\n"] if rows else [])])
 
 
 def _legend(number: str, condition: Condition, summaries: Iterable[Summary]) -> str:

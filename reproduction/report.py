@@ -80,7 +80,10 @@ def summary_text(comparisons: Sequence[Comparison], published: Mapping[str, Publ
             for section, order in told
         ]
         note = "" if comparison.condition.is_published else "Not the published task: differences are in brackets.\n"
-        parts.append("\n".join([f"On {comparison.condition}", note + format_table(columns, width=width), *verdicts]))
+        rest = [line.rstrip("\n") for line in _unanswered(comparison)]
+        parts.append(
+            "\n".join([f"On {comparison.condition}", note + format_table(columns, width=width), *verdicts, *rest])
+        )
     return "\n\n".join(parts)
 
 
@@ -117,11 +120,10 @@ def _condition_part(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> s
     return f"## On {condition}\n\n{task}\n\n{table}\n{_order_part(comparison)}"
 
 
-def _order_part(comparison: Comparison) -> str:
+def order_table(comparison: Comparison) -> str:
+    """Returns, of each question of the study, whether the order of its variants held, and which have no answer yet."""
     told = [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
-    if not told:
-        return "### Did the order of the variants hold?\n\nNo two variants of a question were measured yet.\n"
-    verdicts = markdown_table(
+    table = markdown_table(
         ("question", "variants", "measured:", "pairs:", "opposite:", "inverted:", "τ:", "verdict"),
         [
             (
@@ -137,14 +139,29 @@ def _order_part(comparison: Comparison) -> str:
             for section, order in told
         ],
     )
+    return "\n".join([table, *_unanswered(comparison)]) if told else "\n".join(_unanswered(comparison))
+
+
+def _unanswered(comparison: Comparison) -> list[str]:
+    """Returns a line for each reason why the order of some variants is not told."""
+    reasons: dict[str, list[str]] = {}
+    for section, orders in comparison.orders:
+        for order in orders:
+            if not order.pairs:
+                reasons.setdefault(order.verdict, []).append(f"{section.name} ({order.group.name})")
+    return [f"{verdict.capitalize()}: {'; '.join(names)}.\n" for verdict, names in reasons.items()]
+
+
+def _order_part(comparison: Comparison) -> str:
+    told = [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
+    head = f"### Did the order of the variants hold?\n\n{order_table(comparison)}"
+    if not told:
+        return head
     variants = markdown_table(
         ("question", "variant", "against", "published difference:", "measured difference:", "chance, ±:"),
         [row for section, order in told for row in _variant_rows(section.name, order)],
     )
-    return (
-        f"### Did the order of the variants hold?\n\n{verdicts}\n"
-        f"Each variant against the first of its group:\n\n{variants}"
-    )
+    return f"{head}\nEach variant against the first of its group:\n\n{variants}"
 
 
 def _variant_rows(section: str, order: Order) -> list[tuple[str, ...]]:
@@ -162,15 +179,23 @@ def _variant_rows(section: str, order: Order) -> list[tuple[str, ...]]:
     ]
 
 
-def _batch_part(measured: Sequence[Measured]) -> str:
+def batch_text(measured: Sequence[Measured]) -> str:
+    """Returns how far a mean over batches can be, and was, from the mean over images."""
     bounds = [f"{100 * largest_difference(images, STUDY_BATCH):.2f}" for images in IMAGES]
-    lines = [
-        "## Mean over images, mean over batches\n",
+    text = (
         "The published accuracy is the mean of the batches' accuracies, in which the images of a smaller last batch weigh "
         f"more. In batches of {STUDY_BATCH}, it can be at most {bounds[1]} percent points from the mean over the "
         f"{IMAGES[1]:,} validation images, which is given here, and {bounds[0]} from that over the {IMAGES[0]:,} training "
-        "images. Both figures of the best checkpoints of these runs:\n",
-    ]
+        "images."
+    )
+    if known := [run for run in measured if run.over_batches_acc_percent is not None]:
+        most = max(abs(run.over_batches_acc_percent - run.checkpoint_acc_percent) for run in known)
+        text += f" Of the best checkpoints that were measured here the two differ by at most {most:.2f}."
+    return text
+
+
+def _batch_part(measured: Sequence[Measured]) -> str:
+    lines = ["## Mean over images, mean over batches\n", f"{batch_text(measured)} Both figures of each:\n"]
     known = [run for run in measured if run.over_batches_acc_percent is not None]
     if not known:
         return "\n".join([*lines, "None has been computed yet.\n"])
