@@ -187,7 +187,7 @@ def batch_sentence(measured: Sequence[Measured]) -> str:
     run = max(known, key=lambda run: abs(_over_batches(run)))
     return (
         f"Mean over images and mean over batches of the same checkpoint are at most {abs(_over_batches(run)):.2f} percent "
-        f"points apart (in {len(known)} runs: {run.experiment}, seed {run.seed}); {_bound(run.valid_photos, run.batch_size)} "
+        f"points apart ({run.experiment}, seed {run.seed}; runs: {len(known)}); {_bound(run.valid_photos, run.batch_size)} "
         f"are possible there, {_bound(IMAGES[1], STUDY_BATCH)} on the published photos.\n"
     )
 

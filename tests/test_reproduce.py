@@ -4,6 +4,10 @@ import csv
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from reproduction.results import read_measured, read_results
 from reproduction.running import run_jobs
 from tests.data_sets import write_updated_release
 from tests.reproduction_runs import Ended, jobs_for, write_run
+from tests.small_runs import assert_same_run, only_run, rows
 from utils.errors import ConfigError, RunError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -147,7 +152,7 @@ def test_the_table_keeps_every_run_once(output, tmp_path):
         "the order of the variants hold?\n\n| question | variants | measured | "
     )
     assert (
-        "at most 0.10 percent points apart (in 7 runs: C-3, seed 0); 2.50 are possible there, 0.28 on the published"
+        "at most 0.10 percent points apart (C-3, seed 0; runs: 7); 2.50 are possible there, 0.28 on the published"
         in text
     )
 
@@ -242,3 +247,30 @@ def test_the_command_trains_two_experiments_and_does_nothing_the_second_time(tmp
     reproduce.main(command)
     assert "2 of 2 runs are finished already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for run in folder.glob("ghost_*") for path in run.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_real_training_that_a_signal_broke_off_goes_on_with_the_same_command_as_if_nothing_had_happened(
+    cars, tmp_path
+):
+    changes = ["image_size=[32, 32]", "batch_size=4", "num_epochs=25", "early_stopping_patience=null", "num_workers=0",
+               "accelerator=cpu", "trackers=[]", f"cache_path={tmp_path / 'cache'}"]  # fmt: skip
+    command = ["C-12", "-d", str(cars), *(word for change in changes for word in ("--set", change))]
+    broken_off, whole = (tmp_path / name for name in ("broken off", "whole"))
+    process = subprocess.Popen(
+        [sys.executable, "reproduce.py", *command, "--output", str(broken_off)], cwd=PROJECT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    while not list(broken_off.glob("reproduction/ghost_*/metrics.csv")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "to go on, give the same command again" in said, said
+    run = only_run(broken_off / "reproduction")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted" and 1 <= len(rows(run)) < 25
+
+    first, second = (reproduce.main([*command, "--output", str(output)]) for output in (broken_off, whole))
+    assert first[0].figures == second[0].figures
+    assert only_run(broken_off / "reproduction") == run and len(rows(run)) == 25
+    assert_same_run(run, only_run(whole / "reproduction"))
