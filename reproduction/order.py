@@ -84,7 +84,11 @@ class Order:
             return "inverted: " + ", ".join(f"{pair.first} and {pair.second}" for pair in self.inverted)
         other = sum(not pair.is_same for pair in self.pairs)
         telling = sum(pair.published_counts for pair in self.pairs)
-        order = f"same order within chance, {other} of {len(self.pairs)} pairs otherwise" if other else "same order"
+        order = (
+            f"not refuted: {other} of {len(self.pairs)} pairs not in this order, within chance"
+            if other
+            else "same order"
+        )
         if not telling:
             return f"{order}; no published difference is larger than chance"
         confirmed = sum(pair.is_confirmed for pair in self.pairs)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from reproduction.comparison import compare
 from reproduction.published import EXPERIMENTS, describe, experiment_names, read_published
-from reproduction.report import NONE, batch_text, markdown_table, order_table
-from reproduction.results import Condition, Measured, Summary, by_condition, read_measured, write_measured
+from reproduction.report import NONE, ORDER, batch_sentence, markdown_table, order_text
+from reproduction.results import Condition, Measured, Summary, read_measured, write_measured
 from utils.errors import ConfigError
 from utils.files import write_text
 
@@ -38,17 +38,13 @@ def update_table(new: Sequence[Measured], *, measured: Path = MEASURED, readme: 
 
 
 def table_text(rows: Sequence[Measured]) -> str:
-    """Returns the table, blank where nothing was measured, and what its numbers mean."""
-    published, conditions = read_published(), by_condition(rows)
-    numbers = {condition: f"({number})" for number, condition in enumerate(conditions, start=1)}
-    on = {
-        condition: f"{condition.data}{'' if condition.is_published else ': another task'} {number}"
-        for condition, number in numbers.items()
-    }
+    """Returns the table, blank where nothing was measured, what its numbers mean, and what held of the study."""
+    published = read_published()
+    comparisons = {f"({number})": each for number, each in enumerate(compare(rows, published), start=1)}
     lines = []
     for name in experiment_names():
         figures = published.get(name)
-        found = [(on[condition], each[name]) for condition, each in conditions.items() if name in each]
+        found = [(number, each.summaries[name]) for number, each in comparisons.items() if name in each.summaries]
         lines.append(
             (
                 f"[{name}]({name}.yml)",
@@ -67,15 +63,12 @@ def table_text(rows: Sequence[Measured]) -> str:
                 "<br>".join(summary.text for _, summary in found),
                 "<br>".join(f"{summary.mean_of('epochs'):.0f}" for _, summary in found),
                 "<br>".join(str(len(summary.runs)) for _, summary in found),
-                "<br>".join(on for on, _ in found),
+                "<br>".join(f"{(on := comparisons[number].condition).data}{on.caveat} {number}" for number, _ in found),
             )
         )
-    legend = [_legend(numbers[condition], condition, each.values()) for condition, each in conditions.items()]
-    orders = [
-        f"Did the order of the variants hold? On {numbers[comparison.condition]}:\n\n{order_table(comparison)}"
-        for comparison in compare(rows, published)
-    ]
-    return "\n".join([markdown_table(COLUMNS, lines), *legend, *orders, *([f"{batch_text(rows)}\n"] if rows else [])])
+    legend = [_legend(number, each.condition, each.summaries.values()) for number, each in comparisons.items()]
+    orders = [f"{number} {ORDER}\n\n{order_text(each)}" for number, each in comparisons.items()]
+    return "\n".join([markdown_table(COLUMNS, lines), *legend, *orders, batch_sentence(rows)])
 
 
 def _legend(number: str, condition: Condition, summaries: Iterable[Summary]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from reproduction.batch_means import largest_difference
 from reproduction.comparison import Comparison, compare, experiment_rows, pair_rows, published_spread
 from reproduction.figure import draw_comparison
 from reproduction.order import Order
-from reproduction.published import IMAGES, REPEATS, Published
+from reproduction.published import IMAGES, REPEATS, Published, Section
 from reproduction.results import Measured
 from utils.comparison import format_table
 from utils.files import write_text
@@ -20,6 +21,7 @@ TABLE, PAIRS, TEXT, PICTURE = "comparison.csv", "pairs.csv", "comparison.md", "c
 NONE = "–"
 STUDY_BATCH = 64
 MARK = " \\*"
+ORDER = "Did the order of the variants hold?"
 RULE = """## How to read it
 
 Published is the best validation accuracy of any epoch of one run, as a mean over batches; measured is that of this project,
@@ -74,16 +76,13 @@ def summary_text(comparisons: Sequence[Comparison], published: Mapping[str, Publ
             )  # fmt: skip
             for column, cell in zip(columns, cells, strict=True):
                 column.append(cell)
-        told = [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
         verdicts = [
             f"{section.name}, {order.group.name} ({order.measured} of {len(order.group.experiments)}): {order.verdict}"
-            for section, order in told
+            for section, order in _told(comparison)
         ]
+        verdicts += [textwrap.fill(line, width) for line in untold(comparison)]
         note = "" if comparison.condition.is_published else "Not the published task: differences are in brackets.\n"
-        rest = [line.rstrip("\n") for line in _unanswered(comparison)]
-        parts.append(
-            "\n".join([f"On {comparison.condition}", note + format_table(columns, width=width), *verdicts, *rest])
-        )
+        parts.append("\n".join([f"On {comparison.condition}", note + format_table(columns, width=width), *verdicts]))
     return "\n\n".join(parts)
 
 
@@ -112,7 +111,7 @@ def _condition_part(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> s
                 row["experiment"], row["description"], _number(row["published_percent"]),
                 comparison.summaries[row["experiment"]].text, f"{row['chance']:.2f}", row["runs"], _difference(row),
                 _number(row["published_epochs"], 0), _number(row["epochs"], 0), duration(row["seconds"]),
-                condition.data_text + ("" if condition.is_published else ": another task"), row["device"],
+                condition.data_text + condition.caveat, row["device"],
             )
             for row in rows
         ],
@@ -120,10 +119,9 @@ def _condition_part(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> s
     return f"## On {condition}\n\n{task}\n\n{table}\n{_order_part(comparison)}"
 
 
-def order_table(comparison: Comparison) -> str:
-    """Returns, of each question of the study, whether the order of its variants held, and which have no answer yet."""
-    told = [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
-    table = markdown_table(
+def order_text(comparison: Comparison) -> str:
+    """Returns the verdicts on the order of each group's variants as a Markdown table, and the groups without one."""
+    verdicts = markdown_table(
         ("question", "variants", "measured:", "pairs:", "opposite:", "inverted:", "τ:", "verdict"),
         [
             (
@@ -136,32 +134,34 @@ def order_table(comparison: Comparison) -> str:
                 f"{order.tau:.2f}",
                 order.verdict,
             )
-            for section, order in told
+            for section, order in _told(comparison)
         ],
     )
-    return "\n".join([table, *_unanswered(comparison)]) if told else "\n".join(_unanswered(comparison))
+    return "\n".join([verdicts] * bool(_told(comparison)) + [f"{line}\n" for line in untold(comparison)])
 
 
-def _unanswered(comparison: Comparison) -> list[str]:
-    """Returns a line for each reason why the order of some variants is not told."""
-    reasons: dict[str, list[str]] = {}
+def untold(comparison: Comparison) -> list[str]:
+    """Returns a line for each reason why groups have no order to compare; a section alone stands for all of its groups."""
+    names: dict[str, list[str]] = {}
     for section, orders in comparison.orders:
-        for order in orders:
-            if not order.pairs:
-                reasons.setdefault(order.verdict, []).append(f"{section.name} ({order.group.name})")
-    return [f"{verdict.capitalize()}: {'; '.join(names)}.\n" for verdict, names in reasons.items()]
+        for verdict in dict.fromkeys(order.verdict for order in orders if not order.pairs):
+            groups = [order.group.name for order in orders if order.verdict == verdict]
+            which = "" if len(groups) == len(orders) else f" ({'; '.join(groups)})"
+            names.setdefault(verdict, []).append(section.name + which)
+    return [f"{verdict.capitalize()}: {', '.join(sections)}." for verdict, sections in names.items()]
+
+
+def _told(comparison: Comparison) -> list[tuple[Section, Order]]:
+    return [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
 
 
 def _order_part(comparison: Comparison) -> str:
-    told = [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
-    head = f"### Did the order of the variants hold?\n\n{order_table(comparison)}"
-    if not told:
-        return head
-    variants = markdown_table(
-        ("question", "variant", "against", "published difference:", "measured difference:", "chance, ±:"),
-        [row for section, order in told for row in _variant_rows(section.name, order)],
-    )
-    return f"{head}\nEach variant against the first of its group:\n\n{variants}"
+    text = f"### {ORDER}\n\n{order_text(comparison)}"
+    variants = [row for section, order in _told(comparison) for row in _variant_rows(section.name, order)]
+    if not variants:
+        return text
+    columns = ("question", "variant", "against", "published difference:", "measured difference:", "chance, ±:")
+    return f"{text}\nEach variant against the first of its group:\n\n{markdown_table(columns, variants)}"
 
 
 def _variant_rows(section: str, order: Order) -> list[tuple[str, ...]]:
@@ -179,34 +179,48 @@ def _variant_rows(section: str, order: Order) -> list[tuple[str, ...]]:
     ]
 
 
-def batch_text(measured: Sequence[Measured]) -> str:
-    """Returns how far a mean over batches can be, and was, from the mean over images."""
-    bounds = [f"{100 * largest_difference(images, STUDY_BATCH):.2f}" for images in IMAGES]
-    text = (
-        "The published accuracy is the mean of the batches' accuracies, in which the images of a smaller last batch weigh "
-        f"more. In batches of {STUDY_BATCH}, it can be at most {bounds[1]} percent points from the mean over the "
-        f"{IMAGES[1]:,} validation images, which is given here, and {bounds[0]} from that over the {IMAGES[0]:,} training "
-        "images."
+def batch_sentence(measured: Sequence[Measured]) -> str:
+    """Returns how far the mean over images and the mean over batches are apart in these runs, and how far they can be."""
+    known = [run for run in measured if run.over_batches_acc_percent is not None]
+    if not known:
+        return "The mean over batches has been computed of no run yet.\n"
+    run = max(known, key=lambda run: abs(_over_batches(run)))
+    return (
+        f"Mean over images and mean over batches of the same checkpoint are at most {abs(_over_batches(run)):.2f} percent "
+        f"points apart ({run.experiment}, seed {run.seed}; runs: {len(known)}); {_bound(run.valid_photos, run.batch_size)} "
+        f"are possible there, {_bound(IMAGES[1], STUDY_BATCH)} on the published photos.\n"
     )
-    if known := [run for run in measured if run.over_batches_acc_percent is not None]:
-        most = max(abs(run.over_batches_acc_percent - run.checkpoint_acc_percent) for run in known)
-        text += f" Of the best checkpoints that were measured here the two differ by at most {most:.2f}."
-    return text
+
+
+def _over_batches(run: Measured) -> float:
+    return run.over_batches_acc_percent - run.checkpoint_acc_percent
+
+
+def _bound(images: int, batch_size: int) -> str:
+    return f"{100 * largest_difference(images, batch_size):.2f}"
 
 
 def _batch_part(measured: Sequence[Measured]) -> str:
-    lines = ["## Mean over images, mean over batches\n", f"{batch_text(measured)} Both figures of each:\n"]
+    bounds = [_bound(images, STUDY_BATCH) for images in IMAGES]
+    lines = [
+        "## Mean over images, mean over batches\n",
+        "The published accuracy is the mean of the batches' accuracies, in which the images of a smaller last batch weigh "
+        f"more. In batches of {STUDY_BATCH}, it can be at most {bounds[1]} percent points from the mean over the "
+        f"{IMAGES[1]:,} validation images, which is given here, and {bounds[0]} from that over the {IMAGES[0]:,} training "
+        "images.\n",
+        batch_sentence(measured),
+    ]
     known = [run for run in measured if run.over_batches_acc_percent is not None]
     if not known:
-        return "\n".join([*lines, "None has been computed yet.\n"])
+        return "\n".join(lines)
     table = markdown_table(
         ("id", "seed:", "on", "over images, %:", "over batches, %:", "difference:", "at most, ±:"),
         [
             (
                 run.experiment, run.seed, run.condition.data_text, f"{run.checkpoint_acc_percent:.2f}",
                 f"{run.over_batches_acc_percent:.2f}",
-                f"{run.over_batches_acc_percent - run.checkpoint_acc_percent:+.3f}",
-                f"{100 * largest_difference(run.valid_photos, run.batch_size):.2f}",
+                f"{_over_batches(run):+.3f}",
+                _bound(run.valid_photos, run.batch_size),
             )
             for run in known
         ],

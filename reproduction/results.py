@@ -39,6 +39,11 @@ class Condition(NamedTuple):
         return (self.train_photos, self.valid_photos) == IMAGES and not self.changes
 
     @property
+    def caveat(self) -> str:
+        """Returns what has to stand behind the name of the data; nothing for the published task."""
+        return "" if self.is_published else ": another task"
+
+    @property
     def data_text(self) -> str:
         return f"{self.data}, {self.train_photos:,} / {self.valid_photos:,}"
 

@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 
 import assembly
-from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
-from utils.config import CONFIG_FILE, load_config
+from models.classifier import Classifier
+from utils.config import CONFIG_FILE, Config, load_config
 from utils.interruption import Interruption
 from utils.run_record import RunRecord
 
@@ -37,12 +37,16 @@ for each in rows("curves.csv"):
     CURVES[each["id"]].append(each)
 
 
-def record_of(name: str, folder: Path) -> RunRecord:
+def build(name: str, folder: Path) -> tuple[Config, Classifier, RunRecord, EarlyStopping]:
+    """Builds an experiment as train.py does; its network without memory."""
     config = load_config(EXPERIMENTS / f"{name}.yml", overrides=["trackers=[]"])
     with torch.device("meta"):
         classifier = assembly.build_classifier(config, num_classes=196)
     annotations = assembly.Annotations((), (), tuple(map(str, range(196))), "updated")
-    return assembly.build_record(config, folder, classifier, annotations)
+    record = assembly.build_record(config, folder, classifier, annotations)
+    callbacks = assembly.build_callbacks(config, record, class_names=("car",), interruption=Interruption())
+    (stopper,) = (callback for callback in callbacks if isinstance(callback, EarlyStopping))
+    return config, classifier, record, stopper
 
 
 def value(text: str) -> object:
@@ -61,42 +65,55 @@ def test_there_is_a_file_for_each_published_experiment():
 
 @needs_reference
 @pytest.mark.parametrize("name", [*PUBLISHED, "C-10-published-boxes", "C-11-published-boxes"])
-def test_the_26_parameters_equal_the_published_record(name, tmp_path):
+def test_the_26_parameters_equal_the_published_record_and_all_is_built_as_they_say(name, tmp_path):
     published = PUBLISHED[name.removesuffix("-published-boxes")]
-    record = record_of(name, tmp_path)
+    config, _, record, stopper = build(name, tmp_path)
     assert len(record.values["parameters"]) == 26
     for key, logged in record.values["parameters"].items():
         if key != "runtime":
             assert logged == value(published[key]), key
     assert record.values["description"] == published["description"]
-    assert record.config.shuffle_bounding_boxes == name.endswith("-published-boxes")
+    assert config.shuffle_bounding_boxes == name.endswith("-published-boxes")
+
+    logged = {key: value(text) for key, text in published.items()}
+    before, normalisation = ["Resize"] + ["Grayscale"] * logged["grayscale"], ["Normalize"] * logged["normalize"]
+    image, tensor = (list(logged[f"{kind}_augmentations"] or ()) for kind in ("image", "tensor"))
+    train, valid = ([type(each).__name__ for each in way.transforms] for way in assembly.build_pipelines(config))
+    assert train == [*before, *image, "ToTensor", *tensor, *normalisation]
+    assert valid == [*before, "ToTensor", *normalisation]
+    is_plateau = logged["lr_scheduler"] == "ReduceLROnPlateau"
+    assert stopper.patience == (3 * logged["lr_scheduler_params"]["patience"] if is_plateau else 15)
 
 
 @needs_reference
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_learning_rates_and_the_early_stop_come_out_as_published(name, tmp_path):
-    """Replays the published validation losses through this project's own scheduler and early stopping."""
-    config = load_config(EXPERIMENTS / f"{name}.yml", overrides=["trackers=[]"])
-    callbacks = assembly.build_callbacks(
-        config, record_of(name, tmp_path), class_names=("car",), interruption=Interruption()
-    )
-    (stopper,) = (callback for callback in callbacks if isinstance(callback, EarlyStopping))
-    optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
-    scheduler = build_lr_scheduler(config.lr_scheduler, config.lr_scheduler_params, optimizer)
+    """Replays the published losses through the ends of this project's epochs; only Lightning's trainer is a stand-in."""
+    config, classifier, _, stopper = build(name, tmp_path)
+    optimizer = classifier.configure_optimizers()
     trainer = SimpleNamespace(
         callback_metrics={}, should_stop=False, fast_dev_run=False, state=SimpleNamespace(fn="fit"), world_size=1,
-        sanity_checking=False,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+        sanity_checking=False, optimizers=[optimizer],
+        strategy=SimpleNamespace(
+            reduce_boolean_decision=lambda decision, all: decision, reduce=lambda value, reduce_op: value
+        ),
     )  # fmt: skip
+    classifier.trainer = trainer
+    classifier.log_dict = lambda metrics, logger: trainer.callback_metrics.update(
+        {key: torch.tensor(metric) for key, metric in metrics.items()}
+    )
     stopper._check_on_train_epoch_end = True  # what Lightning's set-up decides for one validation an epoch
     optimizer.step()
     for row in CURVES[name]:
         assert not trainer.should_stop, f"stopped before epoch {row['epoch']}"
         trainer.current_epoch = int(row["epoch"])
-        assert float(f"{optimizer.param_groups[0]['lr']:.6f}") == float(f"{float(row['lr']):.6f}"), row["epoch"]
-        valid_loss = float(row["valid_loss"])
-        step_lr_scheduler(scheduler, valid_loss=valid_loss)
-        trainer.callback_metrics["valid_loss"] = torch.tensor(valid_loss)
+        classifier.train_sums, classifier.valid_sums = (
+            torch.tensor([float(row[f"{split}_loss"]), 0, 0, 1], dtype=torch.float64) for split in ("train", "valid")
+        )
+        classifier.on_validation_epoch_end()
+        classifier.on_train_epoch_end()
+        assert classifier.epoch_metrics["valid_loss"] == float(row["valid_loss"])
+        assert float(f"{classifier.epoch_metrics['lr']:.6f}") == float(f"{float(row['lr']):.6f}"), row["epoch"]
         stopper.on_train_epoch_end(trainer, None)
     assert len(CURVES[name]) == int(PUBLISHED[name]["epochs"])
     assert trainer.should_stop or len(CURVES[name]) == config.num_epochs

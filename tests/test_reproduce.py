@@ -4,6 +4,10 @@ import csv
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from reproduction.results import read_measured, read_results
 from reproduction.running import run_jobs
 from tests.data_sets import write_updated_release
 from tests.reproduction_runs import Ended, jobs_for, write_run
+from tests.small_runs import assert_same_run, only_run, rows
 from utils.errors import ConfigError, RunError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -90,6 +95,11 @@ def test_the_comparison_of_what_is_there(output, capsys):
         and "at most 0.28 percent points" in text
     )
     printed = capsys.readouterr().out
+    lacking = ("loss, normalisation, augmentation (a fourth augmentation), grayscale, boxes (as published, with the boxes of "
+               "other photos), weight decay, dropout,")  # fmt: skip
+    assert f"\nNot enough was measured: {lacking} " in text and f" measured: {lacking} " in printed.replace("\n", " ")
+    assert "\nNo order was published: boxes (with the right boxes).\n" in text
+    assert "\nNo order was published: boxes (with the right boxes).\n" in printed
     assert "not finished: C-1 with seed 0: interrupted" in printed and "(-3.28)" in printed
     picture = imread(folder / "comparison.png")
     assert picture.shape[1] == 1650 and picture.shape[0] > 600
@@ -109,7 +119,7 @@ def test_without_any_run_there_is_nothing_to_compare(tmp_path, capsys):
 
 def test_the_table_keeps_every_run_once(output, tmp_path):
     measured, readme = tmp_path / "measured.csv", tmp_path / "README.md"
-    readme.write_text(f"# Before\n\n{BEGIN}\nof before\n{END}\n\nAfter\n")
+    readme.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter\n")
     new, _ = read_results(output / "reproduction", experiment_names())
     assert update_table(new, measured=measured, readme=readme) == len(new) == 8
     assert read_measured(measured) == new
@@ -123,22 +133,28 @@ def test_the_table_keeps_every_run_once(output, tmp_path):
     assert (
         text.startswith(f"# Before\n\n{BEGIN}\n\n| id |")
         and text.endswith(f"{END}\n\nAfter\n")
-        and "of before" not in text
+        and "\nold\n" not in text
     )
     lines = {line.split("]")[0][3:]: line for line in text.splitlines() if line.startswith("| [C-")}
     assert len(lines) == 58
     assert lines["C-14"].endswith("| 98.84 | 68.50 | 134 | 4,153,092 | 90.00 | 90.00 | 2 | 1 | stanford (2) |")
-    on_both = "| 90.00<br>90.00 | 51.00 ± 1.41<br>54.28 | 100<br>2 | 2<br>1 | cars: another task (1)<br>stanford (2) |"
-    assert lines["C-7"].endswith(on_both)
-    assert lines["C-10"].endswith("| – | – | – | – | 90.00 | 55.50 ± 0.71 | 100 | 2 | cars: another task (1) |")
-    assert lines["C-66"].endswith("| 98.72 | 70.46 | 90 | 3,041,412 |  |  |  |  |  |")
-    assert "(1) cars, 5,792 / 1,372; settings as published. Not the published task" in text and "A GPU; 32-true" in text
-    assert "| augmentation | first sets | 2 of 5 | 1 | 0 | 0 | 1.00 | same order; 1 of the 1 published" in text
-    assert (
-        "Not enough was measured: loss (cross entropy, label smoothing)" in text
-        and "published: boxes (with the" in text
+    assert lines["C-7"].endswith(
+        "| 90.00<br>90.00 | 51.00 ± 1.41<br>54.28 | 100<br>2 | 2<br>1 | cars: another task (1)<br>stanford (2) |"
     )
-    assert "Of the best checkpoints that were measured here the two differ by at most 0.10." in text
+    assert lines["C-10"].endswith(
+        "; right boxes | – | – | – | – | 90.00 | 55.50 ± 0.71 | 100 | 2 | cars: another task (1) |"
+    )
+    assert lines["C-66"].endswith("= 0.98 | 98.72 | 70.46 | 90 | 3,041,412 |  |  |  |  |  |")
+    assert "(1) cars, 5,792 / 1,372; settings as published. Not the published task" in text and "A GPU; 32-true" in text
+    verdict = "same order; 1 of the 1 published differences beyond chance confirmed"
+    assert f"| augmentation | first sets | 2 of 5 | 1 | 0 | 0 | 1.00 | {verdict} |" in text.partition("\n(1) Did ")[2]
+    assert text.partition("\n(2) Did ")[2].startswith(
+        "the order of the variants hold?\n\n| question | variants | measured | "
+    )
+    assert (
+        "at most 0.10 percent points apart (C-3, seed 0; runs: 7); 2.50 are possible there, 0.28 on the published"
+        in text
+    )
 
 
 def test_the_table_in_the_repository_is_the_one_that_the_command_writes():
@@ -231,3 +247,30 @@ def test_the_command_trains_two_experiments_and_does_nothing_the_second_time(tmp
     reproduce.main(command)
     assert "2 of 2 runs are finished already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for run in folder.glob("ghost_*") for path in run.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_real_training_that_a_signal_broke_off_goes_on_with_the_same_command_as_if_nothing_had_happened(
+    cars, tmp_path
+):
+    changes = ["image_size=[32, 32]", "batch_size=4", "num_epochs=25", "early_stopping_patience=null", "num_workers=0",
+               "accelerator=cpu", "trackers=[]", f"cache_path={tmp_path / 'cache'}"]  # fmt: skip
+    command = ["C-12", "-d", str(cars), *(word for change in changes for word in ("--set", change))]
+    broken_off, whole = (tmp_path / name for name in ("broken off", "whole"))
+    process = subprocess.Popen(
+        [sys.executable, "reproduce.py", *command, "--output", str(broken_off)], cwd=PROJECT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    while not list(broken_off.glob("reproduction/ghost_*/metrics.csv")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "to go on, give the same command again" in said, said
+    run = only_run(broken_off / "reproduction")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted" and 1 <= len(rows(run)) < 25
+
+    first, second = (reproduce.main([*command, "--output", str(output)]) for output in (broken_off, whole))
+    assert first[0].figures == second[0].figures
+    assert only_run(broken_off / "reproduction") == run and len(rows(run)) == 25
+    assert_same_run(run, only_run(whole / "reproduction"))

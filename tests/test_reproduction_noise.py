@@ -85,7 +85,7 @@ def test_only_what_is_inverted_beyond_chance_is_called_inverted():
 
     within = order_of(group, published, figures(a=40.0, b=55.0, c=54.9))
     assert within.tau == pytest.approx(1 / 3) and not within.inverted
-    assert within.verdict.startswith("same order within chance, 1 of 3 pairs otherwise; 2 of the 2")
+    assert within.verdict.startswith("not refuted: 1 of 3 pairs not in this order, within chance; 2 of the 2")
 
     far = order_of(group, published, figures(a=40.0, b=55.0, c=45.0))  # but the published difference is chance
     assert not far.inverted and far.pairs[2].measured_counts and not far.pairs[2].published_counts
@@ -95,7 +95,7 @@ def test_only_what_is_inverted_beyond_chance_is_called_inverted():
     assert inverted.verdict == "inverted: a and b"
 
     tie = order_of(group, published, figures(a=50.0, b=50.0))
-    assert tie.tau == 0 and tie.measured == 2 and tie.verdict.startswith("same order within chance, 1 of 1 pairs")
+    assert tie.tau == 0 and tie.measured == 2 and tie.verdict.startswith("not refuted: 1 of 1 pairs not in this order")
 
 
 def test_an_order_that_was_not_published_or_not_measured_is_not_judged():
