@@ -26,8 +26,8 @@ def explained(
         fits = fitting_batch_size(error)
         advice = f"--set batch_size={fits} fits" if fits else "set a smaller batch_size or image_size"
         raise RunError(
-            f"the device's memory is too small for batches of {batch_size} images; {advice}, or free the device of other "
-            "programs"
+            f"the device's memory is too small for batches of {batch_size} images; in a new run {advice}, or free the "
+            "device of other programs"
         ) from error
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistBackendError) or "third_party/gloo" in str(error):

@@ -128,7 +128,8 @@ class RunRecord:
             self._write()  # last: a run that is killed before goes on, and does what is missing
         self.trackers.release()
         if error is not None and (self.folder / LAST).is_file():
-            logger.warning("to go on: python train.py --resume %s", self.folder)
+            change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
+            logger.warning("to go on: python train.py --resume %s%s", self.folder, change)
         return False
 
     def _write(self) -> None:
