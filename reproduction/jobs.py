@@ -87,7 +87,9 @@ class Job:
             source, overrides = ["--config", str(EXPERIMENTS / f"{self.key.experiment}.yml")], self.overrides
         else:
             source = ["--resume", str(run)]
-            overrides = [each for each in self.overrides if _key(each) in RESUME_KEYS and _key(each) not in OTHER_RESULT]
+            overrides = [
+                each for each in self.overrides if _key(each) in RESUME_KEYS and _key(each) not in OTHER_RESULT
+            ]
         return [*source, *(word for each in overrides for word in ("--set", each))]
 
 

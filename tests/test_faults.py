@@ -40,7 +40,9 @@ HAS_MLFLOW = importlib.util.find_spec("mlflow") is not None
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(cars, tmp_path, monkeypatch, when):
     monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
     interval = "checkpoint_interval=1.0e-9" if when == "checkpoint" else "checkpoint_interval=null"
-    with pytest.raises(RunError, match=r"^the training loss was not finite in epoch 1, step 4, at a learning rate of 0.003"):
+    with pytest.raises(
+        RunError, match=r"^the training loss was not finite in epoch 1, step 4, at a learning rate of 0.003"
+    ):
         run(cars, tmp_path, "num_epochs=4", interval, "lr_scheduler=null", "lr_scheduler_params=null")
     folder = only_run(tmp_path)
     record = json.loads((folder / "run.json").read_text())
@@ -74,7 +76,9 @@ def test_it_can_be_told_to_train_on_regardless_and_the_end_says_so(cars, tmp_pat
         monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
     else:
         monkeypatch.setattr(Classifier, "validation_step", _validated_to_infinity(Classifier.validation_step))
-    with pytest.raises(RunError, match=rf"^the {what} loss was not finite in epoch 1.* 0\.0003; the last checkpoint from"):
+    with pytest.raises(
+        RunError, match=rf"^the {what} loss was not finite in epoch 1.* 0\.0003; the last checkpoint from"
+    ):
         run(cars, tmp_path)
     folder = only_run(tmp_path)
     assert read_checkpoint(folder / LAST)["global_step"] == 3
@@ -139,7 +143,9 @@ def test_on_cuda_the_batch_that_is_named_does_fit(cars, tmp_path):
     changes = ("accelerator=gpu", "image_size=[512, 512]", "precision=32-true")
     torch.cuda.set_per_process_memory_fraction(1.5e9 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(RunError, match="too small for batches of 20 images; in a new run --set batch_size=") as caught:
+        with pytest.raises(
+            RunError, match="too small for batches of 20 images; in a new run --set batch_size="
+        ) as caught:
             run(cars, tmp_path / "too_large", "batch_size=20", *changes)
         named = int(re.search(r"batch_size=(\d+) fits", str(caught.value))[1])
         run(cars, tmp_path / "fits", f"batch_size={named}", *changes)
@@ -189,7 +195,9 @@ def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_t
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "on_train_batch_end", unplug)
-        with pytest.raises(DataError, match=rf"^{data}/car_ims/\d+\.jpg: this photo has disappeared; bring it or its folder back"):
+        with pytest.raises(
+            DataError, match=rf"^{data}/car_ims/\d+\.jpg: this photo has disappeared; bring it or its folder back"
+        ):
             run(data, tmp_path / "output", "num_epochs=4", "cache_path=null", f"num_workers={workers}")
     assert multiprocessing.active_children() == []  # the command would not end before them
     gone.rename(data)
