@@ -8,6 +8,7 @@ from torch import Tensor
 from datamodules.batched_augmentations import BatchedAugmentations
 from datamodules.sampling import EpochBatches
 from datamodules.sources import CachedPhotos
+from utils.errors import RunError
 from utils.randomness import generator
 
 
@@ -47,7 +48,7 @@ class BatchLoader:
         # Not with CUDA graphs, whatever the network has: a batch must outlive the call that makes the next one.
         self.full = torch.compile(augmentations, dynamic=False) if compiled else augmentations
         self.labels = torch.tensor(labels, device=device)
-        self.stored = photos.tensor().to(device) if on_device else None
+        self.stored = self._copied() if on_device else None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -66,6 +67,17 @@ class BatchLoader:
             images = self._sent(self.photos.batch(picked.numpy())) if self.stored is None else self.stored[indices]
             augment = self.full if len(picked) == full_size else self.augmentations
             yield augment(images, rows[indices]), self.labels[indices]
+
+    def _copied(self) -> Tensor:
+        try:
+            return self.photos.tensor().to(self.device)
+        except torch.OutOfMemoryError as error:
+            change = "cache_on_device=False"
+            raise RunError(
+                f"the device's memory is too small for the cache of {len(self.photos):,} photos, "
+                f"{self.photos.size / 1e9:.3g} GB; --set {change}, or free the device of other programs",
+                change=change,
+            ) from error
 
     def _sent(self, values: Tensor) -> Tensor:
         """Copies to the device, from memory that the device can read by itself."""

@@ -38,7 +38,10 @@ def read_photo(path: Path) -> Image.Image:
             f"{FORMATS[-1]}, and no other formats are read; save it as one of these"
         ) from error
     except FileNotFoundError as error:
-        raise DataError(f"{path}: this photo has disappeared") from error
+        raise DataError(
+            f"{path}: this photo has disappeared; bring it or its folder back and start again, a training that has a "
+            "checkpoint with --resume"
+        ) from error
     except Exception as error:  # Pillow's plugins answer damaged bytes with errors of a dozen kinds
         raise DataError(
             f"{path}: this photo cannot be decoded ({str(error) or type(error).__name__}); replace it by a whole copy"

@@ -1,5 +1,7 @@
 """The LightningModule: training and validation steps, metrics, optimizer and learning rate."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from models.compilation import CompileMode, FullBatches
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
 from utils.errors import RunError
 from utils.randomness import mix, seed_device
+from utils.runs import LAST
 
 TOP_K = 5
 FINITE = torch.iinfo(torch.int64).max  # in the place of a step, where every loss was finite
@@ -110,25 +113,21 @@ class Classifier(LightningModule):
         self._log_means("valid", self.valid_sums)
 
     def check_finite(self) -> None:
-        """Waits for the device and looks at the losses of this epoch so far.
+        """Waits for the device and looks at the training losses of this epoch so far.
 
         Raises:
             RunError: One was infinite or no number; no checkpoint has been written since.
         """
         if not self.stop_on_nonfinite_loss or self.nonfinite_step is None:
             return
-        if (step := int(self._over_processes(self.nonfinite_step, "min"))) == FINITE:
-            return
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        raise RunError(
-            f"the training loss was not finite in epoch {self.trainer.current_epoch}, step {step}, at a learning rate of "
-            f"{lr:.3g}; the last checkpoint is from before it. Lower optimizer_params.lr or set precision: 32-true in a new "
-            "run, or train on regardless with stop_on_nonfinite_loss: False"
-        )
+        if (step := int(self._over_processes(self.nonfinite_step, "min"))) != FINITE:
+            raise self._not_finite("training", f", step {step}")
 
     def on_train_epoch_end(self) -> None:
         """Closes the epoch; the callbacks that stop and write checkpoints come after it and see it whole."""
         self.check_finite()
+        if self.stop_on_nonfinite_loss and not math.isfinite(self.epoch_metrics["valid_loss"]):
+            raise self._not_finite("validation")
         self._log_means("train", self.train_sums)
         self._publish({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
@@ -141,6 +140,16 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_sums = checkpoint["train_sums"] if self.trainer.is_global_zero else None  # those of all processes
         self.scheduler_state = checkpoint.get("lr_scheduler")  # the scheduler itself is built later
+
+    def _not_finite(self, split: str, step: str = "") -> RunError:
+        checkpoint, change = Path(self.trainer.default_root_dir, LAST), "stop_on_nonfinite_loss=False"
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return RunError(
+            f"the {split} loss was not finite in epoch {self.trainer.current_epoch}{step}, at a learning rate of {lr:.3g}; "
+            f"{f'the last checkpoint from before is {checkpoint}' if checkpoint.is_file() else 'there is no checkpoint yet'}. "
+            f"Lower optimizer_params.lr or set precision: 32-true in a new run, or train on regardless with --set {change}",
+            change=change,
+        )
 
     def _share(self, labels: Tensor) -> Tensor | float:
         """What the loss of this process is multiplied by, so that many processes train as one with all of their images.

@@ -25,10 +25,11 @@ FOLDER = "reproduction"  # in output_path
 # batch_size is for each device, and the published runs had one; they computed in 32 bits, which a GPU does on request.
 AS_PUBLISHED = ("devices=1", "precision=32-true")
 DATA_TAG = "data "
-LENGTH = ("num_epochs", "early_stopping_patience")  # may change in a run that goes on, but make another result
+# May change in a run that goes on, but make another result.
+OTHER_RESULT = ("num_epochs", "early_stopping_patience", "stop_on_nonfinite_loss")
 # Where a run is trained and how it is logged; its seed stands beside the settings.
 NOT_SETTINGS = {
-    *(key for key in RESUME_KEYS if key not in LENGTH), "seed", "experiment_id", "description", "tags", "output_path",
+    *(key for key in RESUME_KEYS if key not in OTHER_RESULT), "seed", "experiment_id", "description", "tags", "output_path",
     "neptune_api_token",
 }  # fmt: skip
 OWN_KEYS = {"experiment_id": "it is the experiment's name", "output_path": "use --output"}
@@ -87,7 +88,9 @@ class Job:
             source, overrides = ["--config", str(EXPERIMENTS / f"{self.key.experiment}.yml")], self.overrides
         else:
             source = ["--resume", str(run)]
-            overrides = [each for each in self.overrides if _key(each) in RESUME_KEYS and _key(each) not in LENGTH]
+            overrides = [
+                each for each in self.overrides if _key(each) in RESUME_KEYS and _key(each) not in OTHER_RESULT
+            ]
         return [*source, *(word for each in overrides for word in ("--set", each))]
 
 

@@ -45,6 +45,8 @@ def assert_same_run(first: Path, second: Path) -> None:
                     torch.as_tensor(value), torch.as_tensor(b["optimizer_states"][0]["state"][key][field])
                 )
         assert a.get("lr_scheduler") == b.get("lr_scheduler")
+        for key in a["callbacks"].keys() & b["callbacks"].keys():  # early stopping's count among them
+            assert a["callbacks"][key] == b["callbacks"][key], (name, key)
 
 
 def only_run(output: Path) -> Path:

@@ -21,14 +21,16 @@ import torch
 
 import train
 from benchmarks.run_differences import wrong_in_mlflow
+from datamodules.sources import CachedPhotos
 from datamodules.stanford_cars import CarPhotos
 from models.classifier import Classifier
 from tests.small_runs import assert_same_run, only_run, run
 from utils import run_lock, runs
-from utils.checkpoints import Checkpoints
+from utils.checkpoints import Checkpoints, read_checkpoint
 from utils.config import CONFIG_FILE
 from utils.errors import DataError, RunError
 from utils.history import read_rows
+from utils.runs import LAST
 
 YEAR = 365 * 24 * 3600  # seconds
 HAS_MLFLOW = importlib.util.find_spec("mlflow") is not None
@@ -38,33 +40,67 @@ HAS_MLFLOW = importlib.util.find_spec("mlflow") is not None
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(cars, tmp_path, monkeypatch, when):
     monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
     interval = "checkpoint_interval=1.0e-9" if when == "checkpoint" else "checkpoint_interval=null"
-    with pytest.raises(RunError, match=r"was not finite in epoch 1, step 4, at a learning rate of 0.003"):
+    with pytest.raises(
+        RunError, match=r"^the training loss was not finite in epoch 1, step 4, at a learning rate of 0.003"
+    ):
         run(cars, tmp_path, "num_epochs=4", interval, "lr_scheduler=null", "lr_scheduler_params=null")
     folder = only_run(tmp_path)
     record = json.loads((folder / "run.json").read_text())
-    assert record["status"] == "failed" and "not finite" in record["error"]
+    assert record["status"] == "failed" and f"the last checkpoint from before is {folder / LAST}. " in record["error"]
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == (4 if when == "checkpoint" else 3)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
-def _seeing(original):
-    """Shows the training a loss that is no number in its fifth step."""
+def _seeing(original, step=4):
+    """Shows the training a loss that is no number in the step after `step` steps."""
 
     def note(self, loss):
-        original(self, loss * float("nan") if self.trainer.global_step == 4 else loss)
+        original(self, loss * float("nan") if self.trainer.global_step == step else loss)
 
     return note
 
 
-def test_it_can_be_told_to_train_on_regardless(cars, tmp_path, monkeypatch):
-    monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
-    folder = run(cars, tmp_path, "stop_on_nonfinite_loss=False")
+def test_before_the_first_checkpoint_a_loss_that_is_not_finite_says_that_there_is_none(
+    cars, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite, step=1))
+    with pytest.raises(RunError, match=r"in epoch 0, step 1, .*; there is no checkpoint yet\. "):
+        run(cars, tmp_path)
+    assert "to go on" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["training", "validation"])
+def test_it_can_be_told_to_train_on_regardless_and_the_end_says_so(cars, tmp_path, monkeypatch, capsys, what):
+    if what == "training":
+        monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
+    else:
+        monkeypatch.setattr(Classifier, "validation_step", _validated_to_infinity(Classifier.validation_step))
+    with pytest.raises(
+        RunError, match=rf"^the {what} loss was not finite in epoch 1.* 0\.0003; the last checkpoint from"
+    ):
+        run(cars, tmp_path)
+    folder = only_run(tmp_path)
+    assert read_checkpoint(folder / LAST)["global_step"] == 3
+    (command,) = re.findall(r"to go on: python train.py (.*)", capsys.readouterr().err)
+    assert command == f"--resume {folder} --set stop_on_nonfinite_loss=False"
+    train.main(command.split())
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
 
 
+def _validated_to_infinity(original):
+    """Lets the validation loss be infinite from the second epoch on."""
+
+    def validate(self, batch):
+        original(self, batch)
+        if self.trainer.current_epoch == 1:
+            self.valid_sums[0] = float("inf")
+
+    return validate
+
+
 @pytest.mark.parametrize(
-    ("room", "advice"), [(3, "--set batch_size=2 fits"), (1, "set a smaller batch_size or image_")]
+    ("room", "advice"), [(3, "--set batch_size=2 fits"), (1, "set a smaller batch_size or image_size")]
 )
 def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path, monkeypatch, room, advice):
     """Activations of a device with room for so many images; freed where a batch is over, kept by what is at fault."""
@@ -78,8 +114,28 @@ def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", fill)
-    with pytest.raises(RunError, match=f"too small for batches of 8 images; {advice}"):
+    with pytest.raises(RunError, match=f"too small for batches of 8 images; in a new run {advice}, or free the device"):
         run(cars, tmp_path)
+
+
+def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_without(
+    cars, tmp_path, monkeypatch, capsys
+):
+    class TooLarge:
+        def to(self, device):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    whole = run(cars, tmp_path / "whole", "augmentation_device=device")
+    folder = run(cars, tmp_path / "parts", "augmentation_device=device", "num_epochs=1")
+    change = ("--resume", str(folder), "--set", "num_epochs=2", "--set")
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedPhotos, "tensor", lambda self: TooLarge())
+        message = r"^the device's memory is too small for the cache of 20 photos, .* GB; --set cache_on_device=False"
+        with pytest.raises(RunError, match=message):
+            train.main([*change, "cache_on_device=True"])
+        assert f"to go on: python train.py --resume {folder} --set cache_on_device=False\n" in capsys.readouterr().err
+        train.main([*change, "cache_on_device=False"])
+    assert_same_run(whole, folder)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -87,7 +143,9 @@ def test_on_cuda_the_batch_that_is_named_does_fit(cars, tmp_path):
     changes = ("accelerator=gpu", "image_size=[512, 512]", "precision=32-true")
     torch.cuda.set_per_process_memory_fraction(1.5e9 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(RunError, match="too small for batches of 20 images; --set batch_size=") as caught:
+        with pytest.raises(
+            RunError, match="too small for batches of 20 images; in a new run --set batch_size="
+        ) as caught:
             run(cars, tmp_path / "too_large", "batch_size=20", *changes)
         named = int(re.search(r"batch_size=(\d+) fits", str(caught.value))[1])
         del caught  # holds the first training
@@ -138,7 +196,9 @@ def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_t
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "on_train_batch_end", unplug)
-        with pytest.raises(DataError, match=rf"^{data}/car_ims/\d+\.jpg: this photo has disappeared$"):
+        with pytest.raises(
+            DataError, match=rf"^{data}/car_ims/\d+\.jpg: this photo has disappeared; bring it or its folder back"
+        ):
             run(data, tmp_path / "output", "num_epochs=4", "cache_path=null", f"num_workers={workers}")
     assert multiprocessing.active_children() == []  # the command would not end before them
     gone.rename(data)

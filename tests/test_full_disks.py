@@ -112,7 +112,10 @@ def test_a_tracking_store_that_does_not_fit_leaves_nothing_half_made(disk):
 def test_an_output_that_can_only_be_read_is_refused_with_one_line(cars, disk, tmp_path):
     output = disk("1m")
     subprocess.run(["mount", "-o", "remount,ro", output], check=True)
-    with pytest.raises(RunError, match=r"^output_path .* cannot be written: Read-only file system$"):
+    with pytest.raises(
+        RunError,
+        match=r"^output_path .* cannot be written: Read-only file system; make room, or set another output_path$",
+    ):
         train.main(["-d", str(cars), "--set", f"output_path={output}", "--set", "trackers=[]"])
     with pytest.raises(RunError, match=r"cache_path .* cannot be written: Read-only file system"):
         run(cars, tmp_path / "output", f"cache_path={output / 'cache'}")

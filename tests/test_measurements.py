@@ -26,8 +26,11 @@ def test_trainings_that_are_killed_go_on_to_the_same_end(tmp_path):
     assert [case["differences"] for case in result["cases"]] == [[]] * result["trainings"]
 
 
-def test_a_short_soak_measures_memory_and_open_files(tmp_path):
-    said = run_module("soak", "--epochs", 12, "--output", tmp_path / "soak.json")
+def test_in_a_short_soak_neither_memory_nor_open_files_nor_threads_grow(tmp_path):
+    said = run_module("soak", "--epochs", 24, "--output", tmp_path / "soak.json")
     result = json.loads((tmp_path / "soak.json").read_text())
-    assert len(result["samples"]) >= 6, said
-    assert result["slopes"]["main_kB"]["first"] > 50_000 and result["slopes"]["main_files"]["last"] < 100
+    slopes = result["slopes"]
+    assert len(result["samples"]) >= 12 and slopes["main_kB"]["first"] > 50_000, said
+    # Caches still fill by some 50 kB an epoch, and files are opened and closed; a leak is a whole batch, file or thread.
+    most = {"main_kB": 500, "workers_kB": 500, "main_files": 0.5, "workers_files": 0.5, "main_threads": 0.5}
+    assert {key: slopes[key]["an_epoch"] for key in most if slopes[key]["an_epoch"] > most[key]} == {}, said

@@ -81,7 +81,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(tmp_path, damage):
     path.write_bytes(content)
     if damage == "missing":
         path.unlink()
-    with pytest.raises(DataError, match=r"000123\.jpg: this photo (cannot be decoded|has disappeared)"):
+    with pytest.raises(DataError, match=r"000123\.jpg: this photo (cannot be decoded|has disappeared; bring it or)"):
         read_photo(path)
 
 

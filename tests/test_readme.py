@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 import benchmark
 import compare
@@ -20,6 +21,7 @@ from utils.config import CONFIG_FILE
 PROJECT = CONFIG_FILE.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+SEVERAL = re.findall(r"```text\n(.*?)```", README, re.DOTALL)[0].splitlines()  # no machine of the tests has the devices
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
 LONG = ("benchmark.py", "export.py", "reproduce.py")  # CI runs the tests marked as slow too
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
@@ -39,6 +41,22 @@ def test_the_set_up_commands_run_in_ci():
     script = (PROJECT / ".ci" / "run").read_text()
     for command in SET_UP:
         assert f"\n{command}\n" in script, command
+
+
+@pytest.mark.parametrize("command", SEVERAL)
+def test_each_command_for_several_devices_and_machines_can_be_read(command):
+    launcher, _, arguments = command.partition("train.py ")
+    config, resumed = train.read_configuration(train.parse_arguments(shlex.split(arguments)))
+    assert resumed is None
+    words = shlex.split(launcher)
+    if words[0] == "torchrun":
+        started = get_args_parser().parse_args([*words[1:], "train.py"])
+        assert (int(started.nnodes), int(started.nproc_per_node)) == (config.num_nodes, config.devices)
+    elif words[0] == "srun":
+        options = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
+        assert options == {"--nodes": str(config.num_nodes), "--ntasks-per-node": str(config.devices)}
+    else:
+        assert words == ["python"] and config.num_nodes == 1 and config.devices > 1
 
 
 @pytest.mark.parametrize(
@@ -66,10 +84,10 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
         assert "Nothing is left to do" in capsys.readouterr().out
     elif script == "reproduce.py":
         changes = small(car_photos, f"cache_path={tmp_path / 'cache'}")
-        reproduce.main([arguments[0], *changes, "--output", str(output)])
+        reproduce.main([*arguments, *changes, "--output", str(output)])
     elif script == "benchmark.py":
-        assert arguments[:2] == ["ghost", "sq_11"]  # which tests/test_benchmark.py measures
-        benchmark.main([*arguments[2:], "--quick", "--output", str(output / "benchmark")])
+        monkeypatch.setattr("deployment.benchmarking.TURN", 0.0)
+        benchmark.main([*arguments, "--quick", "--output", str(output / "benchmark")])
     else:
         {"compare.py": compare, "evaluate.py": evaluate, "export.py": export, "predict.py": predict}[script].main(
             arguments

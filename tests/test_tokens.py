@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import importlib.util
 import json
 import logging
 import os
@@ -14,12 +15,17 @@ from urllib.parse import quote
 
 import pytest
 
+from models.classifier import Classifier
 from tests.data_sets import write_updated_release
 from tests.neptune_server import PROJECT as NEPTUNE_PROJECT
 from tests.neptune_server import NeptuneServer
+from tests.small_runs import only_run
+from tests.small_runs import run as small_run
+from utils.commands import run_command
 from utils.config import CONFIG_FILE, load_config, load_run_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, RunError
 from utils.logs import log_to_file, start_logging
+from utils.runs import read_record
 
 PROJECT = CONFIG_FILE.parent
 WANDB_KEY = "0123canary0123canary0123canary0123canary"
@@ -194,3 +200,19 @@ def test_no_message_of_any_library_shows_a_token_of_the_environment(tmp_path, mo
     start_logging("WARNING")  # closes the file
     for text in (said, (tmp_path / "train.log").read_text()):
         assert "sent" in text and "refused" in text and WANDB_KEY not in text
+
+
+def test_an_error_that_holds_a_token_is_said_and_kept_without_it(cars, tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise RunError(f"refused: {WANDB_KEY}")
+
+    monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
+    monkeypatch.setattr(Classifier, "training_step", refused)
+    tracker = "[mlflow]" if importlib.util.find_spec("mlflow") else "[]"
+    assert run_command(lambda _: small_run(cars, tmp_path / "output", f"trackers={tracker}")) == 1
+    said = capsys.readouterr().err
+    assert "error: refused: <WANDB_API_KEY>" in said
+    start_logging("WARNING")  # closes the file
+    assert "RunError: refused: <WANDB_API_KEY>" in read_record(only_run(tmp_path / "output"))["error"]
+    looked_at = assert_nowhere((WANDB_KEY,), iter([("its output", said.encode()), *contents(tmp_path / "output")]))
+    assert tracker == "[]" or any("mlflow.db" in place for place in looked_at)

@@ -18,10 +18,12 @@ import train
 from datamodules.annotations import read_annotations
 from tests.data_sets import write_updated_release
 from tests.small_runs import NAMES, assert_same_run, rows, run
+from utils import run_record
 from utils.checkpoints import ABOUT, Checkpoints, read_checkpoint
 from utils.commands import run_command
 from utils.config import CONFIG_FILE
 from utils.errors import ConfigError, DataError, Interrupted, RunError
+from utils.signatures import UNUSABLE, lr_schedulers
 
 PROJECT = CONFIG_FILE.parent
 
@@ -122,9 +124,14 @@ def broken_off(cars, output, monkeypatch, step, *changes):
     return folder
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8, 10, 12])  # of 12; 3, 6, 9 and 12 are the last of their epochs
-def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(cars, four_epochs, tmp_path, monkeypatch, step):
-    folder = broken_off(cars, tmp_path, monkeypatch, step)
+@pytest.mark.parametrize(
+    ("step", "workers"),  # of 12; 3, 6, 9 and 12 are the last of their epochs
+    [*((step, 0) for step in (1, 2, 3, 4, 5, 8, 10, 12)), (4, 2), (8, 2)],
+)
+def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(
+    cars, four_epochs, tmp_path, monkeypatch, step, workers
+):
+    folder = broken_off(cars, tmp_path, monkeypatch, step, f"num_workers={workers}")
     train.main(["--resume", "last", "--set", f"output_path={tmp_path}"])
     assert_same_run(four_epochs, folder)
 
@@ -190,22 +197,53 @@ def test_whole_batches_that_are_not_possible_say_why(cars, tmp_path, change, rea
 
 
 SCHEDULERS = {
-    "LambdaLR": "{lr_lambda: 'lambda epoch: 0.5 ** epoch'}",
-    "ReduceLROnPlateau": "{factor: 0.1, patience: 0, threshold: 0.5}",
+    "ConstantLR": "{factor: 0.5, total_iters: 2}",
     "CosineAnnealingLR": "{T_max: 4}",
-    "OneCycleLR": "{max_lr: 0.01, total_steps: 5}",
     "CosineAnnealingWarmRestarts": "{T_0: 2}",
+    "CyclicLR": "{base_lr: 0.001, max_lr: 0.01, step_size_up: 2, scale_fn: 'lambda cycle: 0.5 ** cycle'}",
+    "ExponentialLR": "{gamma: 0.5}",
+    "LambdaLR": "{lr_lambda: 'lambda epoch: 0.5 ** epoch'}",
+    "LinearLR": "{start_factor: 0.5, total_iters: 3}",
+    "MultiStepLR": "{milestones: [1, 2]}",
+    "MultiplicativeLR": "{lr_lambda: 'lambda epoch: 0.5 + 0.1 * epoch'}",
+    "OneCycleLR": "{max_lr: 0.01, total_steps: 5}",
+    "PolynomialLR": "{total_iters: 4, power: 2}",
+    "ReduceLROnPlateau": "{factor: 0.1, patience: 0, threshold: 0.5}",
+    "StepLR": "{step_size: 2}",
 }
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_kind_of_scheduler_goes_on_where_it_was(cars, tmp_path, scheduler):
-    changes = (f"lr_scheduler={scheduler}", f"lr_scheduler_params={SCHEDULERS[scheduler]}")
-    whole = run(cars, tmp_path / "whole", *changes, "num_epochs=3")
-    parts = run(cars, tmp_path / "parts", *changes, "num_epochs=1")
-    train.main(["--resume", str(parts), "--set", "num_epochs=3"])
+def test_every_scheduler_that_a_configuration_can_name_is_among_them():
+    assert list(SCHEDULERS) == sorted(lr_schedulers().keys() - UNUSABLE.keys())
+
+
+OFTEN = ("CyclicLR", "LambdaLR", "OneCycleLR", "ReduceLROnPlateau")  # tested each time: most to remember
+
+
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in SCHEDULERS]
+)
+def test_every_kind_of_scheduler_goes_on_where_it_was_in_the_middle_of_an_epoch(cars, tmp_path, monkeypatch, scheduler):
+    monkeypatch.setattr(run_record, "draw_curves", lambda *_, **__: None)  # half of the time of so small a run
+    changes = ("num_epochs=3", "architecture=sq_11", "dropout=null", "out_channels=null")
+    changes += (f"lr_scheduler={scheduler}", f"lr_scheduler_params={SCHEDULERS[scheduler]}")
+    whole = run(cars, tmp_path / "whole", *changes)
+    parts = broken_off(cars, tmp_path / "parts", monkeypatch, 5, *changes)
+    train.main(["--resume", str(parts)])
     assert_same_run(whole, parts)
     assert len({row["lr"] for row in rows(whole)}) > 1
+
+
+def test_early_stopping_counts_on_where_it_was(cars, tmp_path, monkeypatch):
+    changes = ("num_epochs=9", "early_stopping_patience=2", "optimizer=SGD", "optimizer_params={lr: 0.0}",
+               "lr_scheduler=null", "lr_scheduler_params=null")  # fmt: skip
+    whole = run(cars, tmp_path / "whole", *changes)
+    epochs = len(rows(whole))
+    assert 2 < epochs < 9
+    parts = broken_off(cars, tmp_path / "parts", monkeypatch, 3 * (epochs - 1) + 1, *changes)  # one epoch was in vain
+    train.main(["--resume", str(parts)])
+    assert json.loads((parts / "run.json").read_text())["status"] == "early-stopped"
+    assert_same_run(whole, parts)
 
 
 def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):

@@ -264,4 +264,6 @@ def _make_folder(output_path: Path) -> Path:
         except FileExistsError:  # started in the same second
             number += 1
         except OSError as error:
-            raise RunError(f"output_path {output_path} cannot be written: {error.strerror}") from error
+            raise RunError(
+                f"output_path {output_path} cannot be written: {error.strerror}; make room, or set another output_path"
+            ) from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from utils.errors import UserError
+from utils.logs import without_secrets
 
 
 def run_command(main: Callable[[Sequence[str] | None], Any]) -> int:
@@ -17,7 +18,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any]) -> int:
     try:
         main(None)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(without_secrets(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

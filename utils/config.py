@@ -25,7 +25,7 @@ __all__ = ["Config", "ConfigError", "Problems", "load_config", "load_run_config"
 RESUME_KEYS = (
     "num_epochs", "early_stopping_patience", "checkpoint_interval", "num_workers", "accelerator", "devices", "num_nodes",
     "strategy", "stanford_data_path", "stanford_raw_data_path", "cache_path", "cache_on_device", "loglevel", "logging_dir",
-    "trackers", "log_to_neptune", "neptune_username", "neptune_project_name",
+    "stop_on_nonfinite_loss", "trackers", "log_to_neptune", "neptune_username", "neptune_project_name",
 )  # fmt: skip
 LONGEST_PROBLEM = 1000  # characters of what a library says of a value
 LONGEST_CHOICE = 40

@@ -32,9 +32,17 @@ class DataError(UserError):
 
 
 class RunError(UserError):
-    """A run cannot start, go on or be resumed, although configuration and data are in order."""
+    """A run cannot start, go on or be resumed, although configuration and data are in order.
+
+    Args:
+        change: What `--set` has to change, such as "seed=1", or else the run that goes on would end in the same way.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, change: str | None = None) -> None:
+        super().__init__(message)
+        self.change = change
 
 
 class DamagedStore(RunError):

@@ -36,8 +36,8 @@ def explained(
             fits = fitting_batch_size(error)
             advice = f"--set batch_size={fits} fits" if fits else "set a smaller batch_size or image_size"
             raise RunError(
-                f"the device's memory is too small for batches of {batch_size} images; {advice}, or free the device of "
-                "other programs"
+                f"the device's memory is too small for batches of {batch_size} images; in a new run {advice}, or free "
+                "the device of other programs"
             ) from error
         if _is_of_compiler(error):
             raise RunError(f"compile is not possible here: {_reason(error)}. Set compile: null") from error

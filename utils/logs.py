@@ -33,15 +33,19 @@ TALKATIVE = ("bravado", "bravado_core", "swagger_spec_validator", "requests_oaut
 SECRETS = ("NEPTUNE_API_TOKEN", "WANDB_API_KEY")  # environment variables
 
 
+def without_secrets(text: str) -> str:
+    """Returns `text` with the name of each secret of the environment in its place."""
+    for name in SECRETS:
+        if secret := os.environ.get(name, "").strip():
+            text = text.replace(secret, f"<{name}>")
+    return text
+
+
 class _Formatter(logging.Formatter):
     """Writes messages, whoever they are of, without the secrets of the environment."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for name in SECRETS:
-            if secret := os.environ.get(name, "").strip():
-                text = text.replace(secret, f"<{name}>")
-        return text
+        return without_secrets(super().format(record))
 
 
 class _Terminal(logging.Handler):

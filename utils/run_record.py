@@ -15,6 +15,7 @@ from utils.curves import draw_curves
 from utils.errors import Interrupted, RunError
 from utils.files import remove_partial, write_text
 from utils.history import Row, best_values, read_rows
+from utils.logs import without_secrets
 from utils.machine import commit, runtime, versions
 from utils.runs import CONFIG, CURVES, LAST, METRICS, SPEED, has_ended, read_record, write_record
 from utils.trackers import Trackers
@@ -114,7 +115,7 @@ class RunRecord:
         rows = self.rows
         self.values |= {
             "status": self._status(error),
-            "error": None if error is None else f"{type(error).__name__}: {error}".strip(),
+            "error": None if error is None else without_secrets(f"{type(error).__name__}: {error}".strip()),
             "seconds": round(self.earlier_seconds + time.monotonic() - self.began, 1),
             "epochs": len(rows),
             "best": best_values(rows),
@@ -128,7 +129,8 @@ class RunRecord:
             self._write()  # last: a run that is killed before goes on, and does what is missing
         self.trackers.release()
         if error is not None and (self.folder / LAST).is_file():
-            logger.warning("to go on: python train.py --resume %s", self.folder)
+            change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
+            logger.warning("to go on: python train.py --resume %s%s", self.folder, change)
         return False
 
     def _write(self) -> None:

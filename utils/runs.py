@@ -53,7 +53,9 @@ def make_run_folder(output_path: Path, architecture: str) -> Path:
             (folder / LAST.parent).mkdir()
             return folder
     except OSError as error:
-        raise RunError(f"output_path {output_path} cannot be written: {error.strerror}") from error
+        raise RunError(
+            f"output_path {output_path} cannot be written: {error.strerror}; make room, or set another output_path"
+        ) from error
     raise RunError(f"{output_path} has a thousand runs of this second")
 
 
