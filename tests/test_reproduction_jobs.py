@@ -28,7 +28,8 @@ SAME = [
 ]  # fmt: skip
 OTHER = [
     ("image_size=[64, 64]",), ("num_epochs=20",), ("optimizer_params.lr=0.01",), ("precision=64-true",), ("devices=2",),
-    ("devices=[0, 1]",), ("early_stopping_patience=3",), ("width_multiplier=0.5",), ("seed=1",),
+    ("devices=[0, 1]",), ("early_stopping_patience=3",), ("stop_on_nonfinite_loss=False",), ("width_multiplier=0.5",),
+    ("seed=1",),
     ("image_augmentations={RandomAffine: {degrees: 25, translate: [0.1, 0.1], scale: [0.9, 1.1], shear: 8}, "
      "RandomHorizontalFlip: {p: 0.5}, ColorJitter: {brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.1}}",),
 ]  # fmt: skip
