@@ -17,8 +17,6 @@ from utils.run_lock import hold
 from utils.runs import SPEED, read_record, write_record
 
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-# Said by SQLAlchemy to MLflow, whatever MLflow is asked for.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 PROJECT = Path(__file__).resolve().parents[1]
 
 

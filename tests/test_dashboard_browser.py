@@ -122,8 +122,6 @@ def runs(car_photos, tmp_path_factory) -> Path:
     return output
 
 
-# Said by SQLAlchemy to MLflow, whatever MLflow is asked for.
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_the_dashboard_shows_the_runs_in_a_browser(runs):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     pytest.importorskip("selenium", reason="selenium is not installed")

@@ -232,7 +232,6 @@ def held_by_another_process(what, path):
         process.kill()
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_tracking_store_that_is_locked_all_the_time_is_said_once_and_changes_nothing(
     cars, four_epochs, tmp_path, monkeypatch, caplog
 ):
@@ -267,7 +266,6 @@ def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(cars, fo
     assert not partial.exists()
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 @pytest.mark.parametrize("jump", [-1, 1], ids=["back", "forward"])
 def test_a_clock_that_jumps_a_year_at_every_look_changes_nothing(cars, four_epochs, tmp_path, monkeypatch, jump):
     clock, saved = time.time, []

@@ -98,7 +98,6 @@ def test_an_archive_that_does_not_fit_is_said_and_nothing_of_it_is_left(disk, tm
     assert not list(small.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_tracking_store_that_does_not_fit_leaves_nothing_half_made(disk):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     from utils import mlflow_store

@@ -20,8 +20,6 @@ from utils.runs import CONFIG, CURVES, METRICS
 from utils.trackers import check_trackers
 
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-# Said by SQLAlchemy to MLflow, whatever MLflow is asked for.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 PROJECT = Path(__file__).resolve().parents[1]
 
 
