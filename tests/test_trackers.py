@@ -82,7 +82,9 @@ def test_neptune_is_told_the_same(tmp_path, caplog, monkeypatch):
 
 
 @NEEDS_NEPTUNE
-@pytest.mark.parametrize("first_part", ["delivered", "half delivered", "not delivered", "not logged"])
+@pytest.mark.parametrize(
+    "first_part", ["delivered", pytest.param("half delivered", marks=pytest.mark.slow), "not delivered", "not logged"]
+)
 def test_a_run_that_neptune_knows_nothing_of_is_logged_whole(tmp_path, caplog, monkeypatch, first_part):
     monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")  # the stand-in speaks plain http
     monkeypatch.delenv("NEPTUNE_API_TOKEN", raising=False)
