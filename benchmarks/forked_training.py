@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tarfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def preload(folder: Path) -> None:
     """
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # a thread; a lock that it holds in the moment of a fork stays locked in the child
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is one of all forks: who is killed with it in hand stops the others
     folder.mkdir(parents=True, exist_ok=True)
     open_store(folder)
     for module in IMPORTED:
