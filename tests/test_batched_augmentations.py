@@ -420,7 +420,9 @@ def test_compiles_to_one_graph():
     augmentations = build(C_50 | LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     rows, images = augmentations.draw(4, torch.Generator()), noise(4)
     compiled = torch.compile(augmentations, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(images, rows), augmentations.augment(images, rows))
+    expected = augmentations.augment(images, rows)
+    # Torch 2.11 takes apart multiply-adds that round once, which is all that may differ.
+    torch.testing.assert_close(compiled(images, rows), expected, rtol=0, atol=2e-6)
 
 
 def test_autocast_costs_no_digits():
