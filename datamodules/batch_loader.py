@@ -1,6 +1,8 @@
-"""Whole batches by index from the cache, augmented on the device: no workers, no photo at a time."""
+"""Whole batches by index from the cache, augmented on the device: no processes, no photo at a time."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from datamodules.sampling import EpochBatches
 from datamodules.sources import CachedPhotos
 from utils.errors import RunError
 from utils.randomness import generator
+
+AHEAD = 3  # batches that are read while the device is at work on those before them, each by a thread
 
 
 class BatchLoader:
@@ -23,7 +27,7 @@ class BatchLoader:
         batches: The order.
         augmentations: What is done to a batch, normalisation included.
         device: Where the network is.
-        on_device: Whether the whole cache lies there too; else batches are copied from the memory map.
+        on_device: Whether the whole cache lies there too; else threads read batches ahead from the memory map.
         seed: Start of the random draws.
         compiled: Whether batches of full size are augmented by fused kernels, compiled at the first of them.
     """
@@ -63,10 +67,28 @@ class BatchLoader:
         rows = self._sent(self.augmentations.draw(len(self.photos), generator(self.seed, "rows", epoch)))
         sizes = [len(batch) for batch in batches]
         full_size = self.batch_sampler.batch_size // self.batch_sampler.world_size
-        for picked, indices in zip(order.split(sizes), self._sent(order).split(sizes), strict=True):
-            images = self._sent(self.photos.batch(picked.numpy())) if self.stored is None else self.stored[indices]
-            augment = self.full if len(picked) == full_size else self.augmentations
+        places = self._sent(order).split(sizes)
+        stored = self._read(order.split(sizes)) if self.stored is None else (self.stored[indices] for indices in places)
+        for indices, images in zip(places, stored, strict=True):
+            augment = self.full if len(indices) == full_size else self.augmentations
             yield augment(images, rows[indices]), self.labels[indices]
+
+    def _read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields the photos of each batch, on the device; where the file is not in memory, it waits for the disk."""
+        pinned = self.device.type == "cuda"  # the device reads such memory by itself, while the host goes on
+
+        def start(indices: Tensor) -> Future[Tensor]:
+            # Pinned memory is made here: another thread would make it for the first card, whichever this one is.
+            room = torch.empty(len(indices), *self.photos.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+            return pool.submit(self.photos.batch, indices.numpy(), room)
+
+        with ThreadPoolExecutor(AHEAD) as pool:
+            reading = deque(start(indices) for indices in batches[:AHEAD])
+            for number in range(len(batches)):
+                images = reading.popleft().result()
+                if number + AHEAD < len(batches):
+                    reading.append(start(batches[number + AHEAD]))
+                yield images.to(self.device, non_blocking=True)
 
     def _copied(self) -> Tensor:
         try:

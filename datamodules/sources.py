@@ -101,9 +101,14 @@ class CachedPhotos:
         """Returns all photos as uint8 (N, C, H, W), mapped from the file, not read."""
         return torch.from_file(str(self.path), size=self.size, dtype=torch.uint8).view(self.shape)
 
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """Returns photos as uint8 (N, C, H, W)."""
-        return torch.from_numpy(self.photos[np.asarray(indices)])
+    def batch(self, indices: Sequence[int], out: Tensor | None = None) -> Tensor:
+        """Returns photos as uint8 (N, C, H, W), in `out` if given; another thread may run while they are copied."""
+        indices = np.asarray(indices)
+        if not ((indices >= 0) & (indices < len(self))).all():
+            raise IndexError(f"there are {len(self)} photos, and not those at {indices.tolist()}.")
+        out = torch.empty(len(indices), *self.shape[1:], dtype=torch.uint8) if out is None else out
+        np.take(self.photos, indices, axis=0, out=out.numpy(), mode="clip")  # the default mode would copy twice
+        return out
 
 
 def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int, int, int]) -> CachedPhotos:

@@ -1,6 +1,7 @@
 """The cache and the loader of whole batches: the same photos to the bit, rebuilt when stale, the same order and labels."""
 
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from datamodules.annotations import read_annotations
-from datamodules.batch_loader import BatchLoader
+from datamodules.batch_loader import AHEAD, BatchLoader
 from datamodules.batched_augmentations import BatchedAugmentations
 from datamodules.sampling import EpochBatches
 from datamodules.sources import DecodedPhotos, open_cache
@@ -93,9 +94,11 @@ def test_workers_get_the_path_not_the_photos(data, tmp_path):
     assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(cached)).image(3)), np.asarray(cached.image(3)))
 
 
-def loader(cached, labels, augmentations, *, shuffle: bool, on_device: bool = False) -> BatchLoader:
+def loader(
+    cached, labels, augmentations, *, shuffle: bool, on_device: bool = False, batch_size: int = 8
+) -> BatchLoader:
     steps = BatchedAugmentations(augmentations, {}, image_size=(24, 32), **NORMALIZATION)
-    batches = EpochBatches(len(cached), 8, shuffle=shuffle, seed=3)
+    batches = EpochBatches(len(cached), batch_size, shuffle=shuffle, seed=3)
     return BatchLoader(cached, labels, batches, steps, device=torch.device("cpu"), on_device=on_device, seed=3)
 
 
@@ -113,6 +116,35 @@ def test_validation_batches_equal_the_photos_one_at_a_time(data, tmp_path):
             assert label == expected_label
             seen += 1
     assert seen == 18
+
+
+def test_batches_read_ahead_from_the_file_equal_those_on_the_device_in_their_order(data, tmp_path):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    numbers = list(range(18))
+    ahead, held = (
+        list(loader(cached, numbers, AUGMENTATIONS, shuffle=True, on_device=on_device, batch_size=2))
+        for on_device in (False, True)
+    )
+    assert len(ahead) == 9 > AHEAD + 1
+    for batch, same in zip(ahead, held, strict=True):
+        assert torch.equal(batch[0], same[0]) and torch.equal(batch[1], same[1])
+
+
+def test_an_epoch_that_is_given_up_leaves_no_thread(data, tmp_path):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    before = threading.active_count()
+    batches = iter(loader(cached, list(range(18)), {}, shuffle=True, batch_size=2))
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("index", [-1, 18])
+def test_no_photo_stands_in_for_one_that_does_not_exist(data, tmp_path, index):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    with pytest.raises(IndexError, match=f"18 photos.*{index}"):
+        cached.batch([2, index])
 
 
 @pytest.mark.parametrize("on_device", [False, True])
