@@ -5,10 +5,10 @@
 Compares, with the settings of config.yml, a plain torchvision pipeline on PIL in a DataLoader (as torchvision's own
 references have it), timm's own loader and training step with its nearest network, and this project without its cache, with
 it, with whole batches on the device, and with those compiled. Each way has its turn in each round, three times: the input
-alone; the training; and, once for all ways of one network, the step alone with one batch that stays on the device. Printed
-are medians over the rounds. Two shares say how long the device waits for data: the time that the training loop stood in
-the loader, and how much slower the training was than the step alone. On a CPU the second counts the cores that the input
-takes from the training, and on a device the work of augmentation.
+alone; the training; and, once for all ways that have it in common, the device's work alone: the step, after the augmentation
+where the device does it, of one batch that stays there. Printed are medians over the rounds. How long the device waits for
+data is how much slower the training was than that work alone; on a CPU this counts the cores that the input takes from the
+training. Beside it stands the share of the time in which the training loop stood in the loader.
 """
 
 import argparse
@@ -41,12 +41,14 @@ def measure(
     for step in progress_bar(steps.values(), description="warming up", unit=" networks"):
         for _ in range(WARM_UP):
             step(*batch)
-    one_round = [(kind, name) for name in ways for kind in ("input", "training")] + [("step", name) for name in steps]
+    works = {way.work: way for way in ways.values()}
+    one_round = [(kind, name) for name in ways for kind in ("input", "training")] + [("work", name) for name in works]
     found: dict[tuple[str, str], list[Turn]] = {turn: [] for turn in one_round}
     turns = progress_bar(one_round * rounds, description="measuring", unit=" turns")
     for number, (kind, name) in enumerate(turns, start=1):
-        if kind == "step":
-            turn = walk(repeat(batch), device, seconds, steps[name])
+        if kind == "work":
+            held = works[name].held
+            turn = walk(repeat(batch) if held is None else held(), device, seconds, works[name].step)
         else:
             turn = walk(ways[name].loader(), device, seconds, ways[name].step if kind == "training" else None)
         found[kind, name].append(turn)
@@ -58,7 +60,7 @@ def tabulate(ways: dict[str, Way], found: dict[tuple[str, str], list[Turn]]) -> 
     """Returns one row for each way and kind; ratios and shares are medians of those within a round."""
     rows = []
     for kind, name in found:
-        if kind == "step":
+        if kind == "work":
             continue
         turns = found[kind, name]
         plain = found[kind, next(iter(ways))]
@@ -66,25 +68,25 @@ def tabulate(ways: dict[str, Way], found: dict[tuple[str, str], list[Turn]]) -> 
         ratios = [speed / base.photos_per_second for speed, base in zip(speeds, plain, strict=True)]
         row = {"what": kind, "way": name, "photos_per_second": spread(speeds), "times_first": spread(ratios, 2)}
         if kind == "training":
-            alone = [turn.photos_per_second for turn in found["step", ways[name].network]]
+            alone = [turn.photos_per_second for turn in found["work", ways[name].work]]
             row |= {
-                "step_alone": spread(alone),
+                "work_alone": spread(alone),
+                "waiting": round(statistics.median(1 - s / a for s, a in zip(speeds, alone, strict=True)), 4),
                 "stood_in_loader": round(statistics.median(turn.blocked for turn in turns), 4),
-                "slower_than_step": round(statistics.median(1 - s / a for s, a in zip(speeds, alone, strict=True)), 4),
             }
         rows.append(row)
     return sorted(rows, key=lambda row: row["what"])
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
-    print(f"{'':9}{'':38}{'photos/s':>10}{'least':>10}{'most':>10}{'×':>8}{'in loader':>11}{'slower':>8}")
+    print(f"{'':9}{'':38}{'photos/s':>10}{'least':>10}{'most':>10}{'×':>8}{'waiting':>9}{'in loader':>11}")
     for row in rows:
         speed = row["photos_per_second"]
-        shares = [row.get("stood_in_loader"), row.get("slower_than_step")]
+        shares = [row.get("waiting"), row.get("stood_in_loader")]
         text = [f"{100 * share:.1f} %" if share is not None else "" for share in shares]
         print(
             f"{row['what']:<9}{row['way']:<38}{speed['median']:>10,.1f}{speed['least']:>10,.1f}{speed['most']:>10,.1f}"
-            f"{row['times_first']['median']:>8.2f}{text[0]:>11}{text[1]:>8}"
+            f"{row['times_first']['median']:>8.2f}{text[0]:>9}{text[1]:>11}"
         )
 
 

@@ -1,6 +1,6 @@
 """The ways from a data set to a trained step that `throughput` compares."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,10 @@ from torchvision import datasets, transforms
 import assembly
 from benchmarks.measuring import Step
 from datamodules.annotations import Annotations
+from datamodules.batch_loader import BatchLoader
 from datamodules.sampling import EpochBatches
 from utils.config import Config
+from utils.randomness import generator
 
 TIMM_NETWORK = "ghostnet_100"  # timm's nearest; it has the paper's width of 1280
 
@@ -23,12 +25,20 @@ TIMM_NETWORK = "ghostnet_100"  # timm's nearest; it has the paper's width of 128
 class Way:
     """One way: `loader` makes it ready for a turn, so that nobody's workers read on in the turn of another.
 
-    Ways of one `network` share their step, and with it the measurement of the step alone.
+    Attributes:
+        network: What ways of one name share is the step.
+        held: Where the device augments: makes a loader of one batch that lies there, augmented again and again.
     """
 
     loader: Callable[[], Iterable]
     network: str
     step: Step = field(repr=False)
+    held: Callable[[], Iterable] | None = None
+
+    @property
+    def work(self) -> str:
+        """What the device has to do for a batch that it holds; ways of one such name share the measurement of it."""
+        return self.network if self.held is None else f"{self.network}, augmentation"
 
 
 class Photos(Dataset):
@@ -81,6 +91,15 @@ def own_loader(config: Config, annotations: Annotations, device: torch.device) -
     data.setup("fit")
     batches = EpochBatches(len(annotations.train), config.batch_size, shuffle=True, seed=config.seed)
     return data.loader(data.train, batches, device)
+
+
+def held_batch(loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augments the first batch of the split without end: what `loader` would give if nothing had to be brought."""
+    count = loader.batch_sampler.batch_size
+    images = loader.photos.batch(range(count)).to(loader.device)
+    rows = loader.augmentations.draw(count, generator(0, "rows", 0)).to(loader.device)
+    while True:
+        yield loader.full(images, rows), loader.labels[:count]
 
 
 def own_step(config: Config, device: torch.device, num_classes: int) -> Step:
@@ -147,15 +166,17 @@ def build_ways(
     ways["cache"] = Way(lambda: own_loader(cached, annotations, device), "ghost", step)
     # Loaders of whole batches have no workers, and their cache on a device is not to be copied there for each turn.
     whole = cache(lambda: own_loader(batches, annotations, device))
-    ways["whole batches"] = Way(whole, "ghost", step)
+    ways["whole batches"] = Way(whole, "ghost", step, lambda: held_batch(whole()))
     if assembly.precision(config) != "32-true":
         exact = own_step(changed(precision="32-true"), device, num_classes)
-        ways["whole batches, 32-true"] = Way(whole, "ghost, 32-true", exact)
+        ways["whole batches, 32-true"] = Way(whole, "ghost, 32-true", exact, lambda: held_batch(whole()))
     for mode in compile_modes:
         fused = changed(augmentation_device="device", compile=mode)
+        compiled = cache(lambda fused=fused: own_loader(fused, annotations, device))
         ways[f"whole batches, compile {mode}"] = Way(
-            cache(lambda fused=fused: own_loader(fused, annotations, device)),
+            compiled,
             f"ghost, compile {mode}",
             own_step(fused, device, num_classes),
+            lambda compiled=compiled: held_batch(compiled()),
         )
     return ways

@@ -10,10 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks import generated, gpu, growth, same_training, start_up, throughput
+from benchmarks import generated, gpu, growth, same_training, start_up, throughput, ways
 from benchmarks.measuring import walk
 from datamodules.annotations import read_annotations
 from tests.data_sets import write_updated_release
+from utils.config import load_config
 from utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -55,6 +56,14 @@ def test_a_walk_tells_photos_per_second_and_the_share_that_went_by_in_the_loader
     assert alone.photos_per_second > turn.photos_per_second and alone.blocked < 0.05
 
 
+def test_a_held_batch_is_the_same_photos_with_their_own_draws_and_never_ends(cars, tmp_path):
+    config = load_config(overrides=[*TINY, "augmentation_device=device", f"cache_path={tmp_path}"])
+    loader = ways.own_loader(config, read_annotations(cars), CPU)
+    batches = [images for images, labels in itertools.islice(ways.held_batch(loader), 9) if len(labels) == 4]
+    assert len(batches) == 9 > len(loader) and all(torch.equal(images, batches[0]) for images in batches)
+    assert batches[0].shape == (4, 3, 32, 32) and not torch.equal(batches[0][0], batches[0][1])
+
+
 def test_welchs_interval_is_that_of_scipy():
     first, second = [10.0, 12.0, 11.5, 9.0], [14.0, 13.0, 18.0]
     interval = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
@@ -85,7 +94,10 @@ def test_throughput_measures_every_way_in_turn(cars, tmp_path, capsys):
     ways = {row["way"] for row in rows}
     assert {"torchvision on PIL", "no cache", "cache", "whole batches"} <= ways
     assert len(rows) == 2 * len(ways) and all(row["photos_per_second"]["median"] > 0 for row in rows)
-    assert all(0 <= row["stood_in_loader"] <= 1 for row in rows if row["what"] == "training")
+    training = {row["way"]: row for row in rows if row["what"] == "training"}
+    assert all(0 <= row["stood_in_loader"] <= 1 and row["waiting"] < 1 for row in training.values())
+    assert training["cache"]["work_alone"] == training["no cache"]["work_alone"]  # measured once for both
+    assert training["whole batches"]["work_alone"] != training["cache"]["work_alone"]  # with the augmentation
     try:
         import timm  # noqa: F401
     except ImportError:
