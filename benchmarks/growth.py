@@ -7,7 +7,12 @@ C-50's augmentations, photo by photo in one worker and in whole batches on the d
 card). Time per photo should not depend on the number of photos, nor should the worker's own memory: what no file stands
 behind. Unique memory (USS) counts the pages of the cache that it has looked at; the system takes them back when it likes.
 Each epoch has a process of its own, that has done nothing before. Printed are medians over rounds in which every size has
-its turn, and from how many photos on the cache of a real run no longer fits.
+its turn, and from how many photos on the cache of a real run no longer fits. What happens then is measured where memory is
+limited to less than the largest cache, as by
+
+    systemd-run --scope -p MemoryMax=2G python -m benchmarks.growth --image-size 227 227 --photos 1000 --factors 1 30
+
+or by a container; the limit stands beside the figures.
 """
 
 import argparse
@@ -36,6 +41,8 @@ from utils.progress import progress_bar
 
 INTERVAL = 0.05  # seconds between two looks at a process's memory
 MEGABYTE = 1e6
+MEMORY, GROUPS, LIMITS = map(Path, ("/proc/meminfo", "/proc/self/cgroup", "/sys/fs/cgroup"))  # Linux alone has them
+NO_LIMIT = 2**60  # what an unlimited group of the first version says is near 2⁶³
 
 
 class Memory(threading.Thread):
@@ -101,14 +108,27 @@ def in_new_process(config: Config, cache: CachedPhotos) -> dict[str, float]:
         return pool.submit(epoch, config, cache).result()
 
 
+def memory_limit() -> int | None:
+    """Returns how many bytes a container or control group leaves this process, the cache of files included; None: no limit."""
+    found = []
+    for line in GROUPS.read_text().splitlines() if GROUPS.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        folder, name = (LIMITS, "memory.max") if not controllers else (LIMITS / "memory", "memory.limit_in_bytes")
+        if controllers in ("", "memory"):
+            # Within a container, what it sees as its root is the group that the line names by its outer name.
+            paths = (path for path in (folder / group.strip("/") / name, folder / name) if path.exists())
+            found += [int(text) for path in paths if (text := path.read_text().strip()).isdigit()]
+    return min((limit for limit in found if limit < NO_LIMIT), default=None)
+
+
 def limits(config: Config, device: torch.device) -> dict[str, int]:
     """Returns from how many photos on the cache of a run at the configured size no longer fits, as `auto` has it."""
     size = np.prod(load_config().image_size) * 3
     found = {}
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        found["memory"] = int(1024 * int(available.split()[1]) // size)
+    if MEMORY.exists():
+        free = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
+        available = 1024 * int(free.split()[1])
+        found["memory"] = int(min(available, memory_limit() or available) // size)
     if device.type == "cuda":
         found["card"] = int(torch.cuda.mem_get_info(device)[0] // (2 * size))
     return found
@@ -150,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     counts = [arguments.photos * factor for factor in arguments.factors]
     fits = limits(config, device)
     stated = conditions(
-        device, image_size=arguments.image_size, batch_size=config.batch_size, rounds=arguments.rounds, fits_below=fits
-    )
+        device, image_size=arguments.image_size, batch_size=config.batch_size, rounds=arguments.rounds, fits_below=fits,
+        memory_limit=memory_limit(),
+    )  # fmt: skip
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         caches = {

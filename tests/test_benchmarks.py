@@ -108,6 +108,28 @@ def test_throughput_measures_every_way_in_turn(cars, tmp_path, capsys):
     assert (stated["photos"], stated["batch_size"], stated["precision"]) == (18, 4, "32-true")
 
 
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "limit"),
+    [
+        ("0::/a/b\n", "a/b/memory.max", "2000000\n", 2_000_000),
+        ("0::/a/b\n", "a/b/memory.max", "max\n", None),
+        ("0::/a/b\n", "memory.max", "3000000\n", 3_000_000),  # in a container
+        ("4:memory:/job\n0::/\n", "memory/job/memory.limit_in_bytes", "4000000\n", 4_000_000),
+        ("4:memory:/job\n0::/\n", "memory/job/memory.limit_in_bytes", f"{2**63 - 4096}\n", None),
+        ("4:cpu:/job\n", "memory/job/memory.limit_in_bytes", "5000000\n", None),
+    ],
+)
+def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch, groups, file, text, limit):
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    monkeypatch.setattr(growth, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(growth, "LIMITS", tmp_path)
+    assert growth.memory_limit() == limit
+    if limit:
+        assert growth.limits(load_config(), CPU)["memory"] == limit // (3 * 227 * 227)
+
+
 @pytest.mark.slow
 def test_growth_tells_time_and_memory_of_each_size(tmp_path, capsys):
     report = tmp_path / "growth.json"
