@@ -25,7 +25,7 @@ from datamodules.sources import CachedPhotos
 from datamodules.stanford_cars import CarPhotos
 from models.classifier import Classifier
 from tests.small_runs import assert_same_run, only_run, run
-from utils import run_lock, runs
+from utils import checkpoints, run_lock, runs
 from utils.checkpoints import Checkpoints, read_checkpoint
 from utils.config import CONFIG_FILE
 from utils.errors import DataError, RunError
@@ -272,9 +272,9 @@ def test_a_clock_that_jumps_a_year_at_every_look_changes_nothing(cars, four_epoc
     looks = itertools.count()
     original = Checkpoints.save
 
-    def save(self, trainer, name):
+    def save(self, trainer, *names, **second_name):
         saved.append(trainer.global_step)
-        original(self, trainer, name)
+        original(self, trainer, *names, **second_name)
 
     monkeypatch.setattr(time, "time", lambda: clock() + jump * YEAR * next(looks))
     monkeypatch.setattr(Checkpoints, "save", save)
@@ -323,15 +323,15 @@ def test_a_run_that_is_killed_between_its_two_checkpoints_has_its_best_epoch_aga
     )
     whole = run(cars, tmp_path / "whole", *settings)
     lowest = json.loads((whole / "run.json").read_text())["best"]["best_valid_loss_epoch"]
-    original = Checkpoints._name_best_last
+    original = checkpoints._link
 
-    def killed(self):
-        if len(read_rows(self.folder / "metrics.csv")) == lowest + 1:
+    def killed(path, second_name):
+        if read_checkpoint(path)["epoch"] == lowest:
             raise RunError("killed here")
-        original(self)
+        original(path, second_name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_name_best_last", killed)
+        patch.setattr(checkpoints, "_link", killed)
         with pytest.raises(RunError, match="killed here"):
             run(cars, tmp_path / "parts", *settings)
     folder = only_run(tmp_path / "parts")
@@ -356,6 +356,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on(cars, 
         with pytest.raises(RunError, match=r"last.ckpt cannot be written: .*make room"):
             run(cars, tmp_path, "num_epochs=4")
     folder = only_run(tmp_path)
+    assert len(read_rows(folder / "metrics.csv")) == 3  # no epoch more, although training went on meanwhile
     assert not list(folder.rglob("*.partial"))
     train.main(["--resume", str(folder)])
     assert_same_run(four_epochs, folder)

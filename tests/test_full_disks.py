@@ -64,6 +64,7 @@ def test_a_disk_that_fills_in_training_leaves_a_run_that_goes_on(
     def filling(self, trainer, module):
         original(self, trainer, module)
         if trainer.current_epoch == 1:
+            trainer.strategy.checkpoint_io.wait()  # for the first epoch's
             fill(output.parent, but=but)
 
     with monkeypatch.context() as patch:

@@ -7,13 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback
 
+import assembly
 import train
 from datamodules.annotations import read_annotations
 from tests.data_sets import write_updated_release
@@ -254,13 +257,33 @@ def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):
     written = []
     original = Checkpoints.save
 
-    def save(self, trainer, name):
+    def save(self, trainer, *names, **second_name):
         written.append(trainer.global_step)
-        original(self, trainer, name)
+        original(self, trainer, *names, **second_name)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     run(cars, tmp_path, "checkpoint_interval=1.0e-9", "num_epochs=1")
     assert written == [1, 2, 3]
+
+
+def test_training_goes_on_while_a_checkpoint_of_the_weights_before_is_written(cars, four_epochs, tmp_path, monkeypatch):
+    seen, stepped, original = [], threading.Event(), torch.save
+
+    class Steps(Callback):
+        def on_train_batch_end(self, *_) -> None:
+            stepped.set()
+
+    def slow(*arguments):
+        stepped.clear()
+        seen.append(stepped.wait(2))
+        original(*arguments)
+
+    callbacks = assembly.build_callbacks
+    monkeypatch.setattr(assembly, "build_callbacks", lambda *a, **k: [*callbacks(*a, **k), Steps()])
+    monkeypatch.setattr(torch, "save", slow)
+    folder = run(cars, tmp_path, "num_epochs=4")
+    assert seen == [True, True, True, False]  # nothing comes after the last, which is waited for all the same
+    assert_same_run(four_epochs, folder)
 
 
 def test_early_stopping_and_a_run_that_has_ended(cars, tmp_path, capsys):

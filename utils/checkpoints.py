@@ -7,6 +7,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,70 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of what torch writes, now an
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lets Lightning write checkpoints beside their place and rename them, and read only what nothing in is executed of."""
+    """Lets Lightning write checkpoints beside their place and rename them, and read only what nothing in is executed of.
+
+    A thread writes while training goes on, one checkpoint at a time: on a fast device or a slow disk the device would wait
+    for a good part of each epoch. Whoever needs the file, or an end of that thread, calls `wait` before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with replacing(Path(path)) as partial:
-            try:
-                torch.save(_on_host(checkpoint), partial)
-            except RuntimeError as error:  # how torch says that the disk is full
-                raise OSError(f"{error}".splitlines()[0]) from error
+        """Begins to write a checkpoint as it is now.
+
+        Args:
+            checkpoint: Tensors and plain values.
+            path: Where to.
+            storage_options: {"second_name": a path} that is to be the same file.
+
+        Raises:
+            RunError: The one before could not be written.
+        """
+        self.wait()
+        thread = ThreadPoolExecutor(1)
+        self.writing = thread.submit(_write, _on_host(checkpoint), Path(path), **(storage_options or {}))
+        thread.shutdown(wait=False)  # it ends with its work: where processes are forked, no other thread should run
+
+    def wait(self) -> None:
+        """Waits until what was begun is on the disk.
+
+        Raises:
+            RunError: It could not be written; the file is as it was.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def teardown(self) -> None:
+        self.wait()
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
 
+def _write(checkpoint: dict[str, Any], path: Path, second_name: Path | None = None) -> None:
+    with replacing(path) as partial:
+        try:
+            torch.save(checkpoint, partial)
+        except RuntimeError as error:  # how torch says that the disk is full
+            raise OSError(f"{error}".splitlines()[0]) from error
+    if second_name is not None:
+        _link(path, second_name)
+
+
+def _link(path: Path, second_name: Path) -> None:
+    """Gives a file a second name: both are replaced later, never written to."""
+    with replacing(second_name) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:  # a file system without links
+            partial.write_bytes(path.read_bytes())
+
+
 def _on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Returns the checkpoint with its tensors on the CPU, copied from a device all at once.
+    """Returns a copy of the checkpoint that training does not change, on the CPU, from a device all tensors at once.
 
     torch.save waits for each of more than a thousand by itself, and the device with it, at the end of every epoch.
     """
@@ -54,9 +104,9 @@ def _on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
     def copy(tensor: Tensor) -> Tensor:
         devices.add(tensor.device)
-        return tensor.detach().to("cpu", non_blocking=True)
+        return tensor.detach().to("cpu", non_blocking=True, copy=True)
 
-    copied = apply_to_collection(checkpoint, Tensor, copy)
+    copied = apply_to_collection(checkpoint, Tensor, copy)  # makes lists and dicts anew
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -68,7 +118,8 @@ class Checkpoints(Checkpoint):
 
     best.ckpt is the epoch of the lowest validation loss, as in the study.
 
-    After a signal it writes last.ckpt and ends the training.
+    After a signal it writes last.ckpt and ends the training. It waits for the file of an epoch before the next one is
+    validated, so that no epoch is recorded of which the one before could not be written.
 
     Args:
         folder: The run's folder.
@@ -121,6 +172,9 @@ class Checkpoints(Checkpoint):
             self.save(trainer, LAST)
             self._end_if(trainer, self.interruption.noted)
 
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.strategy.checkpoint_io.wait()
+
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         # Validation that takes long is given up; what was trained since the last checkpoint is trained again.
         self._end_if(trainer, self.interruption.seconds > LONGEST_WAIT)
@@ -131,26 +185,17 @@ class Checkpoints(Checkpoint):
         self.lowest = min(self.lowest, valid_loss) if lowest else self.lowest
         if lowest:
             # First: a run that is killed before last.ckpt is there trains this epoch again, and has its best one again.
-            self.save(trainer, BEST)
-            if trainer.is_global_zero:
-                self._name_best_last()
+            self.save(trainer, BEST, second_name=LAST)
         else:
             self.save(trainer, LAST)
         self._end_if(trainer, self.interruption.noted)
 
-    def save(self, trainer: Trainer, name: Path) -> None:
-        """Writes a checkpoint now, unless the network has been spoiled by a loss that was not finite."""
+    def save(self, trainer: Trainer, name: Path, *, second_name: Path | None = None) -> None:
+        """Begins to write a checkpoint, unless the network has been spoiled by a loss that was not finite."""
         trainer.lightning_module.check_finite()
-        trainer.save_checkpoint(self.folder / name, weights_only=False)
+        also = {"second_name": self.folder / second_name} if second_name else None
+        trainer.save_checkpoint(self.folder / name, weights_only=False, storage_options=also)
         self.written = time.monotonic()
-
-    def _name_best_last(self) -> None:
-        """Gives the file of best.ckpt a second name: both are replaced, never written to."""
-        with replacing(self.folder / LAST) as partial:
-            try:
-                os.link(self.folder / BEST, partial)
-            except OSError:  # a file system without links
-                partial.write_bytes((self.folder / BEST).read_bytes())
 
     def _agreed(self, trainer: Trainer, wish: bool) -> bool:
         """Whether one of the processes wishes it: they wait for each other, so that all of them must do it or none."""
