@@ -268,6 +268,8 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
             plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             deterministic=config.deterministic,
+            # cuDNN tries its kernels at the first batch of each size and keeps the fastest.
+            benchmark=_on_cuda(config) and not config.deterministic,
             sync_batchnorm=_on_cuda(config),  # torch has no such batch norm for the CPU
             inference_mode=config.compile is None,  # its tensors and compiled networks do not always go together
             num_sanity_val_steps=0,

@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     arguments = parser.parse_args(argv)
     config = load_config(overrides=[f"stanford_data_path={json.dumps(arguments.data)}", *arguments.set])
     device = best_device()
+    torch.backends.cudnn.benchmark = True  # as train.py has it, timm's script and torchvision's references
     annotations = assembly.load_annotations(config)
     with tempfile.TemporaryDirectory() as folder:
         ways = build_ways(config, annotations, device, Path(folder), arguments.compile)

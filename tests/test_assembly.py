@@ -37,6 +37,20 @@ def test_the_start_says_where_photos_are_augmented_and_why(capability, change, o
     assert (on_cpu if capability is None else on_cuda) in said
 
 
+@pytest.mark.parametrize(
+    ("on_cuda", "deterministic", "tried"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_cudnn_tries_its_kernels_unless_the_same_ones_are_wanted(tmp_path, monkeypatch, on_cuda, deterministic, tried):
+    monkeypatch.setattr(assembly, "_on_cuda", lambda config: on_cuda)
+    config = load_config(overrides=["accelerator=cpu", "precision=32-true", f"deterministic={deterministic}"])
+    before = torch.are_deterministic_algorithms_enabled()
+    with torch.backends.cudnn.flags(benchmark=not tried):
+        assembly.build_trainer(config, tmp_path, [])
+        found = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(before)
+    assert found == tried
+
+
 def test_the_defaults_are_the_fast_ones_that_change_no_result():
     config = load_config()
     classifier = assembly.build_classifier(config, num_classes=4)
