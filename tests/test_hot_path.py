@@ -8,9 +8,12 @@ from pytorch_lightning import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import assembly
+from benchmarks.generated import generated_annotations, write_cache
 from datamodules import batched_augmentations, batched_colour, batched_draws
+from datamodules.sampling import EpochBatches
 from tests.data_sets import write_updated_release
 from tests.small_runs import run
+from utils.config import load_config
 
 QUESTIONS = ("tolist", "numpy", "cpu", "__array__")  # of a tensor, that do not come down to _local_scalar_dense
 
@@ -98,6 +101,30 @@ def test_a_question_in_a_step_is_noticed(cars, tmp_path, watch, monkeypatch):
     )
     asked, between = watch(cars, tmp_path)
     assert len(asked[between.training[0] : between.training[-1]]) == 3
+
+
+@pytest.mark.parametrize("cache_on_device", [True, False])
+@pytest.mark.parametrize("loss_function", ["LabelSmoothingCrossEntropy", "CrossEntropyLoss"])
+def test_an_epoch_mixes_no_tensor_of_the_host_with_those_of_the_device(tmp_path, cache_on_device, loss_function):
+    """On the meta device, where mixing the two is an error as on a card, and so is every question."""
+    settings = ("augmentation_device=device", "image_size=[32, 32]", "batch_size=4", f"loss_function={loss_function}")
+    config, device = load_config(overrides=settings), torch.device("meta")
+    data = assembly.build_data(config, generated_annotations(10))
+    data.cache_on_device = cache_on_device
+    data.train.source = write_cache(tmp_path / "photos", (10, 3, 32, 32))
+    classifier = assembly.build_classifier(config, num_classes=196).to(device).train()
+    optimizer = classifier.configure_optimizers()
+    sums, sizes = None, []
+    for images, labels in data.loader(data.train, EpochBatches(10, 4, shuffle=True), device):
+        logits = classifier(images)
+        loss = classifier.loss(logits, labels)
+        loss.backward()
+        optimizer.step()
+        sums = classifier._added(sums, logits, labels, loss)
+        sizes.append(len(labels))
+    assert sizes == [4, 4, 2] and sums.device == device and sums.shape == (4,)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        sums.tolist()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
