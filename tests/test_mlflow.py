@@ -15,6 +15,7 @@ import pytest
 from tests.tracked_runs import ROWS, STUDY_PARAMETERS, Run, import_of, points, stored_runs, warned
 from utils import mlflow_store, trackers
 from utils.history import COLUMNS, best_values
+from utils.mlflow_tracker import HALF_COPIED
 from utils.run_lock import is_held
 from utils.runs import CONFIG, CURVES, METRICS
 from utils.trackers import check_trackers
@@ -76,9 +77,13 @@ def test_a_resumed_run_goes_on_where_it_is(output):
     first.train(ROWS[0])
     first.train(ROWS[1])  # killed before the checkpoint of this epoch, which is trained again
     first.end("interrupted", "Interrupted: by SIGTERM")
+    (stored,) = stored_runs(output)
+    half_copied = Path(url2pathname(urlsplit(stored.info.artifact_uri).path), f"{HALF_COPIED}x1y2")
+    half_copied.write_bytes(b"half of")
     again = Run(output, num_epochs=3)
     again.rows = first.rows
     again.start()
+    assert not half_copied.exists() and half_copied.with_name(CONFIG).exists()
     (stored,) = stored_runs(output)
     assert (stored.info.status, stored.data.tags["status"], stored.data.tags["error"]) == ("RUNNING", "running", "")
     again.train(ROWS[1])

@@ -5,6 +5,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from utils.history import Row, best_values, read_rows
 from utils.mlflow_store import change, check_writable, open_store, store_errors
@@ -18,6 +20,7 @@ STEP_OF_BEST = 0  # MLflow draws a metric without steps as bars, to compare the 
 STATUSES = {"running": "RUNNING", "completed": "FINISHED", "early-stopped": "FINISHED", "failed": "FAILED"}  # or KILLED
 LONGEST_TEXT = 5000  # of a tag; a parameter may have 6,000 characters
 MOST_RUNS = 50_000
+HALF_COPIED = ".artifact.uploading."  # begins the name of what MLflow copies until it is whole
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ class MLflowTracker:
         self.id = run.info.run_id
         self._set_parameters(run.data.params, {name: str(value) for name, value in parameters.items()})
         self._set_tags(facts)
+        for half in _path(run.info.artifact_uri).glob(f"{HALF_COPIED}*"):
+            half.unlink(missing_ok=True)  # of this run, killed while its files were copied: nobody else is writing there
         self._log_files(files)
         self.client.update_run(self.id, "RUNNING")
         points = self.client.get_metric_history(self.id, "valid_loss")
@@ -103,6 +108,11 @@ class MLflowTracker:
         # Of the values of a step MLflow shows that of the latest time: it must not go back where the clock does.
         self.latest = max(round(time.time() * 1000), self.latest + 1)
         self.client.log_batch(self.id, metrics=[Metric(name, value, self.latest, step) for name, value, step in points])
+
+
+def _path(url: str) -> Path:
+    """Returns the path of a file:// URL, which is how MLflow knows where a run's files lie."""
+    return Path(url2pathname(urlsplit(url).path))
 
 
 def import_runs(output_path: Path) -> None:
