@@ -77,6 +77,9 @@ def test_a_resumed_run_goes_on_where_it_is(output):
     first.train(ROWS[0])
     first.train(ROWS[1])  # killed before the checkpoint of this epoch, which is trained again
     first.end("interrupted", "Interrupted: by SIGTERM")
+    from mlflow.store.artifact import local_artifact_repo
+
+    assert HALF_COPIED == local_artifact_repo._TEMP_ARTIFACT_PREFIX
     (stored,) = stored_runs(output)
     half_copied = Path(url2pathname(urlsplit(stored.info.artifact_uri).path), f"{HALF_COPIED}x1y2")
     half_copied.write_bytes(b"half of")

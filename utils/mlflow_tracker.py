@@ -44,7 +44,7 @@ class MLflowTracker:
         self._set_parameters(run.data.params, {name: str(value) for name, value in parameters.items()})
         self._set_tags(facts)
         for half in _path(run.info.artifact_uri).glob(f"{HALF_COPIED}*"):
-            half.unlink(missing_ok=True)  # of this run, killed while its files were copied: nobody else is writing there
+            half.unlink(missing_ok=True)  # of a time when this run was killed: nobody else writes there
         self._log_files(files)
         self.client.update_run(self.id, "RUNNING")
         points = self.client.get_metric_history(self.id, "valid_loss")
