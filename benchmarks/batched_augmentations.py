@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from benchmarks.arguments import at_least
 from datamodules.batched_augmentations import BatchedAugmentations
 
 AUGMENTATIONS = {
@@ -71,15 +72,15 @@ def seconds_of(way: Callable[[], Tensor], repeats: int) -> float:
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     """Runs the benchmark, prints its table and returns name → photos per second of each round."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--batch-size", type=int, default=64, help="photos a batch (64)")
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of each way (15), at least 2")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="photos a batch (64)")
+    parser.add_argument("--rounds", type=at_least(2), default=15, help="measurements of each way (15), at least 2")
     parser.add_argument(
-        "--threads", type=int, default=1, help="threads of torch on the CPU (1: photos per second a core)"
+        "--threads", type=at_least(1), default=1, help="threads of torch on the CPU (1: photos per second a core)"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile the batched ways too")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    rounds = max(arguments.rounds, 2)
+    rounds = arguments.rounds
 
     ways = build_ways(arguments.batch_size, arguments.compile)
     for way in ways.values():

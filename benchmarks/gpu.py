@@ -29,8 +29,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import at_least, some_seconds
 from benchmarks.generated import write_data_set
-from benchmarks.measuring import PROJECT, best_device, command, conditions, settings, write_report
+from benchmarks.measuring import (
+    PROJECT,
+    best_device,
+    command,
+    conditions,
+    settings,
+    write_report,
+)
 from utils.commands import run_command
 from utils.files import write_text
 from utils.progress import progress_bar
@@ -174,11 +182,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--compile", metavar="MODE", help="of the trainings and of one more row of throughput")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py, for all parts")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--epochs", type=at_least(1), default=EPOCHS)
     parser.add_argument(
-        "--photos", type=int, nargs=2, default=PHOTOS, metavar=("TRAINING", "VALIDATION"), help="generated"
+        "--photos", type=at_least(1), nargs=2, default=PHOTOS, metavar=("TRAINING", "VALIDATION"), help="generated"
     )
-    parser.add_argument("--box", type=float, help=f"seconds of each part, instead of {BOXES}")
+    parser.add_argument("--box", type=some_seconds, help=f"seconds of each part, instead of {BOXES}")
     arguments = parser.parse_args(argv)
     parts = Parts(arguments)
     parts.output.mkdir(parents=True, exist_ok=True)

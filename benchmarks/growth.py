@@ -31,12 +31,14 @@ import numpy as np
 import torch
 
 import assembly
+from benchmarks.arguments import at_least
 from benchmarks.generated import generated_annotations, write_cache
 from benchmarks.measuring import best_device, conditions, say_where, spread, wait_for, write_report
 from datamodules.sampling import EpochBatches
 from datamodules.sources import CachedPhotos
 from utils.commands import run_command
 from utils.config import Config, load_config
+from utils.errors import ConfigError
 from utils.progress import progress_bar
 
 INTERVAL = 0.05  # seconds between two looks at a process's memory
@@ -150,10 +152,10 @@ def tabulate(found: dict[tuple[str, int], list[dict[str, float]]], smallest: int
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--photos", type=int, default=800)
-    parser.add_argument("--factors", type=int, nargs="+", default=[1, 10, 100])
-    parser.add_argument("--image-size", type=int, nargs=2, default=[48, 48], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--photos", type=at_least(1), default=800)
+    parser.add_argument("--factors", type=at_least(1), nargs="+", default=[1, 10, 100])
+    parser.add_argument("--image-size", type=at_least(1), nargs=2, default=[48, 48], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
     parser.add_argument(
         "--folder", type=Path, help="where the caches are written and removed; default: a temporary one"
@@ -168,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if device.type == "cuda":
         ways["whole batches, cache on the card"] = whole.model_copy(update={"cache_on_device": True})
     counts = [arguments.photos * factor for factor in arguments.factors]
+    if min(counts) <= config.batch_size:
+        raise ConfigError(f"--photos {arguments.photos}: expected more than one batch of {config.batch_size}")
     fits = limits(config, device)
     stated = conditions(
         device, image_size=arguments.image_size, batch_size=config.batch_size, rounds=arguments.rounds, fits_below=fits,

@@ -22,9 +22,9 @@ from typing import Any
 from scipy import stats
 
 import train
+from benchmarks.arguments import at_least
 from benchmarks.measuring import best_device, conditions, say_where, settings, write_report
 from utils.commands import run_command
-from utils.errors import ConfigError
 from utils.progress import progress_bar
 from utils.runs import LAST, has_ended, read_record
 
@@ -81,13 +81,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-d", "--data", required=True, help="folder of the data set")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs and of their cache")
-    parser.add_argument("--seeds", type=int, default=3, help="at least 2 (3)")
+    parser.add_argument("--seeds", type=at_least(2), default=3, help="at least 2 (3): one has no spread")
     parser.add_argument("--compile", metavar="MODE", help="a fourth way: whole batches, bf16, compiled")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/same_training.json"))
     arguments = parser.parse_args(argv)
-    if arguments.seeds < 2:
-        raise ConfigError("--seeds: at least 2; one run has no spread")
     device = best_device()
     ways = dict(WAYS)
     if arguments.compile:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.arguments import at_least
 from datamodules.demo import write_demo_data
 from utils.commands import run_command
 from utils.errors import RunError
@@ -106,7 +107,7 @@ def slope(samples: Sequence[Sample], key: str) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=at_least(1), default=300)
     parser.add_argument("--output", type=Path, default=Path("benchmarks", "soak.json"))
     options = parser.parse_args(argv)
     began = time.monotonic()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import at_least
 from benchmarks.measuring import (
     PROJECT,
     best_device,
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-d", "--data", required=True, help="folder of the data set")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/start_up.json"))
     arguments = parser.parse_args(argv)
     data = str(Path(arguments.data).resolve())

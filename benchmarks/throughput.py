@@ -23,10 +23,20 @@ from pathlib import Path
 import torch
 
 import assembly
-from benchmarks.measuring import Turn, best_device, conditions, say_where, spread, walk, write_report
+from benchmarks.arguments import at_least, some_seconds
+from benchmarks.measuring import (
+    Turn,
+    best_device,
+    conditions,
+    say_where,
+    spread,
+    walk,
+    write_report,
+)
 from benchmarks.ways import Way, build_ways
 from utils.commands import run_command
 from utils.config import load_config
+from utils.errors import ConfigError
 from utils.progress import progress_bar
 
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -96,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
     parser.add_argument("--compile", metavar="MODE", nargs="*", choices=MODES, default=[], help=", ".join(MODES))
     parser.add_argument("--ways", metavar="WORD", nargs="*", help="only those whose name holds one of these words")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--seconds", type=some_seconds, default=4, help="of each measurement")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/throughput.json"))
     arguments = parser.parse_args(argv)
     config = load_config(overrides=[f"stanford_data_path={json.dumps(arguments.data)}", *arguments.set])
@@ -107,7 +117,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         ways = build_ways(config, annotations, device, Path(folder), arguments.compile)
         if arguments.ways:
-            ways = {name: way for name, way in ways.items() if any(word in name for word in arguments.ways)}
+            named = {name: way for name, way in ways.items() if any(word in name for word in arguments.ways)}
+            if not named:
+                raise ConfigError(f"--ways {' '.join(arguments.ways)}: expected words of {', '.join(ways)}")
+            ways = named
         images = torch.randn(config.batch_size, 3, *config.image_size)
         batch = images.to(device), torch.randint(len(annotations.class_names), (config.batch_size,)).to(device)
         stated = conditions(

@@ -182,9 +182,32 @@ def test_ways_that_differ_by_more_than_their_seeds_do_are_told_apart():
     assert third["differs"] and third["difference"][0] > 5
 
 
-def test_one_seed_has_no_spread(cars, tmp_path):
-    with pytest.raises(ConfigError, match="--seeds: at least 2"):
-        same_training.main(["-d", str(cars), "--runs", str(tmp_path), "--seeds", "1"])
+@pytest.mark.parametrize(
+    ("benchmark", "wrong", "said"),
+    [
+        (throughput, ["--rounds", "0"], "--rounds: '0': expected a whole number from 1 on"),
+        (throughput, ["--seconds", "-1"], "--seconds: '-1': expected a number of seconds above 0, at most 86400"),
+        (throughput, ["--seconds", "nan"], "--seconds: 'nan': expected a number of seconds above 0"),
+        (throughput, ["--seconds", "inf"], "--seconds: 'inf': expected a number of seconds above 0"),
+        (growth, ["--photos", "many"], "--photos: 'many': expected a whole number from 1 on"),
+        (same_training, ["--seeds", "1"], "--seeds: '1': expected a whole number from 2 on"),
+        (gpu, ["--box", "0"], "--box: '0': expected a number of seconds above 0"),
+    ],
+)
+def test_a_wrong_number_is_one_line(capsys, benchmark, wrong, said):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(wrong)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_what_a_benchmark_cannot_measure_is_said_first(cars, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"--ways torchaudio: expected words of torchvision on PIL, .*, whole batches"
+    ):
+        throughput.main(["-d", str(cars), "--ways", "torchaudio", "--output", str(tmp_path / "x.json"), *words(*TINY)])
+    with pytest.raises(ConfigError, match="--photos 4: expected more than one batch of 4"):
+        growth.main(["--photos", "4", "--output", str(tmp_path / "x.json"), *words("batch_size=4")])
+    assert not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.slow
