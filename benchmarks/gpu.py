@@ -31,14 +31,7 @@ from typing import Any
 
 from benchmarks.arguments import at_least, some_seconds
 from benchmarks.generated import write_data_set
-from benchmarks.measuring import (
-    PROJECT,
-    best_device,
-    command,
-    conditions,
-    settings,
-    write_report,
-)
+from benchmarks.measuring import PROJECT, best_device, command, conditions, settings, write_report
 from utils.commands import run_command
 from utils.files import write_text
 from utils.progress import progress_bar

@@ -24,15 +24,7 @@ import torch
 
 import assembly
 from benchmarks.arguments import at_least, some_seconds
-from benchmarks.measuring import (
-    Turn,
-    best_device,
-    conditions,
-    say_where,
-    spread,
-    walk,
-    write_report,
-)
+from benchmarks.measuring import Turn, best_device, conditions, say_where, spread, walk, write_report
 from benchmarks.ways import Way, build_ways
 from utils.commands import run_command
 from utils.config import load_config
