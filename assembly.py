@@ -175,10 +175,12 @@ def augmentation_path(config: Config) -> str:
     if _batched_augmentations(config) is not None:
         asked = "augmentation_device is device"
         why = asked if config.augmentation_device == "device" else "every configured transform can be done so"
-        return f"whole batches are augmented at once, on the device of the network: {why}"
+        unused = "; num_workers has no effect" if config.num_workers not in ("auto", 0) else ""
+        return f"whole batches are augmented at once, on the device of the network: {why}{unused}"
     reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
     why = "; ".join(_obstacles(config)) if _on_cuda(config) else ""
-    return f"photos are augmented one at a time on the CPU: {why or reason}"
+    unused = "; cache_on_device has no effect" if config.cache_on_device is True else ""
+    return f"photos are augmented one at a time on the CPU: {why or reason}{unused}"
 
 
 def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
@@ -186,7 +188,7 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
     obstacles = _obstacles(config)
     wanted = config.augmentation_device
     if wanted == "device" and obstacles:
-        raise ConfigError(f"augmentation_device: device is not possible: {'; '.join(obstacles)}")
+        raise ConfigError("; ".join(obstacles))  # of which check_buildable says the key and the value
     if wanted == "cpu" or (wanted == "auto" and (obstacles or not _on_cuda(config))):
         return None
     normalization = _normalization(config) or {"mean": None, "std": None}

@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     annotations = assembly.load_annotations(config)
     classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
     data = assembly.build_data(config, annotations)
+    data.check_cache_path()
 
     if not is_first_process():
         end_with_parent()  # it would wait for the others, with the memory of its device, for half an hour
@@ -99,13 +100,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
+    checkpoint = folder / LAST if resumed else None
+    interruption = Interruption()
     explaining = explained(
         batch_size=config.batch_size,
         num_workers=data.num_workers,
         fitting_batch_size=partial(fitting_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
+        interruption=interruption,
     )
-    checkpoint = folder / LAST if resumed else None
-    with Interruption() as interruption, record, closing(data), going_on_from(checkpoint), explaining:
+    with interruption, record, closing(data), going_on_from(checkpoint), explaining:
         callbacks = assembly.build_callbacks(
             config, record, class_names=annotations.class_names, interruption=interruption
         )

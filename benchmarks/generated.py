@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from datamodules.annotations import Annotation, Annotations, BoundingBox
-from datamodules.sources import CachedPhotos
+from datamodules.photo_cache import CachedPhotos
 from utils.machine import available_cores
 from utils.progress import progress_bar
 

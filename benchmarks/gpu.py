@@ -29,10 +29,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import at_least, some_seconds
+import assembly
+from benchmarks.arguments import at_least, new_folder, some_seconds
 from benchmarks.generated import write_data_set
 from benchmarks.measuring import PROJECT, best_device, command, conditions, settings, write_report
 from utils.commands import run_command
+from utils.config import load_config
+from utils.errors import RunError
 from utils.files import write_text
 from utils.progress import progress_bar
 from utils.runs import RECORD, SPEED, read_record
@@ -170,7 +173,7 @@ def summary(name: str, found: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-d", "--data", required=True, help="folder of the crops")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=new_folder, required=True, help="folder of the results")
     parser.add_argument("--parts", nargs="+", choices=list(BOXES), default=list(BOXES))
     parser.add_argument("--compile", metavar="MODE", help="of the trainings and of one more row of throughput")
     parser.add_argument("--precision", default="auto")
@@ -182,7 +185,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--box", type=some_seconds, help=f"seconds of each part, instead of {BOXES}")
     arguments = parser.parse_args(argv)
     parts = Parts(arguments)
-    parts.output.mkdir(parents=True, exist_ok=True)
+    changes = [*parts.set, *([f"compile={parts.compile}"] if parts.compile else [])]
+    config = load_config(overrides=[*changes, f"stanford_data_path={json.dumps(parts.data)}"])
+    if set(arguments.parts) & {"throughput", "start_up", "run"}:
+        assembly.load_annotations(config)  # what is wrong is answered now, not in each part
     device = best_device()
     stated = conditions(device, data=Path(parts.data).name, bounds=BOUNDS, aims=AIMS, compile=parts.compile)
     found: dict[str, Any] = {}
@@ -200,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_report(parts.output / "gpu.json", stated, rows)
     for what, bound in BOUNDS.items():
         print(f"bound {what}: {bound:,}")
+    if failed := [name for name, values in found.items() if values.get("error") or values.get("exit_code")]:
+        raise RunError(f"{' and '.join(failed)} failed; see {parts.output}")
     return found
 
 

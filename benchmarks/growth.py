@@ -31,11 +31,11 @@ import numpy as np
 import torch
 
 import assembly
-from benchmarks.arguments import at_least
+from benchmarks.arguments import at_least, existing_folder, report
 from benchmarks.generated import generated_annotations, write_cache
 from benchmarks.measuring import best_device, conditions, say_where, spread, wait_for, write_report
+from datamodules.photo_cache import CachedPhotos
 from datamodules.sampling import EpochBatches
-from datamodules.sources import CachedPhotos
 from utils.commands import run_command
 from utils.config import Config, load_config
 from utils.errors import ConfigError
@@ -158,9 +158,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
     parser.add_argument(
-        "--folder", type=Path, help="where the caches are written and removed; default: a temporary one"
+        "--folder", type=existing_folder, help="where the caches are written and removed; default: a temporary one"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/growth.json"))
+    parser.add_argument("--output", type=report, default="benchmarks/growth.json")
     arguments = parser.parse_args(argv)
     device = best_device()
     config = load_config(overrides=[*arguments.set, f"image_size={arguments.image_size}"])

@@ -32,7 +32,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: threads do not survive a fork
 
-from benchmarks.arguments import at_least
+from benchmarks.arguments import at_least, report
 from benchmarks.forked_training import POLL_SECONDS, Training, preload, write_archive
 from benchmarks.run_differences import differences, epochs_of, strays
 from utils.commands import run_command
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=at_least(1), default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks", "killed_runs.json"))
+    parser.add_argument("--output", type=report, default="benchmarks/killed_runs.json")
     options = parser.parse_args(argv)
     generator, began = random.Random(options.seed), time.monotonic()
     root = Path(

@@ -12,6 +12,7 @@ zero. Where it does, its half width says how large a difference would have been 
 """
 
 import argparse
+import json
 import math
 import statistics
 import sys
@@ -22,11 +23,13 @@ from typing import Any
 from scipy import stats
 
 import train
-from benchmarks.arguments import at_least
+from benchmarks.arguments import at_least, report
 from benchmarks.measuring import best_device, conditions, say_where, settings, write_report
 from utils.commands import run_command
+from utils.config import load_config, load_run_config
+from utils.errors import ConfigError
 from utils.progress import progress_bar
-from utils.runs import LAST, has_ended, read_record
+from utils.runs import CONFIG, LAST, has_ended, read_record
 
 SMALL = ("image_size=[32, 32]", "num_epochs=3", "batch_size=64")  # without CUDA
 COMMON = ("trackers=[]", "log_to_neptune=False")
@@ -35,20 +38,30 @@ WAYS = {
     "whole batches, fp32": ("augmentation_device=device", "precision=32-true"),
     "whole batches, bf16": ("augmentation_device=device", "precision=bf16-mixed"),
 }
+PLACES = {"output_path", "cache_path"}  # where a run lies is no part of what it is
 CONFIDENCE = 0.95
 BEST = "best_valid_acc"
 
 
-def trained(folder: Path, arguments: Sequence[str]) -> float:
-    """Returns the best validation accuracy of the run in `folder`: a finished one, or one that is trained or goes on now."""
-    runs = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.exists() else []
+def trained(folder: Path, overrides: Sequence[str]) -> float:
+    """Returns the best validation accuracy of the run in `folder`: a finished one, or one that is trained or goes on now.
+
+    Raises:
+        ConfigError: A run is there that was trained with other settings.
+    """
+    wanted = load_config(overrides=overrides).plain()
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    for run in runs:
+        found = load_run_config(run).plain()
+        if others := [f"{key}: {found[key]!r}" for key in wanted.keys() - PLACES if found[key] != wanted[key]]:
+            raise ConfigError(f"{run} was trained with {', '.join(others)}; give --runs another folder")
     ended = next((run for run in runs if has_ended(run)), None)
     if ended is not None:
         return read_record(ended)["best"][BEST]
     broken_off = next((run for run in runs if (run / LAST).is_file()), None)
     if broken_off is not None:
         return train.main(["--resume", str(broken_off)])[BEST]
-    return train.main(list(arguments))[BEST]
+    return train.main(settings(overrides))[BEST]
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
@@ -84,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--seeds", type=at_least(2), default=3, help="at least 2 (3): one has no spread")
     parser.add_argument("--compile", metavar="MODE", help="a fourth way: whole batches, bf16, compiled")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/same_training.json"))
+    parser.add_argument("--output", type=report, default="benchmarks/same_training.json")
     arguments = parser.parse_args(argv)
     device = best_device()
     ways = dict(WAYS)
@@ -93,14 +106,18 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                                                                       f"compile={arguments.compile}")  # fmt: skip
     changes = [*(() if device.type == "cuda" else SMALL), *arguments.set]
     rule = f"the {CONFIDENCE:.0%} Welch interval of the difference to the first way does not hold zero"
+    if any(change.startswith("seed=") for change in arguments.set):
+        raise ConfigError("--set seed: the seeds are 0, 1, 2 … as --seeds says")
+    for way in ways.values():
+        load_config(overrides=[*COMMON, *changes, *way])  # wrong ones are answered before the first training
     stated = conditions(device, data=Path(arguments.data).name, changes=changes, differs_if=rule)
     found: dict[str, list[float]] = {way: [] for way in ways}
     turns = [(seed, way) for seed in range(arguments.seeds) for way in ways]
     for seed, way in progress_bar(turns, description="training", unit=" runs"):
         folder = arguments.runs / way.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
         where = (f"seed={seed}", f"output_path={folder}", f"cache_path={arguments.runs / 'cache'}")
-        words = ["-d", arguments.data, *settings([*COMMON, *changes, *ways[way], *where])]
-        found[way].append(100 * trained(folder, words))
+        data = f"stanford_data_path={json.dumps(arguments.data)}"
+        found[way].append(100 * trained(folder, [data, *COMMON, *changes, *ways[way], *where]))
         if seed > 0 and way == list(ways)[-1]:  # every way has this seed, and a spread
             rows = tabulate(found)
             write_report(arguments.output, stated | {"seeds": seed + 1}, rows)

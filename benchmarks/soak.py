@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.arguments import at_least
+from benchmarks.arguments import at_least, report
 from datamodules.demo import write_demo_data
 from utils.commands import run_command
 from utils.errors import RunError
@@ -108,7 +108,7 @@ def slope(samples: Sequence[Sample], key: str) -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--epochs", type=at_least(1), default=300)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks", "soak.json"))
+    parser.add_argument("--output", type=report, default="benchmarks/soak.json")
     options = parser.parse_args(argv)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak_") as temporary:

@@ -8,6 +8,7 @@ writing is counted. The ways take turns.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.arguments import at_least
+import assembly
+from benchmarks.arguments import at_least, report
 from benchmarks.measuring import (
     PROJECT,
     best_device,
@@ -29,6 +31,7 @@ from benchmarks.measuring import (
     write_report,
 )
 from utils.commands import run_command
+from utils.config import load_config
 from utils.errors import RunError
 from utils.progress import progress_bar
 from utils.runs import LAST
@@ -75,9 +78,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("-d", "--data", required=True, help="folder of the data set")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
     parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/start_up.json"))
+    parser.add_argument("--output", type=report, default="benchmarks/start_up.json")
     arguments = parser.parse_args(argv)
     data = str(Path(arguments.data).resolve())
+    assembly.load_annotations(load_config(overrides=[*arguments.set, f"stanford_data_path={json.dumps(data)}"]))
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

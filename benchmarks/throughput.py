@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import assembly
-from benchmarks.arguments import at_least, some_seconds
+from benchmarks.arguments import at_least, report, some_seconds
 from benchmarks.measuring import Turn, best_device, conditions, say_where, spread, walk, write_report
 from benchmarks.ways import Way, build_ways
 from utils.commands import run_command
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--ways", metavar="WORD", nargs="*", help="only those whose name holds one of these words")
     parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--seconds", type=some_seconds, default=4, help="of each measurement")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/throughput.json"))
+    parser.add_argument("--output", type=report, default="benchmarks/throughput.json")
     arguments = parser.parse_args(argv)
     config = load_config(overrides=[f"stanford_data_path={json.dumps(arguments.data)}", *arguments.set])
     device = best_device()

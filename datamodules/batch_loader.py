@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from datamodules.batched_augmentations import BatchedAugmentations
+from datamodules.photo_cache import CachedPhotos
 from datamodules.sampling import EpochBatches
-from datamodules.sources import CachedPhotos
 from utils.errors import RunError
 from utils.randomness import generator
 
@@ -27,7 +27,7 @@ class BatchLoader:
         batches: The order.
         augmentations: What is done to a batch, normalisation included.
         device: Where the network is.
-        on_device: Whether the whole cache lies there too; else threads read batches ahead from the memory map.
+        on_device: Whether the whole cache lies there too; else threads read batches ahead from the file.
         seed: Start of the random draws.
         compiled: Whether batches of full size are augmented by fused kernels, compiled at the first of them.
     """
@@ -92,7 +92,7 @@ class BatchLoader:
 
     def _copied(self) -> Tensor:
         try:
-            return self.photos.tensor().to(self.device)
+            return self.photos.to(self.device)
         except torch.OutOfMemoryError as error:
             change = "cache_on_device=False"
             raise RunError(

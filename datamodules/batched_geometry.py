@@ -21,6 +21,8 @@ from datamodules.batched_draws import (
     uniform,
 )
 
+OUTSIDE = 8.0  # of an image, which spans −1 … 1
+
 
 class RandomHorizontalFlip(BatchedStep):
     """Left and right exchanged."""
@@ -98,6 +100,8 @@ class LookUp(BatchedStep):
         grid = of_x * x + (of_y * y + of_1)  # (N, 2, H, W)
         if self.projective:
             grid = grid / (rows[:, 6:7, None, None] * x + (rows[:, 7:8, None, None] * y + 1))
+            # On the horizon there is nothing to be looked up, which is black, as outside; torchvision has no numbers there.
+            grid = grid.nan_to_num(nan=OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
         grid = grid.permute(0, 2, 3, 1)
         if self.interpolation == "nearest" and not self.fill:
             return self.look_up(images, grid)
@@ -217,7 +221,7 @@ class RandomPerspective(LookUp):
             1,
         )
         targets = torch.cat([target_x, target_y]).expand(len(x), -1)[:, :, None]
-        solved = torch.linalg.lstsq(equations, targets, driver="gels").solution.squeeze(2).float().double()
+        solved = torch.linalg.lstsq(equations, targets, driver="gelsd").solution.squeeze(2).float().double()
         maps = torch.cat([solved, one[:, :1]], 1).view(-1, 3, 3)
         # From positions measured from the top left corner, to ones measured from the centre.
         from_centre = torch.eye(3, dtype=torch.float64)

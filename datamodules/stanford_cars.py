@@ -4,11 +4,13 @@ Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR
 photos of the training split and both chooses and judges its models on the 8,041 of the test split: there is no third.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -20,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.annotations import Annotation, Annotations
 from datamodules.batch_loader import BatchLoader
 from datamodules.batched_augmentations import BatchedAugmentations
+from datamodules.photo_cache import CachedPhotos, check_cache_folder, open_cache
 from datamodules.sampling import EpochBatches, Item
-from datamodules.sources import CachedPhotos, Crop, DecodedPhotos, Source, open_cache
+from datamodules.sources import Crop, DecodedPhotos, Source
 from datamodules.transforms import Pipeline, Transform
 from utils.errors import DataError, RunError
 from utils.interruption import ignore_signals
@@ -69,6 +72,16 @@ class Split:
     @property
     def labels(self) -> list[int]:
         return [annotation.label for annotation in self.annotations]
+
+
+def _fingerprint(*splits: Sequence[Annotation]) -> str:
+    """Returns what stays the same as long as the photos keep their names, sizes, labels and boxes, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for annotation in chain(*splits):
+        path = annotation.image_path
+        numbers = map(int, (path.stat().st_size, annotation.label, *annotation.bounding_box))
+        digest.update(repr((path.name, *numbers)).encode())
+    return digest.hexdigest()
 
 
 def with_boxes_of_others(annotations: Sequence[Annotation], seed: int = 0) -> tuple[Annotation, ...]:
@@ -133,7 +146,17 @@ class StanfordCars(LightningDataModule):
         self.cache_on_device = cache_on_device
         self.compile_augmentations = compile_augmentations
         self.resumed_images: int | None = None  # a step, of the run that goes on
+        self.fingerprint = ""  # of the photos; tells a run that goes on whether they are still the same
         self.loaders: list[DataLoader] = []  # with processes of their own
+
+    def check_cache_path(self) -> None:
+        """Looks whether caches can be written, before anything is begun.
+
+        Raises:
+            ConfigError: They cannot.
+        """
+        if self.cache_path is not None:
+            check_cache_folder(self.cache_path)
 
     def prepare_data(self) -> None:
         """Builds the caches where they are missing: one process of each machine does, while the others wait."""
@@ -141,6 +164,7 @@ class StanfordCars(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens the caches, and builds those that are missing."""
+        self.fingerprint = self.fingerprint or _fingerprint(self.train.annotations, self.valid.annotations)
         if self.cache_path is None:
             return
         for split in (self.train, self.valid):
@@ -166,11 +190,19 @@ class StanfordCars(LightningDataModule):
     def val_dataloader(self) -> Iterable:
         return self.loader(self.valid, self._batches(self.valid, shuffle=False), self._device())
 
-    def state_dict(self) -> dict[str, int]:
-        return {"images_per_step": self._batches(self.train, shuffle=True).batch_size}
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images_per_step": self._batches(self.train, shuffle=True).batch_size,
+            "fingerprint": self.fingerprint,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.resumed_images = state["images_per_step"]
+        if state.get("fingerprint", self.fingerprint) != self.fingerprint:
+            logger.warning(
+                "the photos are not those that this run was trained with: a name, a size, a label or a box has changed; "
+                "it goes on with what is there now"
+            )
 
     def photos(self, split: Split) -> CarPhotos:
         """Returns the photos of a split, one at a time."""

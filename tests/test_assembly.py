@@ -51,6 +51,15 @@ def test_cudnn_tries_its_kernels_unless_the_same_ones_are_wanted(tmp_path, monke
     assert found == tried
 
 
+def test_a_key_that_the_other_way_of_augmenting_leaves_unused_is_named():
+    def said(*changes: str) -> str:
+        return assembly.augmentation_path(load_config(overrides=["accelerator=cpu", *changes]))
+
+    assert said("cache_on_device=True").endswith("no CUDA device is used; cache_on_device has no effect")
+    assert said("augmentation_device=device", "num_workers=3").endswith("is device; num_workers has no effect")
+    assert "no effect" not in said("num_workers=3") + said("augmentation_device=device", "cache_on_device=True")
+
+
 def test_the_defaults_are_the_fast_ones_that_change_no_result():
     config = load_config()
     classifier = assembly.build_classifier(config, num_classes=4)

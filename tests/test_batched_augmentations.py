@@ -248,6 +248,16 @@ def test_perspective_equals_torchvision(scale, channels):
     assert (run_both_ways(augmentations, faded(images), rows) - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("distortion_scale", [0.7, 0.9, 1.0])
+def test_a_photo_that_is_seen_from_its_edge_has_no_pixel_that_is_no_number(distortion_scale):
+    augmentations = build({"RandomPerspective": {"distortion_scale": distortion_scale, "p": 1.0}})
+    rows = augmentations.draw(4000, torch.Generator().manual_seed(0))
+    assert rows.isfinite().all()
+    for part in rows.split(500):
+        result = augmentations.augment(noise(500), part)
+        assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
+
+
 @pytest.mark.parametrize("name", ["RandomAffine", "RandomRotation", "RandomPerspective"])
 @pytest.mark.parametrize("interpolation", [InterpolationMode.BILINEAR, 0, "bilinear"])
 @pytest.mark.parametrize("fill", [0, 0.5, [0.2, 0.4, 0.9]], ids=["black", "gray", "coloured"])

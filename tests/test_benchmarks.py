@@ -15,7 +15,7 @@ from benchmarks.measuring import walk
 from datamodules.annotations import read_annotations
 from tests.data_sets import write_updated_release
 from utils.config import load_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
 TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu")
@@ -169,6 +169,10 @@ def test_the_same_training_is_trained_once_and_goes_on_where_it_was_broken_off(c
     started = []
     monkeypatch.setattr(same_training.train, "main", lambda words: started.append(words) or {"best_valid_acc": 0.5})
     assert same_training.main(settings) == rows and not started
+    with pytest.raises(
+        ConfigError, match=r"seed-0/ghost_\d+ was trained with num_epochs: 1; give --runs another folder"
+    ):
+        same_training.main([*settings, *words("num_epochs=2")])
     record = next((tmp_path / "runs").glob("*/seed-1/*/run.json"))
     record.write_text(record.read_text().replace('"completed"', '"interrupted"'))
     same_training.main(settings)
@@ -191,10 +195,18 @@ def test_ways_that_differ_by_more_than_their_seeds_do_are_told_apart():
         (throughput, ["--seconds", "inf"], "--seconds: 'inf': expected a number of seconds above 0"),
         (growth, ["--photos", "many"], "--photos: 'many': expected a whole number from 1 on"),
         (same_training, ["--seeds", "1"], "--seeds: '1': expected a whole number from 2 on"),
+        (
+            throughput,
+            ["-d", "x", "--output", "/nowhere/x.json"],
+            "'/nowhere/x.json': expected a file in a folder that is",
+        ),
+        (start_up, ["-d", "x", "--output", "/tmp"], "--output: '/tmp': expected a file in a folder that is there"),
+        (growth, ["--folder", "/nowhere"], "--folder: '/nowhere': expected a folder that is there"),
+        (gpu, ["-d", "x", "--output", "/dev/null"], "--output: '/dev/null': expected a folder (File exists)"),
         (gpu, ["--box", "0"], "--box: '0': expected a number of seconds above 0"),
     ],
 )
-def test_a_wrong_number_is_one_line(capsys, benchmark, wrong, said):
+def test_a_wrong_number_or_path_is_one_line(capsys, benchmark, wrong, said):
     with pytest.raises(SystemExit) as ended:
         benchmark.main(wrong)
     assert ended.value.code == 2 and said in capsys.readouterr().err
@@ -207,7 +219,13 @@ def test_what_a_benchmark_cannot_measure_is_said_first(cars, tmp_path):
         throughput.main(["-d", str(cars), "--ways", "torchaudio", "--output", str(tmp_path / "x.json"), *words(*TINY)])
     with pytest.raises(ConfigError, match="--photos 4: expected more than one batch of 4"):
         growth.main(["--photos", "4", "--output", str(tmp_path / "x.json"), *words("batch_size=4")])
-    assert not (tmp_path / "x.json").exists()
+    with pytest.raises(DataError, match="/nowhere: this folder does not exist"):
+        gpu.main(["-d", "/nowhere", "--output", str(tmp_path / "gpu"), "--parts", "run"])
+    with pytest.raises(ConfigError, match=r"compile: 'fast'"):
+        same_training.main(["-d", str(cars), "--runs", str(tmp_path / "runs"), "--compile", "fast"])
+    with pytest.raises(ConfigError, match="--set seed: the seeds are 0, 1, 2"):
+        same_training.main(["-d", str(cars), "--runs", str(tmp_path / "runs"), "--set", "seed=5"])
+    assert not (tmp_path / "x.json").exists() and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

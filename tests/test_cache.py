@@ -12,12 +12,14 @@ from PIL import Image
 from datamodules.annotations import read_annotations
 from datamodules.batch_loader import AHEAD, BatchLoader
 from datamodules.batched_augmentations import BatchedAugmentations
+from datamodules.photo_cache import check_cache_folder, open_cache
 from datamodules.sampling import EpochBatches
-from datamodules.sources import DecodedPhotos, open_cache
+from datamodules.sources import DecodedPhotos
 from datamodules.stanford_cars import CarPhotos
 from datamodules.transforms import build_transforms
 from tests.data_sets import write_updated_release
-from utils.errors import DataError
+from tests.small_runs import run
+from utils.errors import ConfigError, DataError
 
 NORMALIZATION = {"mean": [0.4707, 0.4602, 0.455], "std": [0.2594, 0.2585, 0.2635]}
 AUGMENTATIONS = {"RandomHorizontalFlip": {"p": 0.5}, "ColorJitter": {"brightness": 0.2, "hue": 0.1}}
@@ -43,7 +45,7 @@ def test_a_cached_photo_equals_the_decoded_one_to_the_bit(data, tmp_path, gray, 
     for index in range(18):
         assert cached.image(index).mode == ("L" if gray else "RGB")
         assert np.array_equal(np.asarray(cached.image(index)), np.asarray(decoded.image(index)))
-    assert torch.equal(cached.batch([3, 1]), cached.tensor()[[3, 1]])
+    assert torch.equal(cached.batch([3, 1]), cached.to(torch.device("cpu"))[[3, 1]])
 
 
 def test_it_is_built_once_and_anew_when_a_photo_changes(data, tmp_path):
@@ -68,15 +70,34 @@ def test_a_cache_that_was_cut_off_is_built_anew(data, tmp_path):
     assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("index", [0, 17])
-def test_a_cache_of_other_photos_is_built_anew(data, tmp_path, caplog, index):
+@pytest.mark.parametrize("place", [0, 5 * 3 * 24 * 32 + 7, 18 * 3 * 24 * 32 - 1, 18 * 3 * 24 * 32, -1])
+def test_a_cache_of_which_a_bit_has_changed_is_built_anew(data, tmp_path, caplog, place):
     first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
     whole = first.path.read_bytes()
+    assert len(whole) == 18 * (3 * 24 * 32 + 4) and "damaged" not in caplog.text
     changed = bytearray(whole)
-    changed[index * 3 * 24 * 32 + 5] ^= 1
+    changed[place] ^= 1
     first.path.write_bytes(changed)
     assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
-    assert "does not hold the photos that it is named for" in caplog.text
+    assert "is damaged; it is built anew" in caplog.text
+
+
+def test_photos_are_read_on_from_a_cache_that_another_training_has_replaced(data, tmp_path):
+    first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    before = first.batch(range(18))
+    Image.new("RGB", (50, 40), "red").save(photos(data).annotations[5].image_path)
+    open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    assert not first.path.exists() and torch.equal(first.batch(range(18)), before)
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_begun(data, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/cache", Path("/proc/cache")):
+        with pytest.raises(ConfigError, match=rf"^cache_path: {path} cannot be written to \(.+\); expected a folder"):
+            run(data, tmp_path / "output", f"cache_path={path}")
+    assert not (tmp_path / "output").exists()
+    check_cache_folder(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_broken_photo_is_named_and_leaves_nothing(data, tmp_path):

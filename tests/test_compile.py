@@ -15,8 +15,8 @@ import assembly
 import train
 from datamodules.batch_loader import BatchLoader
 from datamodules.batched_augmentations import BatchedAugmentations
+from datamodules.photo_cache import CachedPhotos
 from datamodules.sampling import EpochBatches
-from datamodules.sources import CachedPhotos
 from models.compilation import FullBatches
 from tests.data_sets import write_updated_release
 from tests.small_runs import assert_same_run, rows, run

@@ -293,10 +293,8 @@ def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undi
         range(VALID_PHOTOS), 2
     )  # once after each epoch
     decoded = [[name for kind, _, name in items if kind == "decoded"] for items in seen]
-    annotations = read_annotations(cars)
-    ends = [split[place].image_path.name for split in (annotations.train, annotations.valid) for place in (0, -1)]
     assert sorted(decoded[0]) == sorted(path.name for path in cars.glob("car_ims/*"))
-    assert decoded[1] == ends  # what it compares with the cache that the first has built
+    assert decoded[1] == []
     assert [len(items) - len(names) for items, names in zip(seen, decoded, strict=True)] == [2 * (8 + 5), 2 * (7 + 4)]
     assert_validated_once(cars, folder)
 

@@ -21,7 +21,7 @@ import torch
 
 import train
 from benchmarks.run_differences import wrong_in_mlflow
-from datamodules.sources import CachedPhotos
+from datamodules.photo_cache import CachedPhotos
 from datamodules.stanford_cars import CarPhotos
 from models.classifier import Classifier
 from tests.small_runs import assert_same_run, only_run, run
@@ -121,15 +121,14 @@ def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path
 def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_without(
     cars, tmp_path, monkeypatch, capsys
 ):
-    class TooLarge:
-        def to(self, device):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    def too_large(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     whole = run(cars, tmp_path / "whole", "augmentation_device=device")
     folder = run(cars, tmp_path / "parts", "augmentation_device=device", "num_epochs=1")
     change = ("--resume", str(folder), "--set", "num_epochs=2", "--set")
     with monkeypatch.context() as patch:
-        patch.setattr(CachedPhotos, "tensor", lambda self: TooLarge())
+        patch.setattr(CachedPhotos, "to", too_large)
         message = r"^the device's memory is too small for the cache of 20 photos, .* GB; --set cache_on_device=False"
         with pytest.raises(RunError, match=message):
             train.main([*change, "cache_on_device=True"])
@@ -206,6 +205,44 @@ def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_t
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     train.main(["--resume", str(folder)])
     assert_same_run(four_epochs, folder)
+
+
+def test_a_run_that_goes_on_with_another_photo_says_so(cars, tmp_path, capsys):
+    data, moved = shutil.copytree(cars, tmp_path / "data"), tmp_path / "moved"
+    folder = run(data, tmp_path / "output", "num_epochs=1")
+    data.rename(moved)
+    again = ("--resume", str(folder), "-d", str(moved), "--set")
+    train.main([*again, "num_epochs=2"])
+    assert "photos are not those" not in capsys.readouterr().err
+    photo = next(moved.glob("car_ims/*.jpg"))
+    photo.write_bytes(photo.read_bytes() + b"more")
+    train.main([*again, "num_epochs=3"])
+    said = capsys.readouterr().err
+    assert (
+        "the photos are not those that this run was trained with: a name, a size, a label or a box has changed" in said
+    )
+
+
+def test_a_cache_that_is_cut_in_training_is_one_line_and_built_anew_when_the_run_goes_on(
+    cars, tmp_path, monkeypatch, capsys
+):
+    settings = ("augmentation_device=device", f"cache_path={tmp_path / 'cache'}")
+    whole = run(cars, tmp_path / "whole", *settings)
+    original = Checkpoints.on_validation_start
+
+    def cut(self, trainer, module):
+        original(self, trainer, module)
+        if trainer.current_epoch == 1:
+            os.truncate(next((tmp_path / "cache").glob("valid-*.photos")), 100)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_validation_start", cut)
+        with pytest.raises(RunError, match=r"valid-.*\.photos: this cache has become shorter; it is built anew when"):
+            run(cars, tmp_path / "parts", *settings)
+    folder = only_run(tmp_path / "parts")
+    assert f"to go on: python train.py --resume {folder}\n" in capsys.readouterr().err
+    train.main(["--resume", str(folder)])
+    assert_same_run(whole, folder)
 
 
 HOLDING = """

@@ -12,7 +12,7 @@ import train
 from datamodules.archives import extract_archive
 from tests.data_sets import write_updated_release
 from tests.small_runs import assert_same_run, only_run, run
-from utils.errors import DataError, RunError
+from utils.errors import ConfigError, DataError, RunError
 from utils.files import replacing
 from utils.logs import start_logging
 from utils.recording import Recorder
@@ -117,7 +117,7 @@ def test_an_output_that_can_only_be_read_is_refused_with_one_line(cars, disk, tm
         match=r"^output_path .* cannot be written: Read-only file system; make room, or set another output_path$",
     ):
         train.main(["-d", str(cars), "--set", f"output_path={output}", "--set", "trackers=[]"])
-    with pytest.raises(RunError, match=r"cache_path .* cannot be written: Read-only file system"):
+    with pytest.raises(ConfigError, match=r"^cache_path: .* cannot be written to \(Read-only file system\)"):
         run(cars, tmp_path / "output", f"cache_path={output / 'cache'}")
 
 

@@ -37,7 +37,9 @@ sys.exit(run_command(train.main))
 """
 
 
-def start(cars: Path, output: Path, *changes: str, script: str | None = None) -> subprocess.Popen:
+def start(
+    cars: Path, output: Path, *changes: str, script: str | None = None, **settings_of_it: bool
+) -> subprocess.Popen:
     settings = [
         "image_size=[32, 32]", "batch_size=2", "num_epochs=1000", "early_stopping_patience=null", f"output_path={output}",
         f"cache_path={output / 'cache'}", "num_workers=2", *changes,
@@ -46,6 +48,7 @@ def start(cars: Path, output: Path, *changes: str, script: str | None = None) ->
     words = ["-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
     return subprocess.Popen(
         [sys.executable, *command, *words], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **settings_of_it,
     )  # fmt: skip
 
 
@@ -125,6 +128,19 @@ def test_a_real_training_ends_within_ten_seconds_its_trackers_closed_and_the_way
     with closing(sqlite3.connect(tmp_path / STORE)) as store:
         assert store.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
         assert store.execute("SELECT value FROM tags WHERE key = 'status'").fetchall() == [("interrupted",)]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_that_comes_twice_is_one(cars, tmp_path):
+    process = start(cars, tmp_path, "trackers=[]", start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=30)
+    folder = only_run(tmp_path)
+    assert process.returncode == 143, output
+    assert "SIGTERM ended the training" in output and read_record(folder)["status"] == "interrupted"
 
 
 @pytest.mark.slow

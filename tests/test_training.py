@@ -275,7 +275,7 @@ def test_training_goes_on_while_a_checkpoint_of_the_weights_before_is_written(ca
 
     def slow(*arguments):
         stepped.clear()
-        seen.append(stepped.wait(2))
+        seen.append(stepped.wait(1))
         original(*arguments)
 
     callbacks = assembly.build_callbacks

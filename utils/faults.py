@@ -1,13 +1,15 @@
 """Turns what ends a training from outside into one line that says what to do."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from utils.errors import RunError
+from utils.errors import Interrupted, RunError
+from utils.interruption import Interruption
 
 # Near the limit cuDNN tries one kernel after another, and then says only that none was left.
 OUT_OF_MEMORY = ("CUDA error: out of memory", "unable to find an engine to execute this computation")
@@ -20,7 +22,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained(
-    *, batch_size: int, num_workers: int, fitting_batch_size: Callable[[BaseException], int | None]
+    *,
+    batch_size: int,
+    num_workers: int,
+    fitting_batch_size: Callable[[BaseException], int | None],
+    interruption: Interruption,
 ) -> Iterator[None]:
     """Raises a RunError in the place of errors that a change of one key answers.
 
@@ -28,6 +34,7 @@ def explained(
         batch_size: Of the training within.
         num_workers: Of the training within.
         fitting_batch_size: Says, after the device's memory was too small, how many images do fit; None where it cannot.
+        interruption: Tells whether a signal has come, which may have ended the processes that read photos as well.
     """
     try:
         yield
@@ -41,6 +48,11 @@ def explained(
             ) from error
         if _is_of_compiler(error):
             raise RunError(f"compile is not possible here: {_reason(error)}. Set compile: null") from error
+        if isinstance(error, torch.linalg.LinAlgError) and "lstsq" in str(error):
+            raise RunError(
+                "RandomPerspective has folded a photo into a line, of which torchvision cannot compute the map; set a smaller "
+                "distortion_scale"
+            ) from error
         if isinstance(error, torch.distributed.DistBackendError) or "third_party/gloo" in str(error):
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise RunError(
@@ -53,6 +65,12 @@ def explained(
             ) from error
         if re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error)) is None:
             raise
+        if interruption.noted:
+            number = interruption.signal_number
+            raise Interrupted(
+                f"{signal.Signals(number).name} ended the training and the processes that read its photos",
+                signal_number=number,
+            ) from error
         raise RunError(
             f"the system ended a process that reads photos, most often for lack of memory; try --set num_workers="
             f"{num_workers // 2}"

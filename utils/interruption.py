@@ -16,13 +16,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what Colab and job schedule
 def ignore_signals(worker: int) -> None:
     """Begins a process that reads photos: what is sent to all is for the one that trains, which ends its workers in time."""
     end_with_parent()  # or else it would hold the run's lock for seconds after that one has been killed
+    came: list[float] = []
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        came.append(time.monotonic())
+        # A later one ends this process: Python sends it to workers that are still there when it exits, and waits.
+        if came[-1] - came[0] > SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
-
-
-def _ignore_once(number: int, frame: FrameType | None) -> None:
-    """Lets the next one end this process: Python sends it to workers that are still there when it exits, and waits."""
-    signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, ignore)
 
 
 class Interruption:
