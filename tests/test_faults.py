@@ -269,6 +269,7 @@ def held_by_another_process(what, path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_tracking_store_that_is_locked_all_the_time_is_said_once_and_changes_nothing(
     cars, four_epochs, tmp_path, monkeypatch, caplog
 ):

@@ -223,6 +223,7 @@ def test_damaged_checkpoints_are_read_or_refused(count, tmp_path):
     check()
 
 
+@pytest.mark.slow
 def test_a_format_of_any_type_and_a_run_record_of_any_content(run_folder):
     for value in (*WRONG, "1", 1.0):
         checkpoint = read_checkpoint(run_folder / BEST)

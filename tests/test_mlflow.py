@@ -193,6 +193,7 @@ print("the training has ended")
 """
 
 
+@pytest.mark.slow
 def test_a_read_only_store_and_a_full_disk(output, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody mount a file system of their own (unshare -rm)")

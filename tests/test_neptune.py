@@ -356,6 +356,7 @@ def wake_up(tracker: NeptuneLogger) -> None:
     tracker._run._op_processor._consumer.wake_up()
 
 
+@pytest.mark.slow
 def test_a_run_lost_and_resumed_without_its_server_is_still_one(
     run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
