@@ -21,9 +21,11 @@ import predict
 import train
 from deployment.trained import load_trained
 from tests.hostile import damaged, examples, outcome
+from tests.small_runs import run
 from utils.checkpoints import ABOUT, FORMAT, read_checkpoint
 from utils.config import CONFIG_FILE
 from utils.errors import RunError
+from utils.history import read_rows
 from utils.runs import BEST, LAST, has_ended, read_record
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # a training shows them; they are no errors there
@@ -185,6 +187,24 @@ def test_a_run_that_cannot_go_on_from_its_checkpoint_says_so(every, run_folder, 
         assert (message is None) == has_ended(run_folder), what
         refused += message is not None
     assert refused
+
+
+def test_a_checkpoint_that_is_cut_off_is_named_with_the_one_that_is_whole(cars, tmp_path, capsys):
+    settings = ("num_epochs=3", "optimizer_params.lr=0.003", "lr_scheduler=null", "lr_scheduler_params=null")
+    folder = run(cars, tmp_path, *settings)
+    best, last = folder / BEST, folder / LAST
+    whole = last.read_bytes()
+    last.unlink()
+    last.write_bytes(whole[:5000])
+    capsys.readouterr()
+    with pytest.raises(
+        RunError, match=r"its end is missing or damaged; copy it again; or copy best.ckpt over it, to go on"
+    ):
+        train.main(["--resume", str(folder), "--set", "num_epochs=4"])
+    assert "to go on: python train.py" not in capsys.readouterr().err
+    shutil.copy(best, last)
+    train.main(["--resume", str(folder), "--set", "num_epochs=4"])
+    assert len(read_rows(folder / "metrics.csv")) == 4
 
 
 def test_an_error_of_the_training_itself_is_not_put_down_to_the_checkpoint(run_folder, monkeypatch):

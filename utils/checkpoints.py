@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from utils.errors import ConfigError, Interrupted, RunError, UserError
+from utils.errors import ConfigError, DamagedCheckpoint, Interrupted, UserError
 from utils.files import replacing
 from utils.interruption import Interruption
 from utils.runs import BEST, LAST
@@ -212,7 +212,7 @@ class Checkpoints(Checkpoint):
 
 @contextmanager
 def going_on_from(path: Path | None) -> Iterator[None]:
-    """Raises a RunError for whatever a checkpoint of wrong content breaks, until training within has replaced it.
+    """Raises a DamagedCheckpoint for whatever a checkpoint of wrong content breaks, until training within has replaced it.
 
     Args:
         path: The checkpoint that a run goes on from; None for a run that begins, whose errors are left as they are.
@@ -224,32 +224,39 @@ def going_on_from(path: Path | None) -> Iterator[None]:
     before = version()
     try:
         yield
+    except DamagedCheckpoint as error:
+        best = path and path.with_name(BEST.name)
+        if not best or not best.is_file() or (path.is_file() and best.samefile(path)):
+            raise
+        raise DamagedCheckpoint(f"{error}; or copy {best.name} over it, to go on from the best epoch") from error
     except UserError:
         raise
     except Exception as error:  # Lightning and torch believe what a checkpoint says and trip over it anywhere
         if before is None or version() != before:
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise RunError(f"{path}: the training cannot go on from this checkpoint ({reason})") from error
+        raise DamagedCheckpoint(f"{path}: the training cannot go on from this checkpoint ({reason})") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this project onto the CPU.
 
     Raises:
-        RunError: The file is missing, damaged, of another program, or holds anything but tensors and plain values.
+        DamagedCheckpoint: The file is missing, damaged, of another program, or holds anything but tensors and plain values.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise RunError(f"{path}: there is no such checkpoint") from error
+        raise DamagedCheckpoint(f"{path}: there is no such checkpoint") from error
     except Exception as error:  # torch answers damaged bytes with errors of a dozen kinds
-        raise RunError(f"{path} {_why_not_loaded(path, error)}") from error
+        raise DamagedCheckpoint(f"{path} {_why_not_loaded(path, error)}") from error
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "state_dict" not in checkpoint:
-        raise RunError(f"{path} is no checkpoint of this project: its part '{ABOUT}' (config, class_names) is missing")
+        raise DamagedCheckpoint(
+            f"{path} is no checkpoint of this project: its part '{ABOUT}' (config, class_names) is missing"
+        )
     if not isinstance(found := about.get("format"), int) or found != FORMAT:
-        raise RunError(f"{path} has checkpoint format {found!r:.60}; this version reads {FORMAT}")
+        raise DamagedCheckpoint(f"{path} has checkpoint format {found!r:.60}; this version reads {FORMAT}")
     return checkpoint
 
 

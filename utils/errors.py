@@ -4,6 +4,7 @@ UserError
 ├── ConfigError   a key, a value or a command line argument is wrong   exit code 2
 ├── DataError     a photo, an archive or an annotation is wrong        exit code 2
 └── RunError      a training cannot start, go on or be resumed         exit code 1
+    ├── DamagedCheckpoint  no run can go on from it             exit code 1
     ├── DamagedStore  the store of the dashboard cannot be read        exit code 1
     └── Interrupted   a person or the system ended it                  exit code 128 + signal
 """
@@ -43,6 +44,10 @@ class RunError(UserError):
     def __init__(self, message: str, *, change: str | None = None) -> None:
         super().__init__(message)
         self.change = change
+
+
+class DamagedCheckpoint(RunError):
+    """A checkpoint is missing, damaged or of another program."""
 
 
 class DamagedStore(RunError):

@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 
 from utils.config import Config
 from utils.curves import draw_curves
-from utils.errors import Interrupted, RunError
+from utils.errors import DamagedCheckpoint, Interrupted, RunError
 from utils.files import remove_partial, write_text
 from utils.history import Row, best_values, read_rows
 from utils.logs import without_secrets
@@ -128,7 +128,7 @@ class RunRecord:
         if error is None:
             self._write()  # last: a run that is killed before goes on, and does what is missing
         self.trackers.release()
-        if error is not None and (self.folder / LAST).is_file():
+        if error is not None and (self.folder / LAST).is_file() and not isinstance(error, DamagedCheckpoint):
             change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
             logger.warning("to go on: python train.py --resume %s%s", self.folder, change)
         return False
