@@ -5,7 +5,7 @@
 Caches of generated photos are written as they are, without any JPEG; a loader of this project then serves a whole epoch of
 C-50's augmentations, photo by photo in one worker and in whole batches on the device (cache in a file, on CUDA also on the
 card). Time per photo should not depend on the number of photos, nor should the worker's own memory: what no file stands
-behind. Unique memory (USS) counts the pages of the cache that it has looked at; the system takes them back when it likes.
+behind; nor its unique memory (USS), since what it has read of the cache lies in the system's memory, not in its own.
 Each epoch has a process of its own, that has done nothing before. Printed are medians over rounds in which every size has
 its turn, and from how many photos on the cache of a real run no longer fits. What happens then is measured where memory is
 limited to less than the largest cache, as by
@@ -52,7 +52,7 @@ class Memory(threading.Thread):
 
     Attributes:
         own: Bytes that no file stands behind, those it has from its parent included.
-        unique: Bytes that no other process has, pages of the cache included (USS).
+        unique: Bytes that no other process has, pages of files included (USS).
     """
 
     def __init__(self, process: int | str) -> None:
