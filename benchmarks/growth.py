@@ -143,7 +143,7 @@ def tabulate(found: dict[tuple[str, int], list[dict[str, float]]], smallest: int
         figures = {name: [one[name] for one in epochs] for name in epochs[0]}
         first = statistics.median(one["microseconds_per_photo"] for one in found[way, smallest])
         rows.append(
-            {"way": way, "photos": count}
+            {"way": way, "photos": count, "rounds": len(epochs)}
             | {name: spread(values, 2) for name, values in figures.items()}
             | {"times_first": round(statistics.median(figures["microseconds_per_photo"]) / first, 3)}
         )
