@@ -32,7 +32,7 @@ from typing import Any
 import assembly
 from benchmarks.arguments import at_least, new_folder, some_seconds
 from benchmarks.generated import write_data_set
-from benchmarks.measuring import PROJECT, best_device, command, conditions, settings, write_report
+from benchmarks.measuring import PROJECT, best_device, command, conditions, data_override, settings, write_report
 from utils.commands import run_command
 from utils.config import load_config
 from utils.errors import RunError
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     parts = Parts(arguments)
     changes = [*parts.set, *([f"compile={parts.compile}"] if parts.compile else [])]
-    config = load_config(overrides=[*changes, f"stanford_data_path={json.dumps(parts.data)}"])
+    config = load_config(overrides=[*changes, data_override(parts.data)])
     if set(arguments.parts) & {"throughput", "start_up", "run"}:
         assembly.load_annotations(config)  # what is wrong is answered now, not in each part
     device = best_device()

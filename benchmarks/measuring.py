@@ -107,6 +107,11 @@ def command(*words: str) -> list[str]:
     return [sys.executable, *words]
 
 
+def data_override(folder: str) -> str:
+    """Returns the override that names the folder of the data set."""
+    return f"stanford_data_path={json.dumps(folder)}"
+
+
 def settings(overrides: Iterable[str]) -> list[str]:
     """Returns overrides as words of a command line."""
     return [word for override in overrides for word in ("--set", override)]

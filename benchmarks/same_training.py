@@ -12,7 +12,6 @@ zero. Where it does, its half width says how large a difference would have been 
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -24,7 +23,7 @@ from scipy import stats
 
 import train
 from benchmarks.arguments import at_least, report
-from benchmarks.measuring import best_device, conditions, say_where, settings, write_report
+from benchmarks.measuring import best_device, conditions, data_override, say_where, settings, write_report
 from utils.commands import run_command
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError
@@ -53,7 +52,7 @@ def trained(folder: Path, overrides: Sequence[str]) -> float:
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     for run in runs:
         found = load_run_config(run).plain()
-        if others := [f"{key}: {found[key]!r}" for key in wanted.keys() - PLACES if found[key] != wanted[key]]:
+        if others := [f"{key}: {found[key]!r}" for key in wanted if key not in PLACES and found[key] != wanted[key]]:
             raise ConfigError(f"{run} was trained with {', '.join(others)}; give --runs another folder")
     ended = next((run for run in runs if has_ended(run)), None)
     if ended is not None:
@@ -116,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for seed, way in progress_bar(turns, description="training", unit=" runs"):
         folder = arguments.runs / way.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
         where = (f"seed={seed}", f"output_path={folder}", f"cache_path={arguments.runs / 'cache'}")
-        data = f"stanford_data_path={json.dumps(arguments.data)}"
-        found[way].append(100 * trained(folder, [data, *COMMON, *changes, *ways[way], *where]))
+        found[way].append(100 * trained(folder, [data_override(arguments.data), *COMMON, *changes, *ways[way], *where]))
         if seed > 0 and way == list(ways)[-1]:  # every way has this seed, and a spread
             rows = tabulate(found)
             write_report(arguments.output, stated | {"seeds": seed + 1}, rows)

@@ -8,7 +8,6 @@ writing is counted. The ways take turns.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from benchmarks.measuring import (
     best_device,
     command,
     conditions,
+    data_override,
     end,
     say_where,
     settings,
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--output", type=report, default="benchmarks/start_up.json")
     arguments = parser.parse_args(argv)
     data = str(Path(arguments.data).resolve())
-    assembly.load_annotations(load_config(overrides=[*arguments.set, f"stanford_data_path={json.dumps(data)}"]))
+    assembly.load_annotations(load_config(overrides=[*arguments.set, data_override(data)]))
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -12,7 +12,6 @@ training. Beside it stands the share of the time in which the training loop stoo
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -24,8 +23,8 @@ import torch
 
 import assembly
 from benchmarks.arguments import at_least, report, some_seconds
-from benchmarks.measuring import Turn, best_device, conditions, say_where, spread, walk, write_report
-from benchmarks.ways import Way, build_ways
+from benchmarks.measuring import Turn, best_device, conditions, data_override, say_where, spread, walk, write_report
+from benchmarks.ways import Way, build_ways, held_batch
 from utils.commands import run_command
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -49,8 +48,8 @@ def measure(
     turns = progress_bar(one_round * rounds, description="measuring", unit=" turns")
     for number, (kind, name) in enumerate(turns, start=1):
         if kind == "work":
-            held = works[name].held
-            turn = walk(repeat(batch) if held is None else held(), device, seconds, works[name].step)
+            way = works[name]
+            turn = walk(held_batch(way.loader()) if way.augments else repeat(batch), device, seconds, way.step)
         else:
             turn = walk(ways[name].loader(), device, seconds, ways[name].step if kind == "training" else None)
         found[kind, name].append(turn)
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--seconds", type=some_seconds, default=4, help="of each measurement")
     parser.add_argument("--output", type=report, default="benchmarks/throughput.json")
     arguments = parser.parse_args(argv)
-    config = load_config(overrides=[f"stanford_data_path={json.dumps(arguments.data)}", *arguments.set])
+    config = load_config(overrides=[data_override(arguments.data), *arguments.set])
     device = best_device()
     torch.backends.cudnn.benchmark = True  # as train.py has it, timm's script and torchvision's references
     annotations = assembly.load_annotations(config)

@@ -27,18 +27,18 @@ class Way:
 
     Attributes:
         network: What ways of one name share is the step.
-        held: Where the device augments: makes a loader of one batch that lies there, augmented again and again.
+        augments: Whether the loader gives whole batches that the device has augmented.
     """
 
     loader: Callable[[], Iterable]
     network: str
     step: Step = field(repr=False)
-    held: Callable[[], Iterable] | None = None
+    augments: bool = False
 
     @property
     def work(self) -> str:
         """What the device has to do for a batch that it holds; ways of one such name share the measurement of it."""
-        return self.network if self.held is None else f"{self.network}, augmentation"
+        return f"{self.network}, augmentation" if self.augments else self.network
 
 
 class Photos(Dataset):
@@ -166,17 +166,16 @@ def build_ways(
     ways["cache"] = Way(lambda: own_loader(cached, annotations, device), "ghost", step)
     # Loaders of whole batches have no workers, and their cache on a device is not to be copied there for each turn.
     whole = cache(lambda: own_loader(batches, annotations, device))
-    ways["whole batches"] = Way(whole, "ghost", step, lambda: held_batch(whole()))
+    ways["whole batches"] = Way(whole, "ghost", step, augments=True)
     if assembly.precision(config) != "32-true":
         exact = own_step(changed(precision="32-true"), device, num_classes)
-        ways["whole batches, 32-true"] = Way(whole, "ghost, 32-true", exact, lambda: held_batch(whole()))
+        ways["whole batches, 32-true"] = Way(whole, "ghost, 32-true", exact, augments=True)
     for mode in compile_modes:
         fused = changed(augmentation_device="device", compile=mode)
-        compiled = cache(lambda fused=fused: own_loader(fused, annotations, device))
         ways[f"whole batches, compile {mode}"] = Way(
-            compiled,
+            cache(lambda fused=fused: own_loader(fused, annotations, device)),
             f"ghost, compile {mode}",
             own_step(fused, device, num_classes),
-            lambda compiled=compiled: held_batch(compiled()),
+            augments=True,
         )
     return ways

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -43,21 +42,14 @@ class CachedPhotos:
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
         self.path = path
         self.shape = shape
-        self._start()
-
-    def _start(self) -> None:
         self._descriptor: int | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "shape": self.shape}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._start()
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (self.path, self.shape)
 
     @property
     def size(self) -> int:
