@@ -5,8 +5,6 @@ import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from utils.history import Row, best_values, read_rows
 from utils.mlflow_store import change, check_writable, open_store, store_errors
@@ -43,7 +41,9 @@ class MLflowTracker:
         self.id = run.info.run_id
         self._set_parameters(run.data.params, {name: str(value) for name, value in parameters.items()})
         self._set_tags(facts)
-        for half in _path(run.info.artifact_uri).glob(f"{HALF_COPIED}*"):
+        from mlflow.utils.file_utils import local_file_uri_to_path
+
+        for half in Path(local_file_uri_to_path(run.info.artifact_uri)).glob(f"{HALF_COPIED}*"):
             half.unlink(missing_ok=True)  # of a time when this run was killed: nobody else writes there
         self._log_files(files)
         self.client.update_run(self.id, "RUNNING")
@@ -108,11 +108,6 @@ class MLflowTracker:
         # Of the values of a step MLflow shows that of the latest time: it must not go back where the clock does.
         self.latest = max(round(time.time() * 1000), self.latest + 1)
         self.client.log_batch(self.id, metrics=[Metric(name, value, self.latest, step) for name, value, step in points])
-
-
-def _path(url: str) -> Path:
-    """Returns the path of a file:// URL, which is how MLflow knows where a run's files lie."""
-    return Path(url2pathname(urlsplit(url).path))
 
 
 def import_runs(output_path: Path) -> None:
