@@ -12,28 +12,28 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from datamodules.annotations import Annotations, clip_boxes, read_annotations
-from datamodules.batched_augmentations import BatchedAugmentations, unbatched_names
-from datamodules.stanford_cars import StanfordCars, with_boxes_of_others
+from datamodules.datamodule import StanfordCars, with_boxes_of_others
+from datamodules.on_device.augmentations import BatchedAugmentations, unbatched_names
+from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
 from models import build_model
 from models.classifier import Classifier
 from models.compilation import check_compiler
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
-from utils.checkpoints import AtomicCheckpointIO, Checkpoints
+from training.checkpoints import AtomicCheckpointIO, Checkpoints
+from training.early_stopping import EarlyStopping
+from training.progress import TrainingProgress
+from training.recorder import Recorder
+from training.run_record import RunRecord
+from training.signals import Interruption
 from utils.config import Config, ConfigError, Problems
-from utils.early_stopping import EarlyStopping
 from utils.errors import DataError
-from utils.interruption import Interruption
 from utils.machine import total_memory, worker_count
 from utils.processes import is_first_process
-from utils.randomness import mix
-from utils.recording import Recorder
-from utils.run_record import RunRecord
-from utils.trackers import check_trackers
-from utils.tracking import study_parameters
-from utils.training_progress import TrainingProgress
+from utils.seeding import mix
+from utils.tracking.parameters import study_parameters
+from utils.tracking.trackers import check_trackers
 
 STUDY_CLASSES = 196
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.architectures import ARCHITECTURE_LIMITS
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.config import load_config
-from utils.config_checks import image_size_problem
+from utils.config.architectures import ARCHITECTURE_LIMITS
+from utils.config.checks import image_size_problem
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
 from utils.logs import start_logging
 
 if TYPE_CHECKING:
-    from deployment.benchmarking import Row
+    from deployment.profiling.benchmark import Row
 
 ROUNDS, QUICK_ROUNDS = 7, 2
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> list["Row"]:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from error
 
     # Torch takes seconds to import: a wrong argument has been answered by now.
-    from deployment.benchmark_figure import draw
-    from deployment.benchmark_report import as_csv, as_markdown, as_text, conditions, table
-    from deployment.benchmarking import build_rows, measure
+    from deployment.profiling.benchmark import build_rows, measure
+    from deployment.profiling.figure import draw
+    from deployment.profiling.report import as_csv, as_markdown, as_text, conditions, table
 
     rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
     said = conditions(rounds)  # before this program itself keeps the machine busy

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.commands import run_command
-from utils.comparison import SORTS, Run, describe_runs, draw_runs, find_runs, read_run, sort_runs, write_table
+from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.nearest import nearest
+from utils.runs.comparison import SORTS, Run, describe_runs, draw_runs, find_runs, read_run, sort_runs, write_table
 
 PICTURE = "comparison.png"
 PIPE = (160, 24)  # columns and lines where there is no terminal

@@ -16,14 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError, DamagedStore, RunError
 from utils.logs import start_logging
-from utils.mlflow_server import FIRST_PAGE, HOST, listen, serve
-from utils.mlflow_store import STORE
-from utils.run_lock import is_held
-from utils.runs import RECORD, read_record
+from utils.runs.folder import RECORD, read_record
+from utils.runs.lock import is_held
+from utils.tracking.mlflow_server import FIRST_PAGE, HOST, listen, serve
+from utils.tracking.mlflow_store import STORE
 
 PORT = 5000
 
@@ -107,7 +107,7 @@ class Watch:
         Raises:
             RunError: The store cannot be written to.
         """
-        from utils.mlflow_tracker import import_runs
+        from utils.tracking.mlflow_tracker import import_runs
 
         records = self.output_path.glob(f"*/{RECORD}")
         found = {path: (path.stat().st_mtime_ns, is_held(path.parent)) for path in records}

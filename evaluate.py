@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.logs import start_logging
 
 
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     start_logging("WARNING")
 
     # Torch takes seconds to import: a wrong argument has been answered by now.
-    from deployment.evaluation import evaluate, read_photos
-    from deployment.evaluation_report import write_report
+    from deployment.evaluation.evaluation import evaluate, read_photos
+    from deployment.evaluation.report import write_report
     from deployment.trained import load_trained
 
     trained = load_trained(arguments.trained)

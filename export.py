@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.logs import start_logging
 
 if TYPE_CHECKING:
-    from deployment.exporting import Exported
+    from deployment.exporter import Exported
 
 SUFFIXES = {
     "onnx": ".onnx", "onnx-int8": "-int8.onnx", "executorch": ".pte", "torchscript": ".torchscript"
@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> "Exported":
         raise ConfigError(f"--output takes a file; {arguments.output} is a folder")
 
     # Torch takes seconds to import: a wrong argument has been answered by now.
-    from deployment.evaluation import read_photos
-    from deployment.exporting import export
+    from deployment.evaluation.evaluation import read_photos
+    from deployment.exporter import export
     from deployment.trained import load_trained
 
     trained = load_trained(arguments.trained)

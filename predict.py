@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.errors import RunError
 from utils.logs import start_logging
 

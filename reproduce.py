@@ -14,7 +14,7 @@ from reproduction.readme_table import MEASURED, README, update_table
 from reproduction.report import TEXT, summary_text, write_report
 from reproduction.results import read_results
 from reproduction.running import Unfinished, run_jobs
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError, RunError
 from utils.logs import start_logging

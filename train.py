@@ -9,15 +9,15 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from utils.commands import run_command
+from training.signals import Interruption
+from utils.cli import run_command
 from utils.config import Config, load_config, load_run_config
 from utils.errors import ConfigError
-from utils.history import read_rows
-from utils.interruption import Interruption
 from utils.logs import log_to_file, start_logging
 from utils.processes import end_with_parent, is_first_process
-from utils.runs import LAST, LOG, METRICS, find_run, has_ended, make_run_folder, read_record
-from utils.summary import summarise
+from utils.runs.folder import LAST, LOG, METRICS, find_run, has_ended, make_run_folder, read_record
+from utils.runs.metrics import read_rows
+from utils.runs.summary import summarise
 
 PROJECT = Path(__file__).resolve().parent
 DEMO = PROJECT / "experiments" / "demo.yml"
@@ -71,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     # Torch takes seconds to import: a wrong configuration has been answered by now.
     import assembly
-    from datamodules.data_check import check_data
+    from datamodules.check.check import check_data
     from datamodules.demo import write_demo_data
-    from models.fitting import fitting_batch_size
-    from utils.checkpoints import going_on_from
-    from utils.faults import explained
+    from training.checkpoints import going_on_from
+    from training.error_hints import explained
+    from training.max_batch_size import fitting_batch_size
 
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:

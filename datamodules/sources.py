@@ -5,8 +5,8 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from datamodules.annotations import Annotation
-from datamodules.photos import cut_to_box, read_photo
+from datamodules.images import cut_to_box, read_photo
+from datamodules.readers.annotations import Annotation
 
 Crop = Literal["no", "box", "box on white"]
 

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from utils.config.signatures import UNUSABLE
+from utils.config.signatures import transforms as known_transforms
 from utils.errors import ConfigError
 from utils.nearest import nearest
-from utils.signatures import UNUSABLE
-from utils.signatures import transforms as known_transforms
 
 Transform = Callable[[Image.Image], Tensor]
 

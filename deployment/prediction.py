@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.photos import read_photo
+from datamodules.images import read_photo
 from deployment.trained import Trained
 from models.classifier import TOP_K
 from utils.errors import ConfigError, DataError

@@ -11,12 +11,12 @@ from torch import Tensor
 from assembly import build_classifier, build_pipelines
 from datamodules.transforms import Transform
 from models.classifier import Classifier
-from utils.checkpoints import ABOUT, read_checkpoint
+from training.checkpoints import ABOUT, read_checkpoint
 from utils.config import Config, Problems, load_config, parse_config
+from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError, RunError
 from utils.nearest import nearest
-from utils.runs import BEST, LAST
-from utils.yaml_source import SourcedMapping
+from utils.runs.folder import BEST, LAST
 
 LISTED_NAMES = 5  # of weights that are missing
 

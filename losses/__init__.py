@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from losses.label_smoothing import LabelSmoothingCrossEntropy
+from utils.config.signatures import losses as known_losses
 from utils.errors import ConfigError
 from utils.nearest import nearest
-from utils.signatures import losses as known_losses
 
 LOSSES: dict[str, type[nn.Module]] = {"LabelSmoothingCrossEntropy": LabelSmoothingCrossEntropy}
 

@@ -9,7 +9,7 @@ from models.hardnet import HARDNETS
 from models.squeezenext import SQUEEZENEXTS
 from models.timm_models import build_timm
 from models.torchvision_models import TORCHVISION_MODELS
-from utils.architectures import ARCHITECTURE_LIMITS
+from utils.config.architectures import ARCHITECTURE_LIMITS
 from utils.errors import ConfigError
 from utils.nearest import nearest
 

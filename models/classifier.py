@@ -11,8 +11,8 @@ from torch import Tensor, nn, optim
 from models.compilation import CompileMode, FullBatches
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
 from utils.errors import RunError
-from utils.randomness import mix, seed_device
-from utils.runs import LAST
+from utils.runs.folder import LAST
+from utils.seeding import mix, seed_device
 
 TOP_K = 5
 FINITE = torch.iinfo(torch.int64).max  # in the place of a step, where every loss was finite

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from torch import nn, optim
 
+from utils.config.expressions import parse_expression
+from utils.config.signatures import lr_schedulers, optimizers
 from utils.errors import ConfigError
-from utils.expressions import parse_expression
 from utils.nearest import nearest
-from utils.signatures import lr_schedulers, optimizers
 
 STUDY_PATIENCE = 15  # epochs
 PLATEAU_FACTOR = 3  # with ReduceLROnPlateau: times its own patience

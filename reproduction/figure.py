@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from reproduction.noise import Figure, allowed_difference
 from reproduction.published import WRONG_BOXES, Published, place
-from utils.curves import COLOURS
 from utils.files import replacing
+from utils.runs.curves import COLOURS
 
 if TYPE_CHECKING:  # matplotlib takes half a second that a typo need not wait for
     from matplotlib.axes import Axes

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.annotations import Annotations, read_annotations
+from datamodules.readers.annotations import Annotations, read_annotations
 from reproduction.published import EXPERIMENTS
 from reproduction.shortening import TAG, factor_of, shortened
 from utils.config import RESUME_KEYS, Config, load_config
+from utils.config.yaml_source import read_yaml_file
 from utils.errors import ConfigError
-from utils.runs import CONFIG, LAST, RECORD, has_ended, read_record
-from utils.yaml_source import read_yaml_file
+from utils.runs.folder import CONFIG, LAST, RECORD, has_ended, read_record
 
 FOLDER = "reproduction"  # in output_path
 # batch_size is for each device, and the published runs had one; they computed in 32 bits, which a GPU does on request.

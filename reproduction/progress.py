@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from reproduction.jobs import Job, Key, RunIndex
 from reproduction.published import read_published
-from utils.history import read_rows
 from utils.progress import progress_bar
-from utils.runs import SPEED, has_ended
-from utils.summary import duration
+from utils.runs.folder import SPEED, has_ended
+from utils.runs.metrics import read_rows
+from utils.runs.summary import duration
 
 
 class Progress:

@@ -13,9 +13,9 @@ from reproduction.figure import draw_comparison
 from reproduction.order import Order
 from reproduction.published import IMAGES, REPEATS, Published, Section
 from reproduction.results import Measured
-from utils.comparison import format_table
 from utils.files import write_text
-from utils.summary import duration
+from utils.runs.comparison import format_table
+from utils.runs.summary import duration
 
 TABLE, PAIRS, TEXT, PICTURE = "comparison.csv", "pairs.csv", "comparison.md", "comparison.png"
 NONE = "–"

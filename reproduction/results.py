@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from reproduction.jobs import RunIndex, changes_of, data_set_of
 from reproduction.published import IMAGES, place
 from reproduction.training import read_facts
+from utils.config.yaml_source import read_yaml_file
 from utils.errors import ConfigError
 from utils.files import write_text
-from utils.runs import CONFIG, has_ended, read_record
-from utils.yaml_source import read_yaml_file
+from utils.runs.folder import CONFIG, has_ended, read_record
 
 
 class Condition(NamedTuple):

@@ -11,8 +11,8 @@ from reproduction.claims import Claim, Outcome, failed_since, holder, now, take
 from reproduction.jobs import Job, Key, RunIndex
 from reproduction.progress import Progress
 from reproduction.training import reason, start_training
+from training.signals import Interruption
 from utils.errors import Interrupted, RunError
-from utils.interruption import Interruption
 
 QUEUE = "queue"  # folder of the claims, and of what the trainings said
 POLL = 1.0  # seconds between two looks at a training

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 
 from utils.config import Config
-from utils.expressions import sped_up
+from utils.config.expressions import sped_up
 
 TAG = "shortened "  # before the factor, in a run's tags: they tell it from a run that was set up so by hand
 COUNTS = ("milestones", "patience")  # parameters of the study's schedulers that are epochs

@@ -14,13 +14,13 @@ from typing import Any
 
 from reproduction.batch_means import mean_of_batch_means
 from reproduction.jobs import Job, RunIndex
-from utils.commands import run_command
+from utils.cli import run_command
 from utils.config import CONFIG_FILE
 from utils.files import write_text
 from utils.machine import available_cores
 
 FACTS = "reproduction.json"  # in a run's folder: what is known only where it was trained
-ERROR = "error: "  # before what utils.commands says of an error
+ERROR = "error: "  # before what utils.cli says of an error
 
 
 def start_training(job: Job, output: Path) -> BaseProcess:
@@ -67,7 +67,7 @@ def _leave_group(environment: dict[str, str]) -> None:
 
 def _note_facts(run: Path) -> None:
     """Writes down the device, and the accuracy of the best checkpoint both over images and as a mean of batch means."""
-    from deployment.evaluation import evaluate, read_photos
+    from deployment.evaluation.evaluation import evaluate, read_photos
     from deployment.trained import load_trained
 
     trained = load_trained(str(run))

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import train
-from tests.data_sets import write_updated_release
-from tests.small_runs import NAMES, run
-from utils import mlflow_store
+from tests.support.data_sets import write_updated_release
+from tests.support.small_runs import NAMES, run
+from utils.tracking import mlflow_store
 
 # Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -20,7 +20,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from tests.data_sets import write_updated_release
+from tests.support.data_sets import write_updated_release
 from utils.config import CONFIG_FILE
 
 PROJECT = CONFIG_FILE.parent

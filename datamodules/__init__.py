@@ -1,0 +1,1 @@
+"""Reads a data set and serves its images in batches."""

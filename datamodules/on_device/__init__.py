@@ -1,0 +1,1 @@
+"""Augments whole batches on the device of the model."""

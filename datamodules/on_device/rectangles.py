@@ -1,0 +1,160 @@
+"""RandomResizedCrop and RandomErasing for batches in which each sample has its own rectangle."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from datamodules.on_device.draws import (
+    ATTEMPTS,
+    BatchedStep,
+    as_channels,
+    constant_columns,
+    first_accepted,
+    integers,
+    per_channel,
+    tries,
+)
+
+
+class RandomResizedCrop(BatchedStep):
+    """A rectangle of random area and proportions, resized with antialiasing."""
+
+    uniforms = 2 * ATTEMPTS + 2
+
+    def __init__(self, transform: transforms.RandomResizedCrop, size: tuple[int, int], unit: float) -> None:
+        super().__init__(transform, size, unit)
+        self.size = tuple(transform.size)
+        self.input_size = size
+        self.transform = transform
+
+    @staticmethod
+    def obstacle(transform: transforms.RandomResizedCrop) -> str | None:
+        interpolation = InterpolationMode(transform.interpolation)
+        if interpolation != InterpolationMode.BILINEAR:
+            return f"interpolation {interpolation.value}; bilinear has a batched form"
+        return None if transform.antialias else "antialias is off"
+
+    def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
+        """Draws "top", "left", "height" and "width", each (N), pixels."""
+        height, width = self.input_size
+        scale, ratio = self.transform.scale, self.transform.ratio
+        widths, heights = tries(uniforms, height * width, scale, ratio)
+        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+        found, crop_width, crop_height = first_accepted(fits, fits, widths, heights)
+        # Where no try fits, the largest central crop whose proportions are allowed.
+        central_width = min(width, round(height * max(ratio)))
+        central_height = min(height, round(width / min(ratio)))
+        crop_width = torch.where(found, crop_width, central_width)
+        crop_height = torch.where(found, crop_height, central_height)
+        top = integers(uniforms[:, -2], height - crop_height + 1)
+        left = integers(uniforms[:, -1], width - crop_width + 1)
+        return {
+            "top": torch.where(found, top, (height - central_height) // 2),
+            "left": torch.where(found, left, (width - central_width) // 2),
+            "height": crop_height,
+            "width": crop_width,
+        }
+
+    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+        return torch.stack([sampled[name] for name in ("top", "left", "height", "width")], 1)
+
+    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+        top, left, height, width = rows.split(1, dim=1)
+        images = resize_along(images, 2, top, height, self.size[0])
+        return resize_along(images, 3, left, width, self.size[1])
+
+
+def resize_along(images: Tensor, dimension: int, start: Tensor, length: Tensor, out_length: int) -> Tensor:
+    """Resizes `length` pixels from `start` along one dimension, with torch's antialiased bilinear weights.
+
+    An output pixel is the mean of the input pixels under a triangle that reaches one output pixel to both sides, and one
+    input pixel at least. Their number is bounded by what the whole image would need.
+
+    Args:
+        images: (N, C, H, W).
+        dimension: 2 or 3.
+        start: (N, 1), first pixel.
+        length: (N, 1), pixels.
+        out_length: Pixels to make of them.
+    """
+    scale = length / out_length
+    reach = scale.clamp_min(1)
+    centre = scale * (torch.arange(out_length, device=images.device) + 0.5)  # (N, out_length)
+    first = (centre - reach + 0.5).floor().clamp_min(0)
+    out_shape = [*images.shape]
+    out_shape[dimension] = out_length
+    total, weights = 0.0, 0.0
+    for tap in range(math.ceil(2 * max(1, images.shape[dimension] / out_length))):
+        position = first + tap
+        weight = (1 - ((position - centre + 0.5) / reach).abs()).clamp_min(0) * (position < length)
+        index = (start + torch.minimum(position, length - 1)).long()
+        if dimension == 2:
+            weight, index = weight[:, None, :, None], index[:, None, :, None]
+        else:
+            weight, index = weight[:, None, None, :], index[:, None, None, :]
+        total = total + weight * images.gather(dimension, index.expand(out_shape))
+        weights = weights + weight
+    return total / weights
+
+
+class RandomErasing(BatchedStep):
+    """A rectangle overwritten with a value, or with noise of mean 0 and standard deviation 1.
+
+    The noise of a sample comes from a number in its row, so that it does not depend on the device or the batch.
+    """
+
+    uniforms = 2 * ATTEMPTS + 3
+
+    def __init__(self, transform: transforms.RandomErasing, size: tuple[int, int], unit: float) -> None:
+        super().__init__(transform, size, unit)
+        if unit != 1:
+            raise ValueError("it erases tensors: it belongs to tensor_augmentations.")
+        self.probability = transform.p
+        self.transform = transform
+        self.value = [] if transform.value == "random" else per_channel(transform.value, unit)
+
+    def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
+        """Draws "top", "left", "height", "width", each (N), pixels (0 where no try fits), and "seed" (N), whole."""
+        height, width = self.size
+        heights, widths = tries(uniforms, height * width, self.transform.scale, self.transform.ratio)
+        fits = (heights < height) & (widths < width)
+        found, erased_height, erased_width = first_accepted(fits, fits, heights, widths)
+        return {
+            "top": integers(uniforms[:, -3], height - erased_height + 1),
+            "left": integers(uniforms[:, -2], width - erased_width + 1),
+            "height": erased_height * found,
+            "width": erased_width * found,
+            "seed": integers(uniforms[:, -1], 2**24),
+        }
+
+    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+        names = ("top", "left", "height", "width", "seed")
+        return torch.cat([torch.stack([sampled[name] for name in names], 1), constant_columns(self.value, count)], 1)
+
+    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+        top, left, height, width, seed = rows[:, :5, None, None].split(1, dim=1)
+        y = torch.arange(self.size[0], device=images.device).view(1, 1, -1, 1)
+        x = torch.arange(self.size[1], device=images.device).view(1, 1, 1, -1)
+        inside = ((y >= top) & (y < top + height)).to(images.dtype) * ((x >= left) & (x < left + width))
+        value = as_channels(rows[:, 5:], images) if self.value else normal_noise(seed, images.shape[1:])
+        return images.lerp(value, inside)
+
+
+def normal_noise(seed: Tensor, shape: torch.Size) -> Tensor:
+    """Returns (N, *shape) of standard normal numbers, those of a sample from its `seed` (N, 1, 1, 1) alone.
+
+    Counting numbers are mixed with the finalizer of MurmurHash3 (32 bit), twice, the seed in between.
+    """
+    bits = torch.arange(math.prod(shape), device=seed.device).view(1, *shape)
+    bits = _mix(_mix(bits) ^ seed.long())
+    centred = ((bits >> 8) * 2 + 1 - 2**24) / 2**24  # odd multiples of 2⁻²⁴: exact, and never −1 or 1
+    return torch.erfinv(centred) * math.sqrt(2)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = ((bits ^ (bits >> shift)) * factor) & 0xFFFFFFFF
+    return bits ^ (bits >> 16)

@@ -1,0 +1,1 @@
+"""Reads annotations: one record of path, bounding box and label for each image."""

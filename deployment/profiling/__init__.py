@@ -1,0 +1,1 @@
+"""Measures the size, latency and memory of models."""

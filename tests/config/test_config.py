@@ -1,0 +1,314 @@
+"""The configuration: what is loaded, what is refused, and how a person is told."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils.config import CONFIG_FILE, load_config, load_run_config
+from utils.config.schema import Config as Schema
+from utils.config.schema import json_schema
+from utils.errors import ConfigError
+
+PROJECT = CONFIG_FILE.parent
+
+
+def problems(*overrides: str, text: str = "", folder: Path | None = None) -> str:
+    path = None
+    if text:
+        path = folder / "mine.yml"
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides=overrides)
+    return str(caught.value)
+
+
+def test_config_yml_is_experiment_c_50():
+    config = load_config()
+    assert (config.experiment_id, config.architecture, config.out_channels) == ("C-50", "ghost", 320)
+    assert (config.optimizer, config.optimizer_params) == ("AdamW", {"lr": 0.001, "weight_decay": 0.6})
+    assert config.lr_scheduler_params == {"gamma": 0.1, "milestones": [67, 82, 95, 107]}
+    assert list(config.image_augmentations) == ["RandomHorizontalFlip", "RandomAffine", "ColorJitter"]
+
+
+def test_config_yml_repeats_the_defaults_of_the_new_keys():
+    written = yaml.safe_load(CONFIG_FILE.read_text(encoding="utf-8"))
+    described = {"experiment_id", "description"}  # of the run that config.yml happens to be
+    for name, field in Schema.model_fields.items():
+        if not field.is_required() and name not in described and name != "neptune_api_token":
+            default = str(field.default) if isinstance(field.default, Path) else field.default
+            assert written[name] == default, name
+
+
+def test_config_yml_has_every_key_but_the_secret_and_comments_each():
+    text = CONFIG_FILE.read_text(encoding="utf-8")
+    assert set(yaml.safe_load(text)) == set(Schema.model_fields) - {"neptune_api_token"}
+    for name in yaml.safe_load(text):
+        lines = text.splitlines()
+        index = next(i for i, line in enumerate(lines) if line.startswith(f"{name}:"))
+        assert "#" in lines[index] or "#" in lines[index + 1] or "#" in lines[index - 1], name
+
+
+def test_json_schema_in_the_repository_is_current():
+    assert (PROJECT / "config.schema.json").read_text() == json_schema(), (
+        "python -m utils.config.schema > config.schema.json"
+    )
+    assert json.loads(json_schema())["additionalProperties"] is False
+    assert "config.schema.json" in CONFIG_FILE.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "experiments").glob("*.yml")), ids=lambda path: path.stem)
+def test_every_experiment_file_loads(path):
+    if path.stem != "sections":
+        assert load_config(path).experiment_id == path.stem
+
+
+PUBLISHED = """
+loglevel: 'INFO'
+logging_dir: 'logs'
+log_to_neptune: False
+neptune_username: '<your name>'
+neptune_project_name: '<your project>'
+neptune_api_token: '<your token>'
+stanford_raw_data_path: '<folder of car_ims.tgz>'
+stanford_data_path: 'input/stanford'
+output_path: 'output'
+image_size: &img_size [227, 227]
+convert_to_grayscale: False
+normalize: True
+normalization_params_rgb: {mean: [0.4707, 0.4602, 0.4550], std: [0.2594, 0.2585, 0.2635]}
+normalization_params_grayscale: {mean: [0.4627], std: [0.2545]}
+crop_to_bboxes: True
+erase_background: True
+augment_images: True
+image_augmentations:
+  RandomResizedCrop: {size: *img_size}
+augment_tensors: True
+tensor_augmentations:
+  RandomErasing: {p: 0.5, scale: [0.02, 0.25]}
+architecture: 'ghost'
+batch_size: 64
+num_epochs: 200
+dropout: 0.2
+out_channels: 320
+optimizer: AdamW
+optimizer_params: {lr: 0.001, weight_decay: 0.6}
+lr_scheduler: None
+lr_scheduler_params:
+loss_function: LabelSmoothingCrossEntropy
+loss_params:
+"""
+
+
+def test_a_configuration_of_the_published_project_loads_unchanged(tmp_path):
+    (tmp_path / "published.yml").write_text(PUBLISHED)
+    config = load_config(tmp_path / "published.yml")
+    assert config.lr_scheduler is None and config.loss_params is None  # the text None means none
+    assert config.stanford_raw_data_path is None and config.neptune_username is None  # placeholders are nothing
+    assert config.neptune_project_name is None and config.neptune_api_token is None
+    assert config.image_augmentations == {"RandomResizedCrop": {"size": [227, 227]}}
+
+
+def test_texts_in_angle_brackets_are_kept_where_they_are_the_persons_own():
+    config = load_config(overrides=["description=<b>x</b>", "experiment_id=<C-50>", "tags=['<a>', '']"])
+    assert (config.description, config.experiment_id, config.tags) == ("<b>x</b>", "<C-50>", ["<a>", ""])
+    assert load_config(overrides=["description=' '"]).description is None
+
+
+def test_a_published_configuration_may_even_take_the_place_of_config_yml(tmp_path, monkeypatch):
+    (tmp_path / "config.yml").write_text(PUBLISHED)
+    monkeypatch.setattr("utils.config.loading.CONFIG_FILE", tmp_path / "config.yml")
+    config = load_config()
+    assert (config.seed, config.early_stopping_patience, config.precision) == (0, "auto", "auto")
+
+
+def test_a_missing_key_of_the_study_is_named(tmp_path, monkeypatch):
+    (tmp_path / "config.yml").write_text(PUBLISHED.replace("batch_size: 64\n", ""))
+    monkeypatch.setattr("utils.config.loading.CONFIG_FILE", tmp_path / "config.yml")
+    assert "batch_size: this key is missing" in problems()
+
+
+@pytest.mark.parametrize("name", list(Schema.model_fields))
+def test_each_misspelt_key_is_answered_with_the_right_one(name):
+    misspelt = name[:-1] + "x"
+    message = problems(f"{misspelt}=1")
+    assert f"{misspelt}: unknown key. Did you mean '" in message
+    nearest = message.partition("Did you mean '")[2].partition("'")[0]
+    assert nearest == name or len(name) == len(nearest), message
+
+
+def test_the_templates_dead_key_is_answered_with_the_living_one():
+    assert "output_channels: unknown key. Did you mean 'out_channels'?" in problems("output_channels=320")
+
+
+WRONG_VALUES = [
+    ("seed=-1", "seed: -1; expected greater than or equal to 0"),
+    ("deterministic=1", "deterministic: 1; expected a valid boolean"),
+    ("loglevel=LOUD", "loglevel: 'LOUD'; expected 'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"),
+    ("log_to_neptune='True'", "expected a valid boolean. Write True without quotes"),
+    ("neptune_username=a/b", "must be one name"),
+    ("tags=[1]", "tags.0: 1; expected a valid string"),
+    ("stanford_data_path=null", "stanford_data_path: None; expected"),
+    ("image_size=227", "image_size: 227; expected a list, such as [1, 2]"),
+    ("image_size=[227]", "image_size: [227]; expected"),
+    ("image_size=[227, 0]", "image_size.1: 0; expected greater than or equal to 1"),
+    ("image_size=[31, 227]", "image_size: [31, 227] is too small for ghost: at least 32 pixels a side"),
+    ("normalize=yes please", "normalize: 'yes please'; expected a valid boolean"),
+    ("normalization_params_rgb={mean: [0.5], std: [0.5]}", "mean: [0.5] has 1 values; expected one a channel: 3"),
+    ("normalization_params_rgb.std=[0.1, 0.2, 0]", "std.2: 0; expected greater than 0"),
+    ("normalization_params_rgb.sdt=[0.1]", "normalization_params_rgb.sdt: unknown key. Did you mean 'std'?"),
+    ("normalization_params_rgb=null", "normalize: True needs mean and std here"),
+    ("erase_background=True", "True changes nothing without crop_to_bboxes: True"),
+    ("shuffle_bounding_boxes=True", "True changes nothing without crop_to_bboxes: True"),
+    ("image_augmentations={RandomAfine: {degrees: 5}}", "Did you mean 'RandomAffine'?"),
+    ("image_augmentations={RandomAffine: {degree: 5}}", "RandomAffine takes no such parameter. Did you mean 'degrees'?"),
+    ("image_augmentations={RandomAffine: {}}", "RandomAffine needs the parameter 'degrees'"),
+    ("image_augmentations={Lambda: {lambd: print}}", "'Lambda' cannot be used here: a configuration is not executed"),
+    ("image_augmentations=[RandomAffine]", "image_augmentations: ['RandomAffine']; expected names with their values below"),
+    ("image_augmentations={RandomHorizontalFlip: {p: 2}}", "RandomHorizontalFlip.p: 2; expected a probability, 0 … 1"),
+    ("image_augmentations={RandomErasing: {}}", "'RandomErasing' works on tensors: write it under tensor_augmentations"),
+    ("loglevel=info", "Did you mean 'INFO'?"),
+    ("precision=bf16", "Did you mean 'bf16-mixed'?"),
+    ("lr_scheduler_params.milestones=[3, '82']", "milestones: [3, '82']; expected a list of epochs"),
+    ("lr_scheduler_params.gamma=abc", "gamma: 'abc'; expected a number of at least 0"),
+    ("loss_function=NLLLoss", "it takes log-probabilities; CrossEntropyLoss is the same on logits"),
+    ("loss_function=MSELoss", "it does not take logits (N, classes) with labels (N,)"),
+    ("devices=[]", "devices: []; expected"),
+    ("tensor_augmentations={RandomErasing: {prob: 1}}", "tensor_augmentations.RandomErasing.prob"),
+    ("architecture=ghsot", "'ghsot' is not an architecture. Did you mean 'ghost'?"),
+    ("out_channels=null", "ghost needs a width"),
+    ("dropout=1.0", "dropout: 1.0; expected less than 1"),
+    ("batch_size=1", "batch_size: 1; expected greater than or equal to 2"),
+    ("batch_size=6.4e1", "batch_size: '6.4e1'; expected a valid integer. YAML takes 6.4e1 for text: write 64."),
+    ("num_epochs=0", "num_epochs: 0; expected greater than or equal to 1"),
+    ("early_stopping_patience=soon", "early_stopping_patience: 'soon'; expected 'auto' or a valid integer"),
+    ("checkpoint_interval=0", "checkpoint_interval: 0; expected greater than 0"),
+    ("optimizer=AdmaW", "'AdmaW' is not an optimizer of torch.optim. Did you mean 'AdamW'?"),
+    ("optimizer=SparseAdam", "'SparseAdam' cannot be used here: it needs sparse gradients"),
+    ("optimizer_params={lrr: 0.1}", "optimizer_params.lrr: AdamW takes no such parameter. Did you mean 'lr'?"),
+    ("optimizer_params.lr=1e-3", "optimizer_params.lr: YAML takes 1e-3 for text: write 0.001."),
+    ("optimizer_params.lr=1e-7", "write 1.0e-07."),
+    ("lr_scheduler=MultiStep", "Did you mean 'MultiStepLR'?"),
+    ("lr_scheduler_params={gama: 0.1, milestones: [1]}", "MultiStepLR takes no such parameter. Did you mean 'gamma'?"),
+    ("lr_scheduler_params=null", "MultiStepLR needs the parameter 'milestones'"),
+    ("lr_scheduler=null", "there is no lr_scheduler to take them"),
+    ("loss_function=CrossEntropy", "Did you mean 'CrossEntropyLoss'?"),
+    ("loss_params={eps: 0.1}", "LabelSmoothingCrossEntropy takes no such parameter"),
+    ("num_workers=-1", "num_workers: -1; expected 'auto' or greater than or equal to 0"),
+    ("accelerator=gpuu", "accelerator: 'gpuu'; expected 'auto', 'cpu'"),
+    ("devices=0", "devices: 0; expected"),
+    ("strategy=dpp", "strategy: 'dpp'; expected 'auto' or 'ddp'"),
+    ("precision=fp16", "precision: 'fp16'; expected 'auto', '32-true'"),
+    ("seed=.nan", "seed: nan; expected a valid integer"),
+    ("dropout=.inf", "dropout: inf; expected"),
+    ("batch_size", "--set batch_size: write --set key=value"),
+    ("seed.x=1", "seed holds no keys of its own"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "expected"), WRONG_VALUES, ids=[case[0] for case in WRONG_VALUES])
+def test_each_wrong_value_by_its_message(override, expected):
+    assert expected in problems(override)
+
+
+def test_all_problems_come_at_once_each_with_its_line(tmp_path):
+    text = "batch_size: 0\noptimizer: Adamm\nimage_augmentations:\n  RandomAffine:\n    degrees: 5\n    sheer: 1\nsede: 3\n"
+    message = problems(text=text, folder=tmp_path)
+    assert message.splitlines()[0] == "The configuration has 4 problems:"
+    for place in (
+        "mine.yml:1: batch_size",
+        "mine.yml:2: optimizer",
+        "mine.yml:6: image_augmentations.RandomAffine.sheer",
+    ):
+        assert place in message
+    assert "mine.yml:7: sede: unknown key. Did you mean 'seed'?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nseed: 2\n", "mine.yml:2: the key 'seed' is given twice, first at"),
+        ("seed: [1\n", "not valid YAML"),
+        ("- seed\n", "must hold keys and values"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "the tag tag:yaml.org,2002:python/object/apply:os.system"),
+        ("seed: !!python/name:os.system ''\n", "the tag tag:yaml.org,2002:python/name:os.system"),
+        ("1: 2\n", "a key must be a name"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+         + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(8)),
+         "that is no configuration"),
+        ("seed: " + "9" * 5000 + "\n", "a value cannot be read"),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, expected):
+    started = time.monotonic()
+    assert expected in problems(text=text, folder=tmp_path)
+    assert time.monotonic() - started < 5
+
+
+def test_a_file_that_is_not_there_or_not_utf8(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "no.yml")
+    (tmp_path / "latin.yml").write_bytes("description: Citroën\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_config(tmp_path / "latin.yml")
+
+
+def test_a_key_of_a_file_replaces_the_whole_key(tmp_path):
+    (tmp_path / "mine.yml").write_text("optimizer_params: {lr: 0.5}\n")
+    assert load_config(tmp_path / "mine.yml").optimizer_params == {"lr": 0.5}
+
+
+def test_set_changes_one_value_deep_inside_and_leaves_the_others():
+    config = load_config(overrides=["optimizer_params.lr=0.5", "image_augmentations.ColorJitter.hue=0"])
+    assert config.optimizer_params == {"lr": 0.5, "weight_decay": 0.6}
+    assert config.image_augmentations["ColorJitter"] == {
+        "brightness": 0.2,
+        "contrast": 0.2,
+        "saturation": 0.2,
+        "hue": 0,
+    }
+
+
+def test_a_resolved_configuration_can_be_read_back_and_holds_no_secret(tmp_path):
+    config = load_config(overrides=["neptune_api_token=SECRET123", "lr_scheduler_params.gamma=1.0e-7"])
+    (tmp_path / "config.yml").write_text(config.as_yaml())
+    assert "SECRET123" not in config.as_yaml()
+    again = load_run_config(tmp_path)
+    assert again.plain() == config.plain() | {"output_path": str(tmp_path.parent)}
+    assert again.lr_scheduler_params["gamma"] == 1e-7
+
+
+def test_a_run_that_goes_on_keeps_what_it_trains(tmp_path):
+    (tmp_path / "config.yml").write_text(load_config().as_yaml())
+    assert load_run_config(tmp_path, overrides=["num_epochs=300"]).num_epochs == 300
+    # A run that was logged offline, without a project, can get one.
+    config = load_run_config(tmp_path, overrides=["neptune_username=somebody", "neptune_project_name=cars"])
+    assert (config.neptune_username, config.neptune_project_name) == ("somebody", "cars")
+    with pytest.raises(ConfigError, match="a run that goes on keeps its batch_size"):
+        load_run_config(tmp_path, overrides=["batch_size=32"])
+
+
+def test_a_typo_is_answered_before_torch_is_imported(tmp_path):
+    (tmp_path / "mine.yml").write_text("optimizer: AdmaW\noptimizer_params: {lrr: 0.1}\n")
+    code = (
+        "import sys, train; from utils.cli import run_command; sys.argv += ['--config', sys.argv[1]]; del sys.argv[1]\n"
+    )
+    code += "code = run_command(train.main); print('torch' in sys.modules); sys.exit(code)"
+    command = [sys.executable, "-c", code, str(tmp_path / "mine.yml")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "False"
+    assert done.stderr.startswith("error: The configuration has 1 problem") and "Traceback" not in done.stderr
+
+
+def test_a_file_of_changes_is_no_longer_the_experiment_of_config_yml(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text("num_epochs: 3")
+    assert (load_config(path).experiment_id, load_config(path).description) == (None, None)
+    path.write_text("experiment_id: mine")
+    assert load_config(path).experiment_id == "mine"

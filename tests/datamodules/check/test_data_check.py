@@ -1,0 +1,239 @@
+"""`train.py --check`: planted faults are found and named, figures equal references, samples are the training's own."""
+
+import re
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import assembly
+import train
+from datamodules.check.check import SAMPLE_EPOCHS, draw_samples, examine_data
+from datamodules.check.report import full_report, summary_lines, yaml_lines
+from datamodules.readers.annotations import read_annotations
+from tests.support.data_sets import UPDATED_FIELDS, Photo, write_mat, write_updated_release
+from utils.cli import run_command
+from utils.config import Config, load_config
+
+SETTINGS = (
+    "architecture=shuff_v2_x05", "dropout=null", "out_channels=null", "image_size=[32, 48]", "batch_size=4",
+    "accelerator=cpu", "num_workers=0",
+)  # fmt: skip
+NAMES = ("Audi A", "BMW B", "Fiat C")
+CROPS: dict[str, Callable[[Image.Image, Photo], Image.Image]] = {
+    "crop_to_bboxes=False": lambda image, photo: image,
+    "crop_to_bboxes=True": lambda image, photo: image.crop(photo.box),
+}
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Photo]:
+    """Three classes with four training and two validation photos each."""
+    return write_updated_release(tmp_path / "data", train_per_class=4, class_names=NAMES)
+
+
+def arguments(tmp_path: Path, *settings: str) -> list[str]:
+    paths = (f"output_path={tmp_path / 'output'}", f"cache_path={tmp_path / 'cache'}")
+    words = [word for setting in (*SETTINGS, *paths, *settings) for word in ("--set", setting)]
+    return ["--check", "-d", str(tmp_path / "data"), *words]
+
+
+def check(tmp_path: Path, *settings: str) -> int:
+    """Returns the exit code of the command."""
+    return run_command(lambda _: train.main(arguments(tmp_path, *settings)))
+
+
+def configuration(tmp_path: Path, *settings: str) -> Config:
+    return load_config(overrides=arguments(tmp_path, *settings)[4::2])
+
+
+def examine(tmp_path: Path, *settings: str) -> tuple[str, str]:
+    """Returns the short and the full report, without pictures."""
+    build_data = partial(assembly.build_data, configuration(tmp_path, *settings))
+    findings = examine_data(tmp_path / "data", build_data)
+    lines = summary_lines(findings)
+    return "\n".join(lines), full_report(findings, lines)
+
+
+def section(text: str, title: str) -> list[str]:
+    """Returns the list under a heading of the report, which must give its length."""
+    found = re.search(rf"## {re.escape(title)}.*: (\d+)\n\n((?:- .*\n)+)", text)
+    items = [line.removeprefix("- ") for line in found[2].splitlines()]
+    items = [] if items == ["none"] else items
+    assert len(items) == int(found[1])
+    return items
+
+
+def of(photos: list[Photo], split: str, label: int) -> list[Photo]:
+    return [photo for photo in photos if (photo.split, photo.label) == (split, label)]
+
+
+def test_sound_data_passes_and_nothing_is_trained(tmp_path, photos, capsys):
+    assert train.main(arguments(tmp_path)) == {}
+    (folder,) = (tmp_path / "output").iterdir()
+    assert re.fullmatch(r"check_\d{14}", folder.name)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "class_balance.png", "report.md", "samples.png", "sizes.png",
+    ]  # fmt: skip
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 800
+            assert np.asarray(image.convert("L")).std() > 10  # not an empty page
+    assert not (tmp_path / "cache").exists()
+    said = capsys.readouterr().out
+    assert "18 photos of 3 classes" in said
+    assert re.search(r"broken +none\n +training +12 photos, 4 a class\n +validation +6 photos, 2 a class\n", said)
+    widths, heights = zip(*(photo.size for photo in photos), strict=True)
+    for name, values in (("width", widths), ("height", heights)):
+        expected = f"{name} +{min(values)} … {max(values)} pixels, median {statistics.median(values):g}\n"
+        assert re.search(expected, said)
+    assert "RGB 18; 0 are gray" in said
+    assert re.search(r"identical files +none\n", said)
+    assert f"all of it is in {folder}: report.md" in said
+    assert said.endswith("\n  next: the same command without --check\n")
+
+
+def test_duplicates_photos_in_both_splits_and_gray_photos_are_named(tmp_path, photos):
+    first, second, third, _ = of(photos, "train", 0)
+    other, also_gray = of(photos, "train", 1)[:2]
+    again = of(photos, "valid", 0)[0]
+    data = tmp_path / "data"
+    shutil.copyfile(data / first.name, data / other.name)
+    shutil.copyfile(data / second.name, data / again.name)
+    noise = np.random.default_rng(0).integers(0, 256, (first.size[1], first.size[0]), dtype=np.uint8)
+    for photo, mode in ((third, "L"), (also_gray, "RGB")):
+        Image.fromarray(noise).resize(photo.size).convert(mode).save(data / photo.name, quality=70)
+    said, text = examine(tmp_path)
+    pair = f"{first.name} (training, Audi A) = {other.name} (training, BMW B)"
+    assert section(text, "Identical files under two labels") == [pair]
+    both = f"{second.name} (training, Audi A) = {again.name} (validation, Audi A)"
+    assert section(text, "Photos that stand in both splits") == [both]
+    assert section(text, "Identical files under one label") == [both]
+    gray = [f"{third.name} (training, Audi A)", f"{also_gray.name} (training, BMW B)"]
+    assert section(text, "Photos that are gray in content") == gray
+    assert "2 groups, 1 under two labels, 1 in both splits" in said
+    assert "RGB 17, L 1; 2 are gray in content" in said
+
+
+def test_every_broken_photo_is_listed_at_the_end_with_exit_code_2(tmp_path, photos, capsys):
+    broken = [photo for label in (0, 1, 2) for photo in of(photos, "train", label)[1:]] + of(photos, "valid", 2)
+    empty, *truncated = [tmp_path / "data" / photo.name for photo in broken]
+    empty.write_bytes(b"")
+    for path in truncated:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert check(tmp_path) == 2
+    said = capsys.readouterr()
+    assert "18 photos" in said.out
+    assert "11 photos cannot be decoded" in said.out
+    assert "3 photos, 1 a class" in said.out
+    assert re.search(r"validation +4 photos, 2 a class; without any: Fiat C\n", said.out)
+    assert "next: replace the broken photos" in said.out
+    assert said.err.startswith("error: 11 problems in the photos")
+    assert "… and 1 more" in said.err
+    assert sum(path.name in said.err for path in (empty, *truncated)) == 10
+    (report,) = (tmp_path / "output").glob("check_*/report.md")
+    listed = section(report.read_text(encoding="utf-8"), "Photos that cannot be decoded")
+    assert {Path(line.partition(": ")[0]) for line in listed} == {empty, *truncated}
+
+
+@pytest.mark.parametrize(
+    ("split", "kept", "found"), [("train", 1, "1 training and 6"), ("valid", 0, "12 training and 0")]
+)
+def test_with_too_few_usable_photos_there_is_no_report(tmp_path, photos, capsys, split, kept, found):
+    for photo in [photo for photo in photos if photo.split == split][kept:]:
+        (tmp_path / "data" / photo.name).write_bytes(b"no JPEG")
+    assert check(tmp_path) == 2
+    assert f"{found} validation photos can be used, expected at least 2 and 1" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_rare_class_a_missing_class_and_a_clipped_box_are_named(tmp_path, photos):
+    absent = [*of(photos, "valid", 1), *of(photos, "train", 0)[:2]]
+    wide = of(photos, "train", 2)[0]
+    width, height = wide.size
+    kept = [
+        replace(photo, box=(0, 0, width + 9, height)) if photo is wide else photo
+        for photo in photos
+        if photo not in absent
+    ]
+    write_mat(tmp_path / "data" / "cars_annos.mat", [each.row for each in kept], UPDATED_FIELDS, class_names=NAMES)
+    said, text = examine(tmp_path)
+    training = r"training +10 photos, 2 … 4 a class, median 4; least: Audi A; most: BMW B, Fiat C\n"
+    assert re.search(training + r" +validation +4 photos, 2 a class; without any: BMW B\n", said)
+    assert text.endswith("| Audi A | 2 | 2 |\n| BMW B | 4 | 0 |\n| Fiat C | 4 | 2 |\n")
+    assert section(text, "Boxes that were clipped") == [
+        f"{Path(wide.name).name}: {(0, 0, width + 9, height)} to {(0, 0, width, height)}"
+    ]
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("gray", [False, True])
+def test_mean_and_std_equal_those_of_all_pixels(tmp_path, photos, crop, gray):
+    pixels = []
+    for photo in photos:
+        if photo.split == "train":
+            with Image.open(tmp_path / "data" / photo.name) as image:
+                resized = CROPS[crop](image.convert("RGB"), photo).resize((48, 32), Image.Resampling.BILINEAR)
+            pixels.append(np.asarray(resized.convert("L") if gray else resized, np.float64).reshape(32 * 48, -1) / 255)
+    pixels = np.concatenate(pixels)
+    config = configuration(tmp_path, crop, f"convert_to_grayscale={gray}")
+    findings = examine_data(tmp_path / "data", partial(assembly.build_data, config))
+    mean, std = findings.normalization
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-12)
+
+    key = "normalization_params_grayscale" if gray else "normalization_params_rgb"
+    pasted = yaml.safe_load("\n".join(yaml_lines(findings)))
+    assert pasted == {key: {"mean": [round(value, 4) for value in mean], "std": [round(value, 4) for value in std]}}
+    configured = getattr(config, key)
+    furthest = max(abs(here - there) for here, there in zip(mean, configured.mean, strict=True))
+    assert f"at most {furthest:.4f} and" in summary_lines(findings)[-1]
+
+
+@pytest.mark.parametrize("device", ["cpu", "device"])
+def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
+    config = configuration(tmp_path, f"augmentation_device={device}", "seed=3")
+    annotations = read_annotations(tmp_path / "data")
+    usable = {annotation.image_path for annotation in annotations.train[1:]}
+    rows = draw_samples(assembly.build_data(config, annotations), usable)
+    assert len({row.name for row in rows}) == 6
+    assert {row.label for row in rows} == {0, 1, 2}
+
+    data = assembly.build_data(config, annotations)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    normalization = config.normalization_params_rgb
+    for epoch in range(SAMPLE_EPOCHS):
+        loader.batch_sampler.set_epoch(epoch)
+        order = [index for batch in loader.batch_sampler for _, index in batch]
+        seen = dict(zip(order, torch.cat([images for images, _ in loader]), strict=True))
+        for row in rows:
+            index = next(i for i, each in enumerate(annotations.train) if each.image_path.name == row.name)
+            annotation = annotations.train[index]
+            assert annotation.image_path in usable
+            assert (row.label, row.bounding_box) == (annotation.label, annotation.bounding_box)
+            expected = seen[index].permute(1, 2, 0).numpy() * normalization.std + normalization.mean
+            np.testing.assert_allclose(row.draws[epoch], expected.clip(0, 1), rtol=0, atol=1e-6)
+    assert not np.array_equal(rows[0].draws[0], rows[0].draws[1])
+
+
+def test_an_output_that_cannot_be_written_and_a_wrong_configuration(tmp_path, photos, capsys):
+    (tmp_path / "output").write_text("a file")
+    assert check(tmp_path) == 1
+    assert "cannot be written: Not a directory; make room, or set another output_path" in capsys.readouterr().err
+    assert check(tmp_path, "optimizer_params.momentum=0.9") == 2
+    assert "momentum" in capsys.readouterr().err
+
+
+def test_check_and_resume_exclude_each_other(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--check", "--resume", "last"])
+    assert "not allowed with" in capsys.readouterr().err

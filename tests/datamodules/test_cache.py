@@ -1,0 +1,187 @@
+"""The cache and the loader of whole batches: the same photos to the bit, rebuilt when stale, the same order and labels."""
+
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.cache import check_cache_folder, open_cache
+from datamodules.datamodule import CarPhotos
+from datamodules.on_device.augmentations import BatchedAugmentations
+from datamodules.on_device.loader import AHEAD, BatchLoader
+from datamodules.readers.annotations import read_annotations
+from datamodules.sampler import EpochBatches
+from datamodules.sources import DecodedPhotos
+from datamodules.transforms import build_transforms
+from tests.support.data_sets import write_updated_release
+from tests.support.small_runs import run
+from utils.errors import ConfigError, DataError
+
+NORMALIZATION = {"mean": [0.4707, 0.4602, 0.455], "std": [0.2594, 0.2585, 0.2635]}
+AUGMENTATIONS = {"RandomHorizontalFlip": {"p": 0.5}, "ColorJitter": {"brightness": 0.2, "hue": 0.1}}
+
+
+def photos(folder: Path, *, gray: bool = False, crop: str = "no") -> DecodedPhotos:
+    pipeline = build_transforms(image_size=[24, 32], convert_to_grayscale=gray)
+    return DecodedPhotos(read_annotations(folder).train, pipeline.resize, crop=crop)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    write_updated_release(tmp_path / "data", train_per_class=6)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("crop", ["no", "box", "box on white"])
+def test_a_cached_photo_equals_the_decoded_one_to_the_bit(data, tmp_path, gray, crop):
+    decoded = photos(data, gray=gray, crop=crop)
+    cached = open_cache(tmp_path / "cache", "train", decoded, (1 if gray else 3, 24, 32))
+    assert len(cached) == len(decoded) == 18
+    for index in range(18):
+        assert cached.image(index).mode == ("L" if gray else "RGB")
+        assert np.array_equal(np.asarray(cached.image(index)), np.asarray(decoded.image(index)))
+    assert torch.equal(cached.batch([3, 1]), cached.to(torch.device("cpu"))[[3, 1]])
+
+
+def test_it_is_built_once_and_anew_when_a_photo_changes(data, tmp_path):
+    folder = tmp_path / "cache"
+    first = open_cache(folder, "train", photos(data), (3, 24, 32))
+    written = first.path.stat().st_mtime_ns
+    assert open_cache(folder, "train", photos(data), (3, 24, 32)).path.stat().st_mtime_ns == written
+    path = photos(data).annotations[5].image_path
+    Image.new("RGB", (50, 40), "red").save(path)
+    second = open_cache(folder, "train", photos(data), (3, 24, 32))
+    assert second.image(5).getpixel((0, 0))[0] > 250
+    assert list(folder.iterdir()) == [second.path]  # the stale one is gone
+    open_cache(folder, "valid", photos(data), (3, 24, 32))
+    open_cache(folder, "train", photos(data, crop="box"), (3, 24, 32))
+    assert len(list(folder.iterdir())) == 3  # other splits and settings are not
+
+
+def test_a_cache_that_was_cut_off_is_built_anew(data, tmp_path):
+    first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    whole = first.path.read_bytes()
+    first.path.write_bytes(whole[:-1])
+    assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", [0, 5 * 3 * 24 * 32 + 7, 18 * 3 * 24 * 32 - 1, 18 * 3 * 24 * 32, -1])
+def test_a_cache_of_which_a_bit_has_changed_is_built_anew(data, tmp_path, caplog, place):
+    first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    whole = first.path.read_bytes()
+    assert len(whole) == 18 * (3 * 24 * 32 + 4) and "damaged" not in caplog.text
+    changed = bytearray(whole)
+    changed[place] ^= 1
+    first.path.write_bytes(changed)
+    assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
+    assert "is damaged; it is built anew" in caplog.text
+
+
+def test_photos_are_read_on_from_a_cache_that_another_training_has_replaced(data, tmp_path):
+    first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    before = first.batch(range(18))
+    Image.new("RGB", (50, 40), "red").save(photos(data).annotations[5].image_path)
+    open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    assert not first.path.exists() and torch.equal(first.batch(range(18)), before)
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_begun(data, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/cache", Path("/proc/cache")):
+        with pytest.raises(ConfigError, match=rf"^cache_path: {path} cannot be written to \(.+\); expected a folder"):
+            run(data, tmp_path / "output", f"cache_path={path}")
+    assert not (tmp_path / "output").exists()
+    check_cache_folder(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_broken_photo_is_named_and_leaves_nothing(data, tmp_path):
+    path = photos(data).annotations[7].image_path
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match=f"{path.name}: this photo cannot be decoded"):
+        open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_workers_get_the_path_not_the_photos(data, tmp_path):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    cached.image(0)
+    assert len(pickle.dumps(cached)) < 1000
+    assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(cached)).image(3)), np.asarray(cached.image(3)))
+
+
+def loader(
+    cached, labels, augmentations, *, shuffle: bool, on_device: bool = False, batch_size: int = 8
+) -> BatchLoader:
+    steps = BatchedAugmentations(augmentations, {}, image_size=(24, 32), **NORMALIZATION)
+    batches = EpochBatches(len(cached), batch_size, shuffle=shuffle, seed=3)
+    return BatchLoader(cached, labels, batches, steps, device=torch.device("cpu"), on_device=on_device, seed=3)
+
+
+def test_validation_batches_equal_the_photos_one_at_a_time(data, tmp_path):
+    decoded = photos(data)
+    labels = [annotation.label for annotation in decoded.annotations]
+    cached = open_cache(tmp_path / "cache", "train", decoded, (3, 24, 32))
+    pipeline = build_transforms(image_size=[24, 32], normalization=NORMALIZATION)
+    one_by_one = CarPhotos(decoded, labels, pipeline.augment)
+    seen = 0
+    for images, batch_labels in loader(cached, labels, {}, shuffle=False):
+        for image, label in zip(images, batch_labels, strict=True):
+            expected, expected_label = one_by_one[0, seen]
+            torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+            assert label == expected_label
+            seen += 1
+    assert seen == 18
+
+
+def test_batches_read_ahead_from_the_file_equal_those_on_the_device_in_their_order(data, tmp_path):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    numbers = list(range(18))
+    ahead, held = (
+        list(loader(cached, numbers, AUGMENTATIONS, shuffle=True, on_device=on_device, batch_size=2))
+        for on_device in (False, True)
+    )
+    assert len(ahead) == 9 > AHEAD + 1
+    for batch, same in zip(ahead, held, strict=True):
+        assert torch.equal(batch[0], same[0]) and torch.equal(batch[1], same[1])
+
+
+def test_an_epoch_that_is_given_up_leaves_no_thread(data, tmp_path):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    before = threading.active_count()
+    batches = iter(loader(cached, list(range(18)), {}, shuffle=True, batch_size=2))
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("index", [-1, 18])
+def test_no_photo_stands_in_for_one_that_does_not_exist(data, tmp_path, index):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    with pytest.raises(IndexError, match=f"18 photos.*{index}"):
+        cached.batch([2, index])
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_augmented_batches_come_from_seed_epoch_and_photo_alone(data, tmp_path, on_device):
+    cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    numbers = list(range(18))  # each photo's own number as its label
+
+    def epoch(number: int, *, first_batch: int = 0) -> dict[int, torch.Tensor]:
+        made = loader(cached, numbers, AUGMENTATIONS, shuffle=True, on_device=on_device)
+        made.batch_sampler.set_epoch(number)
+        made.batch_sampler.first_batch = first_batch
+        assert len(made) == 3
+        return {int(label): image for images, labels in made for image, label in zip(images, labels, strict=True)}
+
+    first, again, next_epoch, rest = epoch(0), epoch(0), epoch(1), epoch(0, first_batch=1)
+    assert sorted(first) == numbers and len(rest) == 10
+    assert all(torch.equal(first[number], again[number]) for number in numbers)
+    assert all(torch.equal(first[number], rest[number]) for number in rest)
+    assert sum(not torch.equal(first[number], next_epoch[number]) for number in numbers) > 15

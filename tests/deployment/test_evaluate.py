@@ -1,0 +1,241 @@
+"""Evaluation: the training's own figures to the last bit, and what they are made of."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+
+import evaluate
+from datamodules.readers.annotation_rows import BoundingBox
+from datamodules.readers.annotations import Annotation, read_annotations
+from deployment.evaluation.evaluation import Evaluation, Pair, class_rows, confused_pairs, photo_rows, wilson_interval
+from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
+from deployment.trained import find_checkpoint, load_trained
+from tests.conftest import CAR_MODELS
+from tests.support.data_sets import write_original_release, write_updated_release
+from training.checkpoints import ABOUT, read_checkpoint
+from utils.errors import ConfigError, DataError, RunError
+
+NAMES = ("Alpha 2001", "Beta 2002", "Gamma 2003", "Delta 2004")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def changed_checkpoint(trained_run: Path, path: Path, change) -> Path:
+    checkpoint = read_checkpoint(trained_run / "checkpoints/last.ckpt")
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    return path
+
+
+def evaluation_of(labels: list[int], predicted: list[int], classes: int, folder: Path = Path()) -> Evaluation:
+    """Returns an evaluation whose photos are one-coloured files if `folder` has them."""
+    logits = torch.nn.functional.one_hot(torch.tensor(predicted), classes).float() * 2
+    photos = tuple(
+        Annotation(folder / f"{index:06d}.jpg", BoundingBox(0, 0, 1, 1), label) for index, label in enumerate(labels)
+    )
+    return Evaluation(photos, logits, {}, "cpu")
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_the_figures_are_the_trainings_own_to_the_last_bit(trained_run, capsys, name):
+    checkpoint = trained_run / f"checkpoints/{name}.ckpt"
+    metrics = evaluate.main([str(checkpoint)])
+    noted = read_checkpoint(checkpoint)[ABOUT]["metrics"]
+    assert metrics == {key: noted[key] for key in ("valid_loss", "valid_acc", "valid_top5_acc")}
+    said = capsys.readouterr().out
+    assert "equals the training's own figures of this checkpoint exactly" in said
+    assert "These validation photos also chose the checkpoint" in said
+    folder = trained_run / f"evaluation/{name}_valid"
+    assert str(folder) in said
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["equals_training"] is True and summary["valid_loss"] == noted["valid_loss"]
+    assert summary["count"] == 14 and summary["correct"] == round(14 * noted["valid_acc"])
+    assert {path.name for path in folder.iterdir()} == {
+        "summary.json", "classes.csv", "photos.csv", "confused_pairs.csv", "confusion_matrix.png", "confused_pairs.png"
+    }  # fmt: skip
+
+
+def test_the_tables_say_what_the_network_says_of_each_photo(trained_run, car_photos, tmp_path):
+    evaluate.main([str(trained_run), "--output", str(tmp_path)])
+    trained = load_trained(str(trained_run))
+    photos = read_annotations(car_photos).valid
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.4707, 0.4602, 0.455), (0.2594, 0.2585, 0.2635)))
+    rows = table(tmp_path / "photos.csv")
+    assert [row["photo"] for row in rows] == [str(photo.image_path) for photo in photos]
+    predicted = []
+    for row, photo in zip(rows, photos, strict=True):
+        pixels = np.asarray(Image.open(photo.image_path).resize((48, 64), Image.Resampling.BILINEAR))
+        image = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
+        with torch.no_grad():
+            probabilities = trained.classifier.model(image[None])[0].softmax(dim=0)
+        predicted.append(int(probabilities.argmax()))
+        assert row["class"] == CAR_MODELS[photo.label] and row["predicted"] == CAR_MODELS[predicted[-1]]
+        assert float(row["probability"]) == pytest.approx(float(probabilities.max()), abs=1e-5)
+        assert float(row["probability_of_class"]) == pytest.approx(float(probabilities[photo.label]), abs=1e-5)
+        assert row["correct"] == str(int(predicted[-1] == photo.label))
+    assert len(set(predicted)) > 2  # else this test would prove little
+    for label, row in enumerate(table(tmp_path / "classes.csv")):
+        right = sum(p == photo.label == label for p, photo in zip(predicted, photos, strict=True))
+        assert (row["class"], row["photos"], row["correct"]) == (CAR_MODELS[label], "2", str(right))
+        assert row["predicted"] == str(predicted.count(label))
+    wrong = sum(p != photo.label for p, photo in zip(predicted, photos, strict=True))
+    assert sum(int(row["times"]) for row in table(tmp_path / "confused_pairs.csv")) == wrong
+
+
+def test_other_weights_do_not_equal_the_trainings_figures(trained_run, tmp_path, capsys):
+    def disturb(checkpoint):
+        checkpoint["state_dict"]["model.fc.weight"] *= 1.1
+
+    path = changed_checkpoint(trained_run, tmp_path / "other.ckpt", disturb)
+    evaluate.main([str(path)])
+    said = capsys.readouterr().out
+    assert "differs from the training's own figures" in said and "loss " in said
+    assert json.loads((tmp_path / "evaluation/other_valid/summary.json").read_text())["equals_training"] is False
+
+
+def test_a_checkpoint_from_within_an_epoch_has_no_figures_to_compare_with(trained_run, tmp_path, capsys):
+    def interrupt(checkpoint):
+        checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"] += 1
+
+    path = changed_checkpoint(trained_run, tmp_path / "within.ckpt", interrupt)
+    assert load_trained(str(path)).metrics == {}
+    evaluate.main([str(path)])
+    assert "written within an epoch" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation/within_valid/summary.json").read_text())["equals_training"] is None
+
+
+def test_another_data_set_in_another_layout_and_order_of_classes(trained_run, tmp_path, capsys):
+    """Its label 0 is the network's label 6, and so on: the names decide."""
+    folder = tmp_path / "phone"
+    photos = write_original_release(folder, train_per_class=1, valid_per_class=2, class_names=CAR_MODELS[::-1])
+    evaluate.main([str(trained_run), "--data", str(folder), "--split", "all", "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "on 21 photos" in said and "an independent figure if no photo" in said
+    assert "equals the training" not in said and "also chose the checkpoint" not in said
+    rows = {row["photo"]: row for row in table(tmp_path / "out/photos.csv")}
+    assert {row["class"] for row in rows.values()} == set(CAR_MODELS)
+    for photo in photos:
+        assert rows[str(folder / photo.name)]["class"] == CAR_MODELS[::-1][photo.label]
+
+
+def test_the_training_photos_can_be_judged_and_are_not_cut(trained_run, capsys):
+    evaluate.main([str(trained_run), "--split", "train"])
+    said = capsys.readouterr().out
+    assert "on 28 photos" in said and "what it remembers" in said
+
+
+def test_a_class_the_network_does_not_know_is_refused(trained_run, tmp_path):
+    write_updated_release(tmp_path / "other", class_names=("BMW X6 SUV 2012", "Trabant 601 Sedan 1964"))
+    with pytest.raises(DataError, match=r"1 of 2 classes .* such as 'Trabant 601 Sedan 1964'"):
+        evaluate.main([str(trained_run), "--data", str(tmp_path / "other")])
+
+
+def test_a_run_is_found_by_folder_and_an_unknown_name_is_an_error(trained_run, tmp_path, monkeypatch):
+    assert find_checkpoint(str(trained_run)) == trained_run / "checkpoints/best.ckpt"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run, tmp_path / "output/ghost_1")
+    assert find_checkpoint("ghost_1").resolve() == tmp_path / "output/ghost_1/checkpoints/best.ckpt"
+    assert find_checkpoint("last").resolve() == tmp_path / "output/ghost_1/checkpoints/best.ckpt"
+    with pytest.raises(ConfigError, match=r"gost_1 is neither a checkpoint nor a run.*Did you mean 'ghost_1'"):
+        find_checkpoint("gost_1")
+    (tmp_path / "output/ghost_1/checkpoints/best.ckpt").unlink()
+    with pytest.raises(RunError, match=r"no epoch has ended"):
+        find_checkpoint("ghost_1")
+
+
+def test_a_photo_is_no_checkpoint(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "empty.ckpt").touch()
+    for name in ("photo.png", "empty.ckpt"):
+        with pytest.raises(RunError, match=rf"{name} is no checkpoint; name a run, or a file that a training wrote"):
+            evaluate.main([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.9999])
+def test_a_checkpoint_that_is_cut_short_is_one_short_sentence(trained_run, tmp_path, share):
+    whole = (trained_run / "checkpoints/best.ckpt").read_bytes()
+    path = tmp_path / "half.ckpt"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(RunError) as error:
+        evaluate.main([str(path)])
+    assert str(error.value) == f"{path} is damaged or no checkpoint: its end is missing or damaged; copy it again"
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 7), (7, 7), (3, 7), (6738, 8041), (1, 1372)])
+def test_the_confidence_interval_is_wilsons(correct, count):
+    expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_confusion_rows_and_pairs():
+    labels = [0, 0, 0, 1, 1, 2, 2, 3]
+    predicted = [0, 1, 1, 0, 1, 1, 2, 3]
+    evaluation = evaluation_of(labels, predicted, 4)
+    assert evaluation.confusion.tolist() == [[1, 2, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert confused_pairs(evaluation.confusion) == [Pair(0, 1, 2, 1), Pair(2, 1, 1, 0)]
+    rows = class_rows(evaluation, NAMES)
+    assert [(row["photos"], row["correct"], row["predicted"]) for row in rows] == [
+        (3, 1, 2),
+        (2, 1, 4),
+        (2, 1, 1),
+        (1, 1, 1),
+    ]
+    assert [row["most_often_taken_for"] for row in rows] == ["Beta 2002", "Alpha 2001", "Beta 2002", ""]
+    assert [row["times"] for row in rows] == [2, 1, 1, 0]
+    certain = np.exp(2) / (np.exp(2) + 3)
+    assert photo_rows(evaluation, NAMES)[1]["probability"] == pytest.approx(certain, abs=1e-6)
+    assert photo_rows(evaluation, NAMES)[1]["probability_of_class"] == pytest.approx(1 / (np.exp(2) + 3), abs=1e-6)
+
+
+def test_classes_without_photos_have_no_row_and_top5_looks_at_five():
+    logits = torch.arange(7.0).repeat(2, 1)  # the five most probable are 6, 5, 4, 3, 2
+    photos = tuple(Annotation(Path("a.jpg"), BoundingBox(0, 0, 1, 1), label) for label in (2, 1))
+    rows = class_rows(Evaluation(photos, logits, {}, "cpu"), CAR_MODELS)
+    assert [(row["class"], row["top5_accuracy"]) for row in rows] == [(CAR_MODELS[1], 0.0), (CAR_MODELS[2], 1.0)]
+
+
+def test_the_matrix_of_196_classes_has_a_cell_to_read_for_each(tmp_path):
+    """Every photo is right but one: class 5 is taken for class 190. Names sort as their numbers do."""
+    names = [f"Make {number:03d}" for number in range(196)]
+    predicted = list(range(196))
+    predicted[5] = 190
+    draw_confusion_matrix(evaluation_of(list(range(196)), predicted, 196), names, tmp_path / "m.png", title="")
+    pixels = np.asarray(Image.open(tmp_path / "m.png").convert("RGB")).astype(int)
+    frame = np.argwhere((pixels == 0).all(axis=2).mean(axis=1) > 0.6)  # the black lines above and below the cells
+    top, bottom = frame.min(), frame.max()
+    columns = np.argwhere((pixels == 0).all(axis=2).mean(axis=0) > 0.6)
+    left, right = columns.min(), columns.max()
+    assert (bottom - top) / 196 >= 13 and (right - left) / 196 >= 13
+
+    def colour(row: int, column: int) -> str:
+        y, x = (
+            start + (index + 0.5) * (end - start) / 196
+            for start, end, index in ((top, bottom, row), (left, right, column))
+        )
+        red, _, blue = pixels[round(y), round(x)]
+        return "white" if min(red, blue) > 240 else "red" if red > blue else "blue"
+
+    assert [colour(5, 5), colour(5, 190), colour(190, 5)] == ["white", "red", "white"]
+    assert all(colour(index, index) == "blue" for index in range(196) if index != 5)
+
+
+def test_the_sheet_shows_the_photos_in_question_and_no_others(tmp_path, monkeypatch):
+    """Two photos of class 0 are taken for 1; those of class 0 that are right or taken for 2 are not shown, nor class 2."""
+    monkeypatch.setattr("deployment.evaluation.figures.PAIRS", 1)
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 0, 200), (0, 200, 200), (200, 200, 0)]
+    for index, colour in enumerate(colours):
+        Image.new("RGB", (60, 45), colour).save(tmp_path / f"{index:06d}.jpg", quality=100, subsampling=0)
+    evaluation = evaluation_of([0, 0, 0, 1, 2, 0], [1, 1, 0, 1, 2, 2], 3, tmp_path)
+    draw_confused_pairs(evaluation, NAMES, tmp_path / "sheet.png", title="")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    shown = [(np.abs(pixels - colour).max(axis=2) < 8).sum() > 10_000 for colour in colours]
+    assert shown == [True, True, False, True, False, False]  # the fourth stands for comparison

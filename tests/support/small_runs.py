@@ -1,0 +1,55 @@
+"""Trains GhostNet on a handful of photos, and compares two such runs."""
+
+import csv
+from pathlib import Path
+
+import train
+
+NAMES = ("Alpha Sedan 2001", "Beta Coupe 2002", "Gamma Van 2003", "Delta SUV 2004")
+
+
+def run(cars: Path, output: Path, *changes: str, extra: tuple[str, ...] = ()) -> Path:
+    """Trains GhostNet for two epochs of three steps and returns the run's folder."""
+    settings = [
+        "image_size=[32, 32]", "batch_size=8", "num_epochs=2", "num_workers=0", "early_stopping_patience=null",
+        "optimizer_params.lr=0.003", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[]",
+        f"output_path={output}", f"cache_path={cars.parent / 'cache'}", *changes,
+    ]  # fmt: skip
+    before = set(output.glob("*")) if output.exists() else set()
+    try:
+        train.main([*extra, "-d", str(cars), *(word for change in settings for word in ("--set", change))])
+    finally:
+        made = set(output.glob("*")) - before if output.exists() else set()
+    (folder,) = (path for path in made if (path / "train.log").is_file())  # and not what trackers have made
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    import torch  # after the number of its threads has been set: conftest.py imports this module
+
+    from training.checkpoints import read_checkpoint
+
+    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+    for name in ("last", "best"):
+        a, b = (read_checkpoint(folder / f"checkpoints/{name}.ckpt") for folder in (first, second))
+        assert a["state_dict"].keys() == b["state_dict"].keys()
+        for key, value in a["state_dict"].items():
+            assert torch.equal(value, b["state_dict"][key]), (name, key)
+        for key, state in a["optimizer_states"][0]["state"].items():
+            for field, value in state.items():
+                assert torch.equal(
+                    torch.as_tensor(value), torch.as_tensor(b["optimizer_states"][0]["state"][key][field])
+                )
+        assert a.get("lr_scheduler") == b.get("lr_scheduler")
+        for key in a["callbacks"].keys() & b["callbacks"].keys():  # early stopping's count among them
+            assert a["callbacks"][key] == b["callbacks"][key], (name, key)
+
+
+def only_run(output: Path) -> Path:
+    """Returns the folder of the one run in `output`."""
+    (folder,) = output.glob("ghost_*")
+    return folder

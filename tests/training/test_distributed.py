@@ -1,0 +1,341 @@
+"""Training on several processes is training on one with all of their images, and only one of them writes and speaks.
+
+Two processes are started as a person does it, by `python train.py` and by torchrun, and, to save the time of importing
+torch, as forks that see the environment of torchrun or of srun. SyncBatchNorm is for GPUs alone: where two processes are
+compared with one, the network has no batch norm.
+"""
+
+import csv
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from datamodules import sources
+from datamodules.datamodule import CarPhotos
+from datamodules.images import read_photo
+from datamodules.readers.annotations import read_annotations
+from models.classifier import Classifier
+from tests.support.data_sets import write_updated_release
+from training import run_record
+from training.checkpoints import Checkpoints, read_checkpoint
+from utils.config import CONFIG_FILE, load_run_config
+from utils.errors import RunError, UserError
+
+pytestmark = pytest.mark.slow
+PROJECT = CONFIG_FILE.parent
+TRAIN_PHOTOS, VALID_PHOTOS = 15, 9  # shares of 4 + 4 and 4 + 3, and of 5 + 4: nine are not left as eight and one
+WITHOUT_BATCH_NORM = (
+    "architecture=sq_11", "dropout=null", "out_channels=null", "optimizer=SGD", "lr_scheduler=null", "lr_scheduler_params=null",
+    "optimizer_params={lr: 0.006, momentum: 0.9}",
+)  # fmt: skip
+WHOLE_BATCHES_AND_SUMS = (
+    "augmentation_device=device", "loss_function=CrossEntropyLoss", "loss_params={reduction: sum}", "optimizer_params.lr=0.001",
+)  # fmt: skip
+
+
+# What Python tells an audit hook of changes to files: https://docs.python.org/3/library/audit_events.html
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "sqlite3.connect")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cars")
+    names = ("Alpha Sedan 2001", "Beta Coupe 2002", "Gamma Van 2003")
+    write_updated_release(folder, train_per_class=5, valid_per_class=3, class_names=names, image_sizes=[(40, 32)])
+    return folder
+
+
+def arguments(cars: Path, output: Path, *changes: str, batch_size: int = 4) -> list[str]:
+    settings = [
+        "image_size=[32, 32]", f"batch_size={batch_size}", "num_epochs=2", "num_workers=0", "early_stopping_patience=null",
+        "optimizer_params.lr=0.003", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[]",
+        f"output_path={output}", f"cache_path={output}_cache", *changes,
+    ]  # fmt: skip
+    return ["-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def only(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def assert_validated_once(cars: Path, folder: Path) -> None:
+    """Compares the last row with all validation photos in one batch."""
+    import assembly
+
+    classifier = assembly.build_classifier(load_run_config(folder), num_classes=3)
+    classifier.load_state_dict(read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
+    classifier.eval()
+    data = assembly.build_data(load_run_config(folder), read_annotations(cars))
+    images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(VALID_PHOTOS)), strict=True)
+    with torch.no_grad():
+        logits = classifier(torch.stack(images))
+    last = rows(folder)[-1]
+    assert float(last["valid_loss"]) == pytest.approx(classifier.loss(logits, torch.tensor(labels)).item(), rel=1e-5)
+    assert float(last["valid_acc"]) == pytest.approx((logits.argmax(1) == torch.tensor(labels)).double().mean().item())
+
+
+# --- Two processes as a person starts them -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def started(cars, tmp_path_factory):
+    """Two trainings side by side: by torchrun, from archives and without an end, and by `python train.py`."""
+    output, archives = tmp_path_factory.mktemp("started"), tmp_path_factory.mktemp("archives")
+    write_updated_release(archives, archives=True, train_per_class=5)
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    runs = {}
+    for name, launcher, data, *changes in (
+        ("torchrun", torchrun, archives, "num_epochs=1000", "num_workers=1"),
+        ("python", (), cars, "strategy=ddp"),
+    ):
+        command = [sys.executable, *launcher, "train.py", *arguments(data, output / name, "devices=2", *changes)]
+        settings = {"cwd": PROJECT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
+        runs[name] = process, output / name, data
+    yield runs
+    for process, *_ in runs.values():
+        process.kill()
+        process.communicate()
+
+
+def test_torchrun_extracts_once_and_ends_at_a_signal_with_one_checkpoint(started):
+    process, path, data = started["torchrun"]
+    deadline = time.monotonic() + 100
+    while not list(path.glob("*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # it hands it on to both
+    output, _ = process.communicate(timeout=60)
+    folder = only(path)
+    assert status(folder) == "interrupted" and (folder / "checkpoints/last.ckpt").is_file(), output
+    assert output.count("SIGTERM ended the training") == output.count("to go on: python train.py --resume") == 1, output
+    assert len(list(data.glob("car_ims/*.jpg"))) == 21 and not list(data.glob(".*")), output
+
+
+def test_python_train_starts_the_second_process_and_only_one_speaks(cars, started):
+    process, path, _ = started["python"]
+    output, _ = process.communicate(timeout=100)
+    folder = only(path)
+    assert status(folder) == "completed" and process.returncode == 0, output
+    assert_validated_once(cars, folder)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log", ".training",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+    messages = ("run ", "photos are augmented", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1")
+    logged = (folder / "train.log").read_text().splitlines()
+    assert len(logged) == 6 and all(
+        f" INFO    {message}" in line for message, line in zip(messages, logged, strict=True)
+    )
+    lines = output.splitlines()
+    for message in (*messages, "completed"):
+        assert [line.startswith(message) for line in lines].count(True) == 1, output
+    assert len(lines) == len(messages) + 10, output  # the rest of the summary
+
+
+# --- Two processes as forks --------------------------------------------------------------------------------------------
+
+
+def by_torchrun(rank: int, port: str) -> dict[str, str]:
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+    return ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+
+
+def by_srun_on_two_machines(rank: int, port: str) -> dict[str, str]:
+    job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": "cars", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "2"}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "MASTER_PORT": port}
+    return job | tasks | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
+
+
+def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tuple[str, int] | None) -> None:
+    """What a fork does: trains, notes which photos it used and decoded and what it wrote, and has a fault after a step."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    items: list[list] = []
+    written: list[str] = []
+    get, decode, end, note = (
+        CarPhotos.__getitem__,
+        read_photo,
+        Checkpoints.on_train_batch_end,
+        Classifier._note_nonfinite,
+    )
+
+    def noted(self, item):
+        items.append(["train" if len(self) == TRAIN_PHOTOS else "valid", *item])
+        return get(self, item)
+
+    def decoded(path):
+        items.append(["decoded", 0, path.name])
+        return decode(path)
+
+    def signalled(self, trainer, *others):
+        if fault == ("signal", trainer.global_step):
+            os.kill(os.getpid(), signal.SIGTERM)
+        end(self, trainer, *others)
+
+    def spoilt(self, loss):
+        note(self, loss * float("nan") if fault == ("loss", self.trainer.global_step) else loss)
+
+    def heard(event, values):
+        if event in CHANGES or (event == "open" and values[2] & WRITING):
+            written.extend(str(value) for value in values)
+
+    sys.addaudithook(heard)
+    CarPhotos.__getitem__, sources.read_photo = noted, decoded
+    Checkpoints.on_train_batch_end, Classifier._note_nonfinite = signalled, spoilt
+    run_record.draw_curves = lambda *_, **__: None  # half of the time of so small a run
+    try:
+        train.main(words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    finally:
+        seen.write_text(json.dumps({"items": items, "written": written.copy()}))
+
+
+@pytest.fixture(scope="module")
+def train_on_two(tmp_path_factory):
+    """Trains on two forks of a process that has imported everything; returns their exit codes and what each has seen.
+
+    A fault is one of the second process; `others` is its command line where that differs. It must not write anything but,
+    as the first of a machine of its own, the cache.
+    """
+    base = str(tmp_path_factory.getbasetemp())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["assembly", "tests.training.test_distributed"])
+
+        def start(words, environment=by_torchrun, *, fault=None, others=None):
+            port, folder = free_port(), tmp_path_factory.mktemp("seen")
+            seen = [folder / name for name in ("first.json", "second.json")]
+            processes = [
+                context.Process(
+                    target=_train, args=(environment(rank, port), line, seen[rank], fault if rank else None)
+                )
+                for rank, line in enumerate((words, others or words))
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(60)
+                process.kill()
+            found = [json.loads(path.read_text()) for path in seen]
+            first, second = ([path for path in each["written"] if path.startswith(base)] for each in found)
+            assert not [path for path in second if "_cache" not in path]
+            codes = [process.exitcode for process in processes]
+            assert codes[0] or any(path.endswith("metrics.csv") for path in first)  # it is heard what is written
+            return codes, [each["items"] for each in found]
+
+        yield start
+
+
+@pytest.mark.parametrize("others", [(), WHOLE_BATCHES_AND_SUMS], ids=["photo by photo", "whole batches, summed loss"])
+def test_two_processes_train_as_one_with_the_doubled_batch(cars, tmp_path, train_on_two, others):
+    changes = (*WITHOUT_BATCH_NORM, *others)
+    codes, _ = train_on_two(arguments(cars, tmp_path / "two", *changes, "devices=2"))
+    train.main(arguments(cars, tmp_path / "one", *changes, batch_size=8))
+    two, one = only(tmp_path / "two"), only(tmp_path / "one")
+    assert codes == [0, 0] and len(rows(one)) == 2
+    for row, other in zip(rows(two), rows(one), strict=True):
+        values, expected = ({name: float(value) for name, value in each.items()} for each in (row, other))
+        assert values == pytest.approx(expected, rel=1e-6)
+    expected = read_checkpoint(one / "checkpoints/last.ckpt")["state_dict"]
+    for name, value in read_checkpoint(two / "checkpoints/last.ckpt")["state_dict"].items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-7)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cars, tmp_path_factory, train_on_two):
+    """A run of GhostNet on two processes: its folder and what each of them has seen."""
+    output = tmp_path_factory.mktemp("undisturbed") / "output"
+    codes, seen = train_on_two(arguments(cars, output, "devices=2"))
+    assert codes == [0, 0]
+    return only(output), seen
+
+
+def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undisturbed):
+    folder, seen = undisturbed
+    times = Counter(map(tuple, itertools.chain(*seen)))
+    assert {key: number for key, number in times.items() if key[0] == "train"} == {
+        ("train", epoch, index): 1 for epoch in (0, 1) for index in range(TRAIN_PHOTOS)
+    }
+    assert Counter(index for split, _, index in times.elements() if split == "valid") == dict.fromkeys(
+        range(VALID_PHOTOS), 2
+    )  # once after each epoch
+    decoded = [[name for kind, _, name in items if kind == "decoded"] for items in seen]
+    assert sorted(decoded[0]) == sorted(path.name for path in cars.glob("car_ims/*"))
+    assert decoded[1] == []
+    assert [len(items) - len(names) for items, names in zip(seen, decoded, strict=True)] == [2 * (8 + 5), 2 * (7 + 4)]
+    assert_validated_once(cars, folder)
+
+
+def test_srun_on_two_machines_gives_the_same_run(cars, undisturbed, tmp_path, train_on_two):
+    words = arguments(cars, tmp_path / "output", "devices=1", "num_nodes=2")
+    codes, _ = train_on_two(words, environment=by_srun_on_two_machines)
+    assert codes == [0, 0]
+    assert_same(only(tmp_path / "output"), undisturbed[0])
+
+
+def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars, undisturbed, tmp_path, train_on_two):
+    output = tmp_path / "output"
+    codes, _ = train_on_two(arguments(cars, output, "devices=2"), fault=("signal", 1))  # of two steps in the epoch
+    folder = only(output)
+    assert codes == [128 + signal.SIGTERM, 0] and status(folder) == "interrupted"
+    assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 1
+    copy = shutil.copytree(folder, tmp_path / "copies" / "copy")
+    with pytest.raises(RunError, match="within an epoch with 8 images a step, and would go on with 4"):
+        train.main(["--resume", str(copy), "--set", "devices=1"])
+    codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
+    assert codes == [0, 0] and status(folder) == "completed"
+    assert_same(folder, undisturbed[0])
+    longer = ("--set", "num_epochs=3", "--set", "devices=2")
+    codes, _ = train_on_two(["--resume", str(folder), *longer], others=["--resume", str(copy), *longer])
+    assert codes == [1, 2] and len(rows(folder)) == 2  # they do not go on with different runs
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    assert (folder / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    states = [read_checkpoint(each / "checkpoints/last.ckpt")["state_dict"] for each in (folder, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_both(cars, tmp_path, train_on_two):
+    codes, _ = train_on_two(arguments(cars, tmp_path, "devices=2"), fault=("loss", 2))
+    folder = only(tmp_path)
+    assert codes == [1, 0] and status(folder) == "failed"
+    assert "not finite in epoch 1, step 2" in json.loads((folder / "run.json").read_text())["error"]
+
+
+def test_processes_that_would_each_train_alone_are_refused(cars, tmp_path, train_on_two):
+    codes, _ = train_on_two(arguments(cars, tmp_path / "output", "devices=1"))
+    assert codes == [2, 2] and not (tmp_path / "output").exists()

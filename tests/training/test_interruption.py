@@ -1,0 +1,170 @@
+"""Signals: the step is finished, the checkpoint written, the trackers closed and the way on said, within ten seconds."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from datamodules import sources
+from tests.support.data_sets import write_updated_release
+from tests.support.small_runs import NAMES, only_run, run
+from utils.config import CONFIG_FILE, load_config
+from utils.errors import Interrupted
+from utils.runs.folder import read_record
+from utils.tracking import trackers
+from utils.tracking.mlflow_store import STORE
+from utils.tracking.trackers import Trackers
+
+PROJECT = CONFIG_FILE.parent
+SCRIPT = """
+import sys, time
+import train
+from models.classifier import Classifier
+from utils.cli import run_command
+original = {patched}
+def slow(self, batch):
+    print("in a step", flush=True)
+    time.sleep({seconds})
+    return original(self, batch)
+{patched} = slow
+sys.exit(run_command(train.main))
+"""
+
+
+def start(
+    cars: Path, output: Path, *changes: str, script: str | None = None, **settings_of_it: bool
+) -> subprocess.Popen:
+    settings = [
+        "image_size=[32, 32]", "batch_size=2", "num_epochs=1000", "early_stopping_patience=null", f"output_path={output}",
+        f"cache_path={output / 'cache'}", "num_workers=2", *changes,
+    ]  # fmt: skip
+    command = ["train.py"] if script is None else ["-c", script]
+    words = ["-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    return subprocess.Popen(
+        [sys.executable, *command, *words], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **settings_of_it,
+    )  # fmt: skip
+
+
+def wait_for(found) -> None:
+    limit = time.monotonic() + 90
+    while not found():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("at", ["the first photo", "the last photo"])
+def test_a_signal_ends_the_building_of_the_cache_at_once_and_nothing_is_left_of_it(tmp_path, monkeypatch, at):
+    data = tmp_path / "data"
+    write_updated_release(data, train_per_class=8, class_names=NAMES)
+    read, cache = sources.read_photo, tmp_path / "cache"
+    photos = []
+
+    def signalled(path):
+        photos.append(path)
+        if len(photos) == (1 if at == "the first photo" else 32):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(path)
+
+    monkeypatch.setattr(sources, "read_photo", signalled)
+    with pytest.raises(Interrupted, match="SIGTERM ended it before the first step") as caught:
+        run(data, tmp_path / "output", f"cache_path={cache}")
+    assert caught.value.exit_code == 143
+    assert not list(cache.glob(".*")) and len(photos) < 40
+    assert read_record(only_run(tmp_path / "output"))["status"] == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_tracker_that_hangs_does_not_hold_up_the_end_after_a_signal(tmp_path, monkeypatch, caplog):
+    class Hanging:
+        def start(self, *_):
+            pass
+
+        def end(self, *_):
+            time.sleep(5)
+
+    monkeypatch.setattr(trackers, "HURRY_SECONDS", 0.2)
+    monkeypatch.setattr(Trackers, "_build", lambda self, name: Hanging())
+    record = {
+        "name": "x",
+        "parameters": {},
+        "status": "interrupted",
+        "error": None,
+        "seconds": 1.0,
+        "tags": [],
+        "versions": {},
+    }
+    record |= dict.fromkeys(("experiment_id", "description", "started", "runtime", "commit"))
+    told = Trackers(load_config(), tmp_path, "x")
+    told.start(record, [])
+    began = time.monotonic()
+    told.end(record, [], hurry=True)
+    told.release()
+    assert time.monotonic() - began < 2
+    assert "not all was logged within 0.2 s" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_training_ends_within_ten_seconds_its_trackers_closed_and_the_way_on_said(cars, tmp_path, number, code):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    process = start(cars, tmp_path, "trackers=[mlflow]")
+    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    process.send_signal(number)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    folder = only_run(tmp_path)
+    assert process.returncode == code, output
+    assert f"to go on: python train.py --resume {folder}" in output and "Traceback" not in output
+    assert (folder / "checkpoints/last.ckpt").is_file() and not list(tmp_path.rglob("*.partial*"))
+    assert read_record(folder)["status"] == "interrupted"
+    with closing(sqlite3.connect(tmp_path / STORE)) as store:
+        assert store.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
+        assert store.execute("SELECT value FROM tags WHERE key = 'status'").fetchall() == [("interrupted",)]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_that_comes_twice_is_one(cars, tmp_path):
+    process = start(cars, tmp_path, "trackers=[]", start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=30)
+    folder = only_run(tmp_path)
+    assert process.returncode == 143, output
+    assert "SIGTERM ended the training" in output and read_record(folder)["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_real_training_at_once(cars, tmp_path):
+    script = SCRIPT.format(patched="Classifier.training_step", seconds=60)
+    process = start(cars, tmp_path, "trackers=[]", script=script)
+    while "in a step" not in (line := process.stdout.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)  # one signal that is delivered twice within a second is not a second one
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    process.communicate(timeout=30)
+    assert time.monotonic() - began < 2 and process.returncode == -signal.SIGINT
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_validation_that_takes_long_ends_a_real_training_and_its_workers_in_time(cars, tmp_path):
+    script = SCRIPT.format(patched="Classifier.validation_step", seconds=1)
+    process = start(cars, tmp_path, "trackers=[]", "cache_path=null", script=script)
+    while "in a step" not in (line := process.stdout.readline()):
+        assert line
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10 and process.returncode == 143, output

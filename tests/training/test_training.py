@@ -1,0 +1,420 @@
+"""Training from the command line: what it leaves behind, and that a run that is broken off goes on as the same run."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning import Callback
+
+import assembly
+import train
+from datamodules.readers.annotations import read_annotations
+from tests.support.data_sets import write_updated_release
+from tests.support.small_runs import NAMES, assert_same_run, rows, run
+from training import run_record
+from training.checkpoints import ABOUT, Checkpoints, read_checkpoint
+from utils.cli import run_command
+from utils.config import CONFIG_FILE
+from utils.config.signatures import UNUSABLE, lr_schedulers
+from utils.errors import ConfigError, DataError, Interrupted, RunError
+
+PROJECT = CONFIG_FILE.parent
+
+
+def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
+    folder = four_epochs
+    assert re.fullmatch(r"ghost_\d{14}", folder.name)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".training"}
+    assert found == {
+        "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+    metrics = rows(folder)
+    assert [row["epoch"] for row in metrics] == ["0", "1", "2", "3"]
+    assert [float(row["lr"]) for row in metrics] == pytest.approx([0.003, 0.0003, 0.0003, 0.00003])
+    assert all(0 <= float(row[name]) <= 1 for row in metrics for name in ("train_acc", "valid_acc", "valid_top5_acc"))
+    for split, photos in (("train", 20), ("valid", 8)):  # correct predictions over the images of this epoch alone
+        correct = [float(row[f"{split}_acc"]) * photos for row in metrics]
+        assert correct == pytest.approx([round(number) for number in correct], abs=1e-9), split
+    speed = list(csv.DictReader((folder / "speed.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in speed] == ["0", "1", "2", "3"] and float(speed[0]["images_per_second"]) > 0
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((folder / "run.json").read_text())
+    assert (
+        record["status"] == "completed"
+        and record["epochs"] == 4
+        and record["versions"]["torch"] == torch.__version__.split("+")[0]
+    )
+    lowest = min(metrics, key=lambda row: float(row["valid_loss"]))
+    assert record["best"]["best_valid_loss_epoch"] == int(lowest["epoch"])
+    assert read_checkpoint(folder / "checkpoints/best.ckpt")["epoch"] == int(lowest["epoch"])
+    about = read_checkpoint(folder / "checkpoints/last.ckpt")[ABOUT]
+    assert about["class_names"] == list(NAMES)
+    assert about["config"] == yaml.safe_load((folder / "config.yml").read_text())
+    assert "epoch 3/3" in (folder / "train.log").read_text()
+
+
+def test_the_parameters_of_a_run_are_the_studys_26(four_epochs):
+    parameters = json.loads((four_epochs / "run.json").read_text())["parameters"]
+    names = """runtime architecture num_params img_size grayscale normalize norm_params_rgb norm_params_gray crop_to_bboxes
+    erase_background augment_images image_augmentations augment_tensors tensor_augmentations batch_size max_num_epochs dropout
+    out_channels loss_function loss_params optimizer learning_rate weight_decay all_optimizer_params lr_scheduler
+    lr_scheduler_params"""
+    assert list(parameters) == names.split() and len(parameters) == 26
+    assert parameters["architecture"] == "GhostNet" and parameters["learning_rate"] == 0.003
+
+
+def test_metrics_are_means_over_images_not_over_batches(four_epochs, cars):
+    """Recomputes the last validation of the checkpoint, all photos in one batch."""
+    import assembly
+
+    checkpoint = read_checkpoint(four_epochs / "checkpoints/last.ckpt")
+    config = train.load_run_config(four_epochs)
+    classifier = assembly.build_classifier(config, num_classes=4)
+    classifier.load_state_dict(checkpoint["state_dict"])
+    classifier.eval()
+    data = assembly.build_data(config, read_annotations(cars))
+    images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(8)), strict=True)
+    with torch.no_grad():
+        logits = classifier(torch.stack(images))
+    last = rows(four_epochs)[-1]
+    assert float(last["valid_loss"]) == pytest.approx(classifier.loss(logits, torch.tensor(labels)).item(), rel=1e-5)
+    assert float(last["valid_acc"]) == (logits.argmax(1) == torch.tensor(labels)).float().mean()
+    assert float(last["valid_top5_acc"]) == 1.0  # of four classes
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(cars, four_epochs, tmp_path):
+    again = run(cars, tmp_path / "a", "num_epochs=4", "num_workers=2")  # whatever the number of workers
+    assert_same_run(four_epochs, again)
+    other = run(cars, tmp_path / "b", "seed=1", "num_epochs=1")
+    assert rows(other)[0] != rows(four_epochs)[0]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_epochs_resumed_to_four_equal_four_straight(cars, four_epochs, tmp_path, workers):
+    folder = run(cars, tmp_path, f"num_workers={workers}")
+    train.main(["--resume", str(folder), "--set", "num_epochs=4"])
+    assert_same_run(four_epochs, folder)
+    assert json.loads((folder / "run.json").read_text())["resumed"] == 1
+
+
+def broken_off(cars, output, monkeypatch, step, *changes):
+    """Trains four epochs of three steps, but ends by a signal after `step`, and returns the run's folder."""
+    original = Checkpoints.on_train_batch_end
+
+    def send_signal(self, trainer, *arguments):
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", send_signal)
+        with pytest.raises(Interrupted) as caught:
+            run(cars, output, "num_epochs=4", *changes)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    (folder,) = output.iterdir()
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("step", "workers"),  # of 12; 3, 6, 9 and 12 are the last of their epochs
+    [
+        *((step, 0) for step in (1, 3, 4, 8, 12)),
+        (8, 2),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in ((2, 0), (5, 0), (10, 0), (4, 2))),
+    ],
+)
+def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(
+    cars, four_epochs, tmp_path, monkeypatch, step, workers
+):
+    folder = broken_off(cars, tmp_path, monkeypatch, step, f"num_workers={workers}")
+    train.main(["--resume", "last", "--set", f"output_path={tmp_path}"])
+    assert_same_run(four_epochs, folder)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("augmentation_device", ["cpu", "device"])
+@pytest.mark.parametrize("how", ["precision=32-true", "precision=bf16-mixed", "precision=16-mixed", "compile=default"])
+def test_on_cuda_a_deterministic_run_goes_on_as_the_same_run(cars, tmp_path, monkeypatch, how, augmentation_device):
+    changes = ("accelerator=gpu", "deterministic=True", how, f"augmentation_device={augmentation_device}")
+    straight = run(cars, tmp_path / "straight", "num_epochs=4", *changes)
+    assert_same_run(straight, run(cars, tmp_path / "again", "num_epochs=4", *changes))
+    folder = broken_off(cars, tmp_path / "parts", monkeypatch, 5, *changes)
+    train.main(["--resume", str(folder)])
+    assert_same_run(straight, folder)
+
+
+def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_path):
+    assert_same_run(four_epochs, run(cars, tmp_path, "num_epochs=4", "cache_path=null"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], "photos are augmented one at a time on the CPU: no CUDA device is used"),
+        (["augmentation_device=cpu"], "photos are augmented one at a time on the CPU: augmentation_device is cpu"),
+        (["augmentation_device=device"], "on the device of the network: augmentation_device is device"),
+    ],
+)
+def test_the_start_says_once_how_photos_are_augmented_and_why(cars, tmp_path, capfd, changes, said):
+    run(cars, tmp_path, "num_epochs=1", *changes)
+    shown = "".join(capfd.readouterr())
+    assert said in shown and shown.count(" are augmented ") == 1
+
+
+def test_whole_batches_on_the_device_train_and_go_on_as_the_same_run(cars, tmp_path):
+    whole = run(cars, tmp_path / "whole", "augmentation_device=device", "num_epochs=3")
+    parts = run(cars, tmp_path / "parts", "augmentation_device=device", "num_epochs=1")
+    train.main(["--resume", str(parts), "--set", "num_epochs=3"])
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("cache_path=null", "whole batches come from the cache"),
+        ("image_augmentations={RandAugment: {}}", "RandAugment: it has no"),
+    ],
+)
+def test_whole_batches_that_are_not_possible_say_why(cars, tmp_path, change, reason):
+    with pytest.raises(ConfigError, match=reason):
+        train.main(
+            [
+                "-d",
+                str(cars),
+                "--set",
+                "augmentation_device=device",
+                "--set",
+                change,
+                "--set",
+                f"output_path={tmp_path}",
+            ]
+        )
+
+
+SCHEDULERS = {
+    "ConstantLR": "{factor: 0.5, total_iters: 2}",
+    "CosineAnnealingLR": "{T_max: 4}",
+    "CosineAnnealingWarmRestarts": "{T_0: 2}",
+    "CyclicLR": "{base_lr: 0.001, max_lr: 0.01, step_size_up: 2, scale_fn: 'lambda cycle: 0.5 ** cycle'}",
+    "ExponentialLR": "{gamma: 0.5}",
+    "LambdaLR": "{lr_lambda: 'lambda epoch: 0.5 ** epoch'}",
+    "LinearLR": "{start_factor: 0.5, total_iters: 3}",
+    "MultiStepLR": "{milestones: [1, 2]}",
+    "MultiplicativeLR": "{lr_lambda: 'lambda epoch: 0.5 + 0.1 * epoch'}",
+    "OneCycleLR": "{max_lr: 0.01, total_steps: 5}",
+    "PolynomialLR": "{total_iters: 4, power: 2}",
+    "ReduceLROnPlateau": "{factor: 0.1, patience: 0, threshold: 0.5}",
+    "StepLR": "{step_size: 2}",
+}
+
+
+def test_every_scheduler_that_a_configuration_can_name_is_among_them():
+    assert list(SCHEDULERS) == sorted(lr_schedulers().keys() - UNUSABLE.keys())
+
+
+OFTEN = ("CyclicLR", "LambdaLR", "OneCycleLR", "ReduceLROnPlateau")  # tested each time: most to remember
+
+
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in SCHEDULERS]
+)
+def test_every_kind_of_scheduler_goes_on_where_it_was_in_the_middle_of_an_epoch(cars, tmp_path, monkeypatch, scheduler):
+    monkeypatch.setattr(run_record, "draw_curves", lambda *_, **__: None)  # half of the time of so small a run
+    changes = ("num_epochs=3", "architecture=sq_11", "dropout=null", "out_channels=null")
+    changes += (f"lr_scheduler={scheduler}", f"lr_scheduler_params={SCHEDULERS[scheduler]}")
+    whole = run(cars, tmp_path / "whole", *changes)
+    parts = broken_off(cars, tmp_path / "parts", monkeypatch, 5, *changes)
+    train.main(["--resume", str(parts)])
+    assert_same_run(whole, parts)
+    assert len({row["lr"] for row in rows(whole)}) > 1
+
+
+def test_early_stopping_counts_on_where_it_was(cars, tmp_path, monkeypatch):
+    changes = ("num_epochs=9", "early_stopping_patience=2", "optimizer=SGD", "optimizer_params={lr: 0.0}",
+               "lr_scheduler=null", "lr_scheduler_params=null")  # fmt: skip
+    whole = run(cars, tmp_path / "whole", *changes)
+    epochs = len(rows(whole))
+    assert 2 < epochs < 9
+    parts = broken_off(cars, tmp_path / "parts", monkeypatch, 3 * (epochs - 1) + 1, *changes)  # one epoch was in vain
+    train.main(["--resume", str(parts)])
+    assert json.loads((parts / "run.json").read_text())["status"] == "early-stopped"
+    assert_same_run(whole, parts)
+
+
+def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):
+    written = []
+    original = Checkpoints.save
+
+    def save(self, trainer, *names, **second_name):
+        written.append(trainer.global_step)
+        original(self, trainer, *names, **second_name)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    run(cars, tmp_path, "checkpoint_interval=1.0e-9", "num_epochs=1")
+    assert written == [1, 2, 3]
+
+
+def test_training_goes_on_while_a_checkpoint_of_the_weights_before_is_written(cars, four_epochs, tmp_path, monkeypatch):
+    seen, stepped, original = [], threading.Event(), torch.save
+
+    class Steps(Callback):
+        def on_train_batch_end(self, *_) -> None:
+            stepped.set()
+
+    def slow(*arguments):
+        stepped.clear()
+        seen.append(stepped.wait(1))
+        original(*arguments)
+
+    callbacks = assembly.build_callbacks
+    monkeypatch.setattr(assembly, "build_callbacks", lambda *a, **k: [*callbacks(*a, **k), Steps()])
+    monkeypatch.setattr(torch, "save", slow)
+    folder = run(cars, tmp_path, "num_epochs=4")
+    assert seen == [True, True, True, False]  # nothing comes after the last, which is waited for all the same
+    assert_same_run(four_epochs, folder)
+
+
+def test_early_stopping_and_a_run_that_has_ended(cars, tmp_path, capsys):
+    folder = run(cars, tmp_path, "optimizer_params.lr=0.0", "early_stopping_patience=2", "num_epochs=9", "lr_scheduler=null",
+                 "lr_scheduler_params=null", "optimizer=SGD", "optimizer_params={lr: 0.0}")  # fmt: skip
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "early-stopped" and record["epochs"] < 9
+    before = (folder / "metrics.csv").read_bytes()
+    train.main(["--resume", str(folder)])
+    assert "Nothing is left to do" in capsys.readouterr().out
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_grayscale_boxes_and_tensor_augmentations_train(cars, tmp_path):
+    folder = run(cars, tmp_path, "convert_to_grayscale=True", "crop_to_bboxes=True", "erase_background=True", "num_epochs=1",
+                 "augment_tensors=True", "tensor_augmentations={RandomErasing: {p: 1.0}}")  # fmt: skip
+    parameters = json.loads((folder / "run.json").read_text())["parameters"]
+    assert (
+        parameters["norm_params_gray"] == {"mean": [0.4627], "std": [0.2545]} and parameters["norm_params_rgb"] is None
+    )
+
+
+def test_two_runs_of_the_same_second_do_not_collide(tmp_path):
+    from utils.runs.folder import make_run_folder
+
+    folders = {make_run_folder(tmp_path, "timm/x") for _ in range(5)}
+    assert len(folders) == 5 and all(folder.is_dir() and folder.parent == tmp_path for folder in folders)
+
+
+def test_nothing_is_written_for_a_wrong_configuration_or_wrong_data(cars, tmp_path):
+    output = tmp_path / "output"
+    wrong = [
+        "optimizer_params={lr: -1}",
+        "loss_params={epsilon: 2}",
+        "accelerator=tpu",
+        "image_augmentations={CenterCrop: {size: 9}}",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        train.main(["-d", str(cars), "--set", f"output_path={output}", *(w for c in wrong for w in ("--set", c))])
+    assert all(change.partition("=")[0] in str(caught.value) for change in wrong), caught.value
+    with pytest.raises(DataError):
+        train.main(["-d", str(tmp_path / "nowhere"), "--set", f"output_path={output}"])
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(("workers", "cache"), [(0, "null"), (2, "null"), (2, "cache")])
+def test_a_photo_that_breaks_in_training_is_named_and_the_run_says_failed(tmp_path, workers, cache):
+    data = tmp_path / "data"
+    photos = write_updated_release(data, train_per_class=6)
+    photo = data / next(photo.name for photo in photos if photo.split == "train")
+    photo.write_bytes(photo.read_bytes()[:-200])  # its header is whole
+    with pytest.raises(DataError) as caught:
+        cache_path = "null" if cache == "null" else tmp_path / cache
+        run(data, tmp_path / "output", f"num_workers={workers}", f"cache_path={cache_path}")
+    assert str(caught.value).startswith(f"{photo}: this photo cannot be decoded") and "\n" not in str(caught.value)
+    (folder,) = (tmp_path / "output").iterdir()
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+
+def test_unknown_runs_are_answered_with_the_known(cars, four_epochs):
+    output = four_epochs.parent
+    with pytest.raises(ConfigError, match=f"runs that have one: {four_epochs.name}"):
+        train.main(["--resume", "ghost_1", "--set", f"output_path={output}"])
+    with pytest.raises(ConfigError, match=r"no run in .* has a checkpoint yet"):
+        train.main(["--resume", "last", "--set", f"output_path={output / 'empty'}"])
+
+
+def test_a_checkpoint_that_would_execute_something_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"state_dict": {}, ABOUT: Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(RunError, match="holds more than tensors and plain values"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "executed").exists()
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(RunError, match="no checkpoint of this project"):
+        read_checkpoint(tmp_path / "foreign.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(RunError, match="is damaged or no checkpoint"):
+        read_checkpoint(tmp_path / "broken.ckpt")
+
+
+def test_errors_of_the_command_are_one_message_and_exit_code_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-d", str(tmp_path / "nothing")])
+    assert run_command(train.main) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and "train.py --demo" in error and "Traceback" not in error
+
+
+def test_a_real_process_ends_at_ctrl_c_with_a_checkpoint_and_the_command_to_go_on(cars, tmp_path):
+    changes = ["image_size=[32, 32]", "batch_size=2", "num_epochs=1000", "trackers=[]", "early_stopping_patience=null",
+               f"output_path={tmp_path}"]  # fmt: skip
+    command = [sys.executable, "train.py", "-d", str(cars), *(word for change in changes for word in ("--set", change))]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("*/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - started < 10
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert f"to go on: python train.py --resume {folder}" in output and "Traceback" not in output
+    assert (folder / "checkpoints/last.ckpt").is_file() and not list(folder.rglob("*.partial"))
+
+
+def test_a_run_cannot_be_given_fewer_epochs_than_it_has_and_stays_as_it_was(cars, four_epochs):
+    before = {path: path.read_bytes() for path in four_epochs.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"--set num_epochs=2: .* has 4 epochs already"):
+        train.main(["--resume", str(four_epochs), "--set", "num_epochs=2"])
+    assert {path: path.read_bytes() for path in four_epochs.rglob("*") if path.is_file()} == before
+
+
+def test_lbfgs_trains_although_it_cannot_look_at_channels_last(cars, tmp_path):
+    changes = ("optimizer=LBFGS", "optimizer_params={lr: 0.1, max_iter: 2}", "num_epochs=1")
+    folder = run(cars, tmp_path, *changes, "lr_scheduler=null", "lr_scheduler_params=null")
+    assert len(rows(folder)) == 1
+
+
+def test_the_weight_of_each_class_is_of_this_data_set(cars, tmp_path):
+    changes = ("loss_function=CrossEntropyLoss", "num_epochs=1")
+    run(cars, tmp_path / "a", *changes, "loss_params={weight: [1, 2, 3, 4]}")
+    with pytest.raises(ConfigError, match="for all 4 classes"):
+        train.main(["-d", str(cars), "--set", changes[0], "--set", "loss_params={weight: [1, 2, 3]}"])
+
+
+def test_a_token_in_a_file_is_warned_of_and_the_end_names_the_next_command(cars, tmp_path, capfd):
+    folder = run(cars, tmp_path, "num_epochs=1", "neptune_api_token=not-the-place")
+    said = capfd.readouterr()
+    assert "NEPTUNE_API_TOKEN" in said.err and "not-the-place" not in said.err + said.out
+    assert f"next: python evaluate.py {folder}" in said.out and "completed after 1 epoch in" in said.out

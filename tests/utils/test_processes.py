@@ -1,0 +1,69 @@
+"""Which of several processes this is, and how they share the photos: what needs no training on several."""
+
+import itertools
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import assembly
+from datamodules.readers.annotations import read_annotations
+from datamodules.sampler import EpochBatches
+from tests.support.data_sets import write_updated_release
+from utils.config import CONFIG_FILE, load_config
+from utils.errors import DataError
+from utils.processes import RANKS, is_first_process
+
+PROJECT = CONFIG_FILE.parent
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),  # torchrun, the second machine
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1"}, False),  # Lightning's launcher
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # Lightning's launcher in a shell that srun has opened
+        ({"RANK": ""}, True),
+    ],
+)
+def test_the_first_process_is_known_by_the_environment(monkeypatch, environment, first):
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_process_has_a_part_of_each_validation_batch(processes):
+    for count in range(processes, 20):
+        ranks = [EpochBatches(count, 4, shuffle=False, rank=rank, world_size=processes) for rank in range(processes)]
+        parts = [[[index for _, index in batch] for batch in batches] for batches in ranks]
+        assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(count))
+        assert len({len(part) for part in parts}) == 1 and all(batch for part in parts for batch in part)
+
+
+def test_more_processes_than_photos_are_refused(tmp_path):
+    write_updated_release(tmp_path, valid_per_class=3)
+    data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_annotations(tmp_path))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=10)
+    with pytest.raises(DataError, match="10 processes cannot share 9 photos of the split valid"):
+        data.val_dataloader()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_process_does_not_outlive_the_first():
+    endless = "import time, utils.processes as p; p.end_with_parent(); print(1, flush=True); time.sleep(60)"
+    other = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {endless!r}])"
+    settings = {"cwd": PROJECT, "env": os.environ | {"RANK": "1"}, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", other], stdout=subprocess.PIPE, **settings)
+    first.stdout.readline()
+    first.kill()
+    assert first.communicate(timeout=10) == ("", None)  # the other one would hold the pipe open

@@ -1,0 +1,1 @@
+"""What surrounds `trainer.fit`: callbacks, checkpoints and resume, signals, error hints and the record of a run."""

@@ -1,0 +1,159 @@
+"""Keeps run.json of a run up to date and draws its curves."""
+
+import logging
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pytorch_lightning import Trainer
+
+from utils.config import Config
+from utils.errors import DamagedCheckpoint, Interrupted, RunError
+from utils.files import remove_partial, write_text
+from utils.logs import without_secrets
+from utils.machine import commit, runtime, versions
+from utils.runs.curves import draw_curves
+from utils.runs.folder import CONFIG, CURVES, LAST, METRICS, SPEED, has_ended, read_record, write_record
+from utils.runs.metrics import Row, best_values, read_rows
+from utils.tracking.trackers import Trackers
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["running", "completed", "early-stopped", "interrupted", "failed"]
+
+
+class RunRecord:
+    """The record of a run. As a context manager it notes how the training within it ended, whatever ends it.
+
+    Args:
+        folder: The run's folder.
+        config: Its resolved configuration.
+        parameters: What the study logged of a run.
+        num_classes: Number of car models.
+        photos: Number of training and of validation photos.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, *, parameters: dict[str, Any], num_classes: int, photos: tuple[int, int]
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        old = read_record(folder)
+        self.had_ended = has_ended(folder)
+        # A run that was killed could not write down how long it had taken, but each of its epochs did.
+        trained = sum(row["seconds"] for row in read_rows(folder / SPEED)) if old else 0.0
+        self.earlier_seconds = max(float(old.get("seconds", 0.0)), trained)
+        self.began = time.monotonic()
+        self.trainer: Trainer | None = None
+        run_id = old.get("run_id") or uuid.uuid4().hex
+        self.trackers = Trackers(config, folder, run_id)
+        self.values: dict[str, Any] = {
+            "name": folder.name,
+            "run_id": run_id,
+            "experiment_id": config.experiment_id,
+            "description": config.description,
+            "tags": config.tags,
+            "status": "running",
+            "error": None,
+            "started": old.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": self.earlier_seconds,
+            "resumed": old.get("resumed", 0) + bool(old),
+            "runtime": runtime(),
+            "versions": versions(),
+            "commit": commit(),
+            "num_classes": num_classes,
+            "train_photos": photos[0],
+            "valid_photos": photos[1],
+            "parameters": parameters,
+            "best": best_values(self.rows),
+        }
+
+    @property
+    def rows(self) -> list[Row]:
+        return read_rows(self.folder / METRICS)
+
+    def start(self, trainer: Trainer) -> None:
+        """Writes the configuration and the record, and says what begins.
+
+        Raises:
+            RunError: Another process is training this run.
+        """
+        if trainer.is_global_zero:
+            # Before it is this process's run: nothing is written to another's, not even how this one ended.
+            alone = self.trackers.hold()
+            for each in (self.folder, self.folder / LAST.parent):
+                remove_partial(each, alone=alone)
+        self.trainer = trainer
+        if trainer.is_global_zero:
+            write_text(self.folder / CONFIG, self.config.as_yaml())
+            write_record(self.folder, self.values)
+            self.trackers.start(self.values, [self.folder / CONFIG])
+        network, count = self.values["parameters"]["architecture"], self.values["parameters"]["num_params"]
+        device = trainer.strategy.root_device
+        logger.info(
+            "%s %s: %s with %s parameters, %s training and %s validation photos, on %s%s, %s",
+            "going on with" if self.values["resumed"] else "run", self.folder, network, f"{count:,}",
+            f"{self.values['train_photos']:,}", f"{self.values['valid_photos']:,}", device,
+            f" × {trainer.world_size}" if trainer.world_size > 1 else "", trainer.precision,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if self.trainer is None:
+            return False
+        if not self.trainer.is_global_zero:
+            # A RunError without a cause is a decision that all processes take, and the first one says it. Lightning would
+            # kill that one, which may still be writing, as soon as another ends with an error.
+            return isinstance(error, RunError) and error.__cause__ is None
+        rows = self.rows
+        self.values |= {
+            "status": self._status(error),
+            "error": None if error is None else without_secrets(f"{type(error).__name__}: {error}".strip()),
+            "seconds": round(self.earlier_seconds + time.monotonic() - self.began, 1),
+            "epochs": len(rows),
+            "best": best_values(rows),
+        }
+        if error is not None:
+            self._write()
+        self._draw(rows)
+        hurry = self.values["status"] == "interrupted"
+        self.trackers.end(self.values, [self.folder / CURVES] if rows else [], hurry=hurry)
+        if error is None:
+            self._write()  # last: a run that is killed before goes on, and does what is missing
+        self.trackers.release()
+        if error is not None and (self.folder / LAST).is_file() and not isinstance(error, DamagedCheckpoint):
+            change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
+            logger.warning("to go on: python train.py --resume %s%s", self.folder, change)
+        return False
+
+    def _write(self) -> None:
+        try:
+            write_record(self.folder, self.values)
+        except RunError as problem:  # the training's own error, or its result, must not be lost to a full disk
+            logger.error("%s", problem)
+
+    def _draw(self, rows: list[Row]) -> None:
+        try:
+            if rows:
+                draw_curves({self.folder.name: rows}, self.folder / CURVES, title=self._title())
+        except RunError as problem:
+            logger.error("%s", problem)
+
+    def _status(self, error: BaseException | None) -> Status:
+        if error is not None:
+            return "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+        stopper = self.trainer.early_stopping_callback
+        return "early-stopped" if stopper is not None and stopper.stopped_epoch > 0 else "completed"
+
+    def _title(self) -> str:
+        name = self.values["experiment_id"]
+        return (
+            f"{name + ': ' if name else ''}{self.folder.name}, {self.values['parameters']['num_params']:,} parameters"
+        )

@@ -1,0 +1,62 @@
+"""Lets a training that gets a signal finish its step and write its checkpoint; a second signal ends it at once."""
+
+import os
+import signal
+import time
+from types import FrameType
+from typing import Self
+
+from utils.errors import Interrupted
+from utils.processes import SAME_SIGNAL
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what Colab and job schedulers send before they kill
+
+
+class Interruption:
+    """Notes the first signal. As a context manager it takes the place of the usual handlers for a while.
+
+    Until training begins, where there is no step to finish, the signal ends at once what is being done.
+    """
+
+    def __init__(self) -> None:
+        self.working = False
+        self.signal_number: int | None = None
+        self.since = 0.0
+
+    def __enter__(self) -> Self:
+        self.previous = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def take_signals(self) -> None:
+        """Begins what has steps to finish: from now on a signal is noted, and this alone is told of it."""
+        self.working = True
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self.noted:
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    @property
+    def noted(self) -> bool:
+        return self.signal_number is not None
+
+    @property
+    def seconds(self) -> float:
+        """How long ago the signal came; 0 without one."""
+        return time.monotonic() - self.since if self.noted else 0.0
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.noted:
+            self.signal_number, self.since = number, time.monotonic()
+            if not self.working:
+                name = signal.Signals(number).name
+                raise Interrupted(f"{name} ended it before the first step", signal_number=number)
+        elif self.seconds > SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

@@ -1,0 +1,299 @@
+"""Reads run folders, whatever state they are in, and says how the runs differ in settings and in results.
+
+It needs no tracker and no torch: `config.yml`, `run.json`, `metrics.csv` and `speed.csv` of each run are all it reads.
+"""
+
+import csv
+import difflib
+import io
+import math
+import re
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config.yaml_source import read_yaml_file
+from utils.errors import ConfigError
+from utils.files import write_text
+from utils.runs.curves import draw_curves
+from utils.runs.folder import CONFIG, LAST, LOG, METRICS, RECORD, SPEED, read_record
+from utils.runs.lock import LOCK, is_held
+from utils.runs.metrics import Row, best_values, read_rows
+from utils.runs.summary import duration
+
+RANKED = ("valid_acc", "valid_loss", "train_acc", "train_loss", "valid_top5_acc", "train_top5_acc")
+SORTS = (*RANKED, "epochs", "parameters", "duration")
+PHOTOS = ("num_classes", "train_photos", "valid_photos")  # of run.json
+LEAST_INTERVAL, FIRST_EPOCH = 10, 60  # minutes
+MISSING = object()  # in place of a value that a run does not have
+UNKNOWN = "–"
+NARROW, WIDE = 28, 48  # characters of a cell; a longer text loses its middle
+GAP = "  "
+FOOTER = (
+    "Each figure is the best of its run; 'epoch', counted from 0, is that of valid_acc. valid_acc and valid_loss are of "
+    "the validation split, which also chose the checkpoint: expect a little less on other photos."
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of one run.
+
+    Attributes:
+        record: run.json as it is; empty where it cannot be read.
+        settings: The resolved configuration; empty where it cannot be read.
+        rows: The metrics of each epoch.
+        status: As in run.json, but "killed?" for one that is running by run.json while no process here trains it,
+            "unknown" without a readable run.json, "empty" before anything was written.
+        epochs: How many were completed.
+        best: The best value of each metric and its epoch, named as by `utils.runs.metrics.best_values`.
+        num_params: Trainable parameters.
+        seconds: How long it has trained.
+        problems: What could not be read, and what to do about it, one line each.
+    """
+
+    folder: Path
+    name: str
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[Row]
+    status: str
+    experiment_id: str | None
+    epochs: int
+    best: dict[str, float]
+    num_params: int | None
+    seconds: float | None
+    problems: list[str]
+
+    def value(self, sort: str) -> float | None:
+        """Returns the value of one of `SORTS`, as a fraction, a number or seconds; None where it is not known."""
+        counts = {"epochs": self.epochs, "parameters": self.num_params, "duration": self.seconds}
+        return counts[sort] if sort in counts else self.best.get(f"best_{sort}")
+
+
+def is_run(folder: Path) -> bool:
+    """Says whether `folder` is that of a run, even of one that ended before it wrote anything."""
+    return any((folder / name).exists() for name in (RECORD, METRICS, CONFIG, LAST.parent))
+
+
+def find_runs(names: Sequence[str], output_path: Path) -> list[Path]:
+    """Returns the folders of the runs `names`, each a path or a folder in `output_path`; without names, all there.
+
+    Raises:
+        ConfigError: A name is none of a run, there are no runs, or the folder cannot be read.
+    """
+    try:
+        known = sorted(path for path in output_path.iterdir() if is_run(path)) if output_path.is_dir() else []
+        found = {name: [path for path in (Path(name), output_path / name) if is_run(path)] for name in names}
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    for name, folders in found.items():
+        if not folders:
+            close = difflib.get_close_matches(Path(name).name, [path.name for path in known], n=3, cutoff=0)
+            raise ConfigError(f"{name} is no run; nearest in {output_path}: {', '.join(close) or 'there are none'}")
+    if not names and not known:
+        raise ConfigError(f"{output_path} has no runs yet; make one: python train.py, or python train.py --demo")
+    return list({folders[0].resolve(): folders[0] for folders in found.values()}.values()) if names else known
+
+
+def read_run(folder: Path) -> Run:
+    """Reads the run in `folder`; what is missing or damaged is left out and named in `problems`."""
+    problems = []
+    record, lines, rows = read_record(folder), _count_lines(folder / METRICS), read_rows(folder / METRICS)
+    if not 1 <= lines <= len(rows) + 1:  # an epoch may have been added in between
+        problems.append(f"{folder / METRICS} is damaged; epochs that can be read: {len(rows)}")
+    settings = {}
+    if (folder / CONFIG).exists():
+        try:
+            settings = read_yaml_file(folder / CONFIG).values
+        except ConfigError as error:
+            problems.append(f"{error}; its settings are not known")
+    status, seconds = record.get("status"), _number(record.get("seconds"))
+    if status == "running":
+        epoch_seconds = [row.get("seconds", 0.0) for row in read_rows(folder / SPEED)]
+        seconds = sum(epoch_seconds)  # run.json has only those before the last start
+        interval = max(LEAST_INTERVAL, _number(settings.get("checkpoint_interval")) or FIRST_EPOCH)
+        written = [folder / name for name in (RECORD, METRICS, LOG, LAST) if (folder / name).exists()]
+        silence = time.time() - max(path.stat().st_mtime for path in written)
+        # Where there is no lock, as of a version without it, only silence tells that the process is gone.
+        if not is_held(folder) if (folder / LOCK).exists() else silence > 2 * max([60 * interval, *epoch_seconds]):
+            status = "killed?"
+            advice = f"; to go on: python train.py --resume {folder}" if (folder / LAST).is_file() else ""
+            problems.append(f"{folder} was running when it last wrote, {duration(silence)} ago{advice}")
+    elif not isinstance(status, str):
+        status = "unknown" if any((folder / name).exists() for name in (RECORD, METRICS, CONFIG)) else "empty"
+        if status == "unknown":
+            problems.append(f"{folder / RECORD} is missing or damaged: status, parameters and duration are not known")
+    identity = record.get("experiment_id") or settings.get("experiment_id")
+    recorded = {name: value for name, value in _mapping(record.get("best")).items() if _number(value) is not None}
+    return Run(
+        folder=folder,
+        name=folder.resolve().name,
+        record=record,
+        settings=settings,
+        rows=rows,
+        status=status,
+        experiment_id=str(identity) if identity else None,
+        epochs=len(rows) or int(_number(record.get("epochs")) or 0),
+        best=best_values(rows) or recorded,  # while a run goes on, run.json is behind metrics.csv
+        num_params=_number(_mapping(record.get("parameters")).get("num_params")),
+        seconds=seconds,
+        problems=problems,
+    )
+
+
+def sort_runs(runs: Sequence[Run], by: str) -> list[Run]:
+    """Returns `runs`, best first by one of `SORTS`: the highest accuracy, the lowest of all else; unknown ones last."""
+    sign = -1 if by.endswith("acc") else 1
+    return sorted(runs, key=lambda run: (run.value(by) is None, sign * (run.value(by) or 0), run.name))
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns each setting but experiment_id that is not the same in all runs, by its dotted key, with all its values.
+
+    They are in the order of `runs`, MISSING where a run does not have one. A run without any settings is left out.
+    """
+    found = {}
+    for key, values in _differences("", [run.settings for run in runs if run.settings]):
+        remaining = iter(values)
+        found[key] = [next(remaining) if run.settings else MISSING for run in runs]
+    found.pop("experiment_id", None)
+    return found
+
+
+def describe_runs(runs: Sequence[Run], *, width: int, sort: str = RANKED[0]) -> str:
+    """Returns the table of `runs`, what differs between them, and how to read it, in lines of at most `width`."""
+    numbers = [str(number) for number in range(1, len(runs) + 1)]
+    columns = [["#", *numbers], ["run", *(run.name for run in runs)]]
+    if any(run.experiment_id for run in runs):
+        columns.append(["id", *(run.experiment_id or UNKNOWN for run in runs)])
+    columns.append(["status", *(run.status for run in runs)])
+    for name in dict.fromkeys(("epochs", "valid_acc", "valid_loss", "train_acc", sort, "parameters", "duration")):
+        columns.append([name, *(_figure(name, run.value(name)) for run in runs)])
+        if name == "valid_acc":
+            columns.append(["epoch", *(_text(run.best.get("best_valid_acc_epoch", MISSING)) for run in runs)])
+    parts = [format_table(columns, width=width)]
+    differing = differences(runs)
+    if differing:
+        table = [["#", *numbers], *([name, *map(_text, differing[key])] for key, name in _short(differing).items())]
+        room = (width - max(len(cells[0]) for cells in table)) // len(runs) - len(GAP)
+        if len(differing) > len(runs) and room >= NARROW:  # side by side
+            table = [list(row) for row in zip(*table, strict=True)]
+        parts.append("What differs between them:\n" + format_table(table, width=width, widest=max(room, NARROW)))
+    elif len(runs) > 1:
+        parts.append("Their settings are the same.")
+    parts.append(textwrap.fill(FOOTER, width))
+    other = [key for key in PHOTOS if len({_text(run.record[key]) for run in runs if key in run.record}) > 1]
+    if other:
+        note = f"These runs differ in {', '.join(other)}: their accuracies cannot be set against each other."
+        parts.append(textwrap.fill(note, width))
+    return "\n\n".join(parts)
+
+
+def format_table(columns: Sequence[Sequence[str]], *, width: int, widest: int = WIDE) -> str:
+    """Returns columns, each with its heading first, as lines of at most `width` characters.
+
+    Columns that do not fit beside each other follow below, after the first column once more. A cell that is longer than
+    `widest` loses its middle.
+    """
+    widest = max(6, min(widest, WIDE, (width - len(GAP)) // 2))
+    first, *others = [_column(cells, widest) for cells in columns]
+    blocks = [[first]]
+    for column in others:
+        if len(blocks[-1]) > 1 and sum(len(cells[0] + GAP) for cells in blocks[-1]) + len(column[0]) > width:
+            blocks.append([first])
+        blocks[-1].append(column)
+    return "\n\n".join("\n".join(GAP.join(row).rstrip() for row in zip(*block, strict=True)) for block in blocks)
+
+
+def write_table(runs: Sequence[Run], path: Path) -> None:
+    """Writes a CSV file of `runs`: each best value with every digit, and the settings that differ; or raises RunError."""
+    differing = differences(runs)
+    bests = [f"best_{metric}{what}" for metric in RANKED for what in ("", "_epoch")]
+    attributes = ("name", "folder", "experiment_id", "status", "epochs", "num_params", "seconds")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*attributes, *bests, *PHOTOS, *differing])
+    for index, run in enumerate(runs):
+        settings = ["" if values[index] is MISSING else _text(values[index]) for values in differing.values()]
+        known = [*(getattr(run, name) for name in attributes), *map(run.best.get, bests), *map(run.record.get, PHOTOS)]
+        writer.writerow(known + settings)
+    write_text(path, text.getvalue())
+
+
+def draw_runs(runs: Sequence[Run], path: Path) -> None:
+    """Draws the curves of `runs`, numbered in their order, into a PNG; raises RunError where it cannot be written."""
+    labels: dict[str, list[Row]] = {}
+    for run in runs:
+        name = f"{run.experiment_id}: {run.name}" if run.experiment_id else run.name
+        label = f"{name}, {_figure('valid_acc', run.value('valid_acc'))}"
+        labels[label if label not in labels else f"{run.folder}"] = run.rows
+    draw_curves(labels, path, title=next(iter(labels)) if len(runs) == 1 else "")
+
+
+def _differences(key: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    # Where there can be a mapping, null means that it has nothing in it.
+    filled = [{} if value is None else value for value in values]
+    mappings = all(isinstance(value, dict) for value in filled) and any(filled)
+    # Augmentations are applied in order; of any other mapping the order means nothing.
+    reordered = mappings and key.endswith("_augmentations") and any(
+        [name for name in one if name in other] != [name for name in other if name in one]
+        for one, other in combinations(filled, 2)
+    )  # fmt: skip
+    if mappings and not reordered:
+        for name in dict.fromkeys(name for value in filled for name in value):
+            yield from _differences(f"{key}.{name}" if key else name, [value.get(name, MISSING) for value in filled])
+    elif reordered or any(value != values[0] for value in values):
+        yield key, values
+
+
+def _short(keys: Iterable[str]) -> dict[str, str]:
+    """Returns for each dotted key what is behind its first part, where that leaves no doubt."""
+    short = {key: key.partition(".")[2] or key for key in keys}
+    return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+
+
+def _column(cells: Sequence[str], width: int) -> list[str]:
+    cut = ["".join(sign if sign.isprintable() else " " for sign in cell) for cell in cells]
+    cut = [cell if len(cell) <= width else f"{cell[: width // 2]}…{cell[-((width - 1) // 2) :]}" for cell in cut]
+    widest = max(map(len, cut))
+    numeric = all(cell == UNKNOWN or re.fullmatch(r"-?\d[\d.,:e+-]*( %)?", cell) for cell in cut[1:])
+    return [cell.rjust(widest) if numeric else cell.ljust(widest) for cell in cut]
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    if name.endswith("acc"):
+        return f"{100 * value:.2f} %"
+    return duration(value) if name == "duration" else f"{value:.4f}" if name.endswith("loss") else f"{value:,.0f}"
+
+
+def _text(value: Any) -> str:
+    """Returns a setting as config.yml writes it, in one line."""
+    if value is MISSING:
+        return UNKNOWN
+    if not isinstance(value, (dict, list)):
+        return "null" if value is None else str(value)
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf).strip()
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        return len(path.read_bytes().splitlines())
+    except OSError:
+        return 0 if path.exists() else 1  # no file is as good as a heading without epochs
