@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.datamodule import StanfordCars, with_boxes_of_others
-from datamodules.on_device.augmentations import BatchedAugmentations, unbatched_names
+from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
@@ -164,7 +164,7 @@ def _augmentations(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _obstacles(config: Config) -> list[str]:
     """Returns why whole batches cannot be augmented at once; nothing where they can."""
-    reasons = [reason for part in _augmentations(config) for reason in unbatched_names(part)]
+    reasons = [reason for part in _augmentations(config) for reason in unsupported_augmentations(part)]
     if config.cache_path is None:
         reasons.append("cache_path is null, and whole batches come from the cache")
     return reasons

@@ -1,4 +1,4 @@
-"""The resized photos of a split in one file, decoded once: the same as those of `DecodedPhotos`, to the bit."""
+"""The resized photos of a split in one file, decoded once: the same as those of `DecodedImages`, to the bit."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.sources import DecodedPhotos
+from datamodules.images import DecodedImages
 from utils.errors import ConfigError, RunError
 from utils.files import remove_partial, replacing
 from utils.machine import available_cores
@@ -31,7 +31,7 @@ MEGABYTE = 1_000_000
 logger = logging.getLogger(__name__)
 
 
-class CachedPhotos:
+class ImageCache:
     """Photos from one file: (N, channels, height, width) bytes, then a checksum of each photo.
 
     Read by position and not mapped into memory: where a disk fails or the file is cut, that is an error that can be told,
@@ -150,7 +150,7 @@ def check_cache_folder(folder: Path) -> None:
         ) from error
 
 
-def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int, int, int]) -> CachedPhotos:
+def open_cache(folder: Path, name: str, photos: DecodedImages, shape: tuple[int, int, int]) -> ImageCache:
     """Returns the cache of `photos` in `folder`, building it where there is none for just these photos.
 
     Args:
@@ -168,7 +168,7 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
     folder_digest = hashlib.blake2b(str(photos.annotations[0].image_path.parent).encode(), digest_size=4).hexdigest()
     kind = f"{name}-{'x'.join(map(str, whole))}-{photos.crop.replace(' ', '-')}-{folder_digest}"
     path = folder / f"{kind}-{_digest(photos, shape)}.photos"
-    cached = CachedPhotos(path, whole)
+    cached = ImageCache(path, whole)
     if path.is_file():
         if cached.is_whole(f"checking {name}"):
             return cached
@@ -204,16 +204,16 @@ def open_cache(folder: Path, name: str, photos: DecodedPhotos, shape: tuple[int,
     for stale in folder.glob(f"{kind}-*.photos"):
         if stale != path:
             stale.unlink(missing_ok=True)
-    return CachedPhotos(path, whole)
+    return ImageCache(path, whole)
 
 
-def _pixels(photos: DecodedPhotos, index: int) -> np.ndarray:
+def _pixels(photos: DecodedImages, index: int) -> np.ndarray:
     """Returns a photo as it is stored: uint8 (C, H, W)."""
     pixels = np.asarray(photos.image(index))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
 
 
-def _digest(photos: DecodedPhotos, shape: tuple[int, int, int]) -> str:
+def _digest(photos: DecodedImages, shape: tuple[int, int, int]) -> str:
     digest = hashlib.blake2b(repr((FORMAT, PIL.__version__, shape, photos.crop)).encode(), digest_size=8)
     for annotation in photos.annotations:
         state = annotation.image_path.stat()

@@ -19,12 +19,12 @@ from pytorch_lightning.utilities.combined_loader import _shutdown_workers_and_re
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.cache import CachedPhotos, check_cache_folder, open_cache
+from datamodules.cache import ImageCache, check_cache_folder, open_cache
+from datamodules.images import Crop, DecodedImages, ImageSource
 from datamodules.on_device.augmentations import BatchedAugmentations
-from datamodules.on_device.loader import BatchLoader
+from datamodules.on_device.loader import DeviceLoader
 from datamodules.readers.annotations import Annotation, Annotations
 from datamodules.sampler import EpochBatches, Item
-from datamodules.sources import Crop, DecodedPhotos, Source
 from datamodules.transforms import Pipeline, Transform
 from utils.errors import DataError, RunError
 from utils.processes import ignore_signals
@@ -43,7 +43,7 @@ class CarPhotos(Dataset):
         seed: Start of the random draws.
     """
 
-    def __init__(self, source: Source, labels: Sequence[int], augment: Transform, *, seed: int = 0) -> None:
+    def __init__(self, source: ImageSource, labels: Sequence[int], augment: Transform, *, seed: int = 0) -> None:
         self.source = source
         self.labels = labels
         self.augment = augment
@@ -66,7 +66,7 @@ class Split:
     name: str
     annotations: Sequence[Annotation]
     pipeline: Pipeline
-    source: Source
+    source: ImageSource
     batched: BatchedAugmentations | None
 
     @property
@@ -129,7 +129,7 @@ class StanfordCars(LightningDataModule):
                 name,
                 photos,
                 pipeline,
-                DecodedPhotos(photos, pipeline.resize, crop=cut),
+                DecodedImages(photos, pipeline.resize, crop=cut),
                 None if batched is None else batched[number],
             )
             for number, (name, photos, pipeline, cut) in enumerate(
@@ -168,7 +168,7 @@ class StanfordCars(LightningDataModule):
         if self.cache_path is None:
             return
         for split in (self.train, self.valid):
-            if isinstance(split.source, DecodedPhotos) and len(split.source):
+            if isinstance(split.source, DecodedImages) and len(split.source):
                 shape = tuple(split.pipeline(Image.new("RGB", (8, 8))).shape)
                 split.source = open_cache(self.cache_path, split.name, split.source, shape)
 
@@ -220,9 +220,9 @@ class StanfordCars(LightningDataModule):
 
     def loader(self, split: Split, batches: EpochBatches, device: torch.device) -> Iterable:
         """Returns what serves `batches` of a split: of whole batches on `device`, or photo by photo on the CPU."""
-        if split.batched is not None and isinstance(split.source, CachedPhotos):
+        if split.batched is not None and isinstance(split.source, ImageCache):
             on_device = self._fits(split, device) if self.cache_on_device == "auto" else self.cache_on_device
-            return BatchLoader(
+            return DeviceLoader(
                 split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed,
                 compiled=self.compile_augmentations and device.type == "cuda",  # a CPU skips what a photo did not draw
             )  # fmt: skip

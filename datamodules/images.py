@@ -1,17 +1,23 @@
-"""Reads photos, and cuts them to their boxes."""
+"""Reads images, cuts them to their boxes and resizes them."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.readers.annotation_rows import BoundingBox
 from utils.errors import DataError
 
+if TYPE_CHECKING:  # readers.annotations reads the sizes of images through this module
+    from datamodules.readers.annotations import Annotation
+
 # Of all that Pillow can open, what photos are: it would hand PostScript under the name of a photo to another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+Crop = Literal["no", "box", "box on white"]
 
 
-def read_photo(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """Reads a photo of any colour mode as an RGB image; its rotation note (EXIF) is left alone, as boxes are.
 
     Raises:
@@ -56,3 +62,40 @@ def cut_to_box(image: Image.Image, box: BoundingBox, *, erase_background: bool) 
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(cut_out, ((image.width - cut_out.width) // 2, (image.height - cut_out.height) // 2))
     return canvas
+
+
+class ImageSource(Protocol):
+    """The photos of a split at the size that the network sees, before any augmentation."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Returns a photo, RGB or gray."""
+        ...
+
+
+class DecodedImages:
+    """Decodes, cuts and resizes a photo each time it is asked for.
+
+    Args:
+        annotations: Path and box of each photo.
+        resize: From an RGB image of any size to the size and colours that the network sees.
+        crop: Whether to cut each photo to its box, or also to paste the cut-out on white.
+    """
+
+    def __init__(
+        self, annotations: "Sequence[Annotation]", resize: Callable[[Image.Image], Image.Image], *, crop: Crop = "no"
+    ) -> None:
+        self.annotations = annotations
+        self.resize = resize
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def image(self, index: int) -> Image.Image:
+        annotation = self.annotations[index]
+        photo = read_image(annotation.image_path)
+        if self.crop != "no":
+            photo = cut_to_box(photo, annotation.bounding_box, erase_background=self.crop == "box on white")
+        return self.resize(photo)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from datamodules.images import read_photo
+from datamodules.images import read_image
 from datamodules.readers.annotations import Annotation, Annotations
 from deployment.formats import FORMATS, INT8, Facts, Opened, Run, write_int8
 from deployment.profiling.measure import Seconds, interleaved, spread, threads_restored
@@ -149,7 +149,7 @@ def _what_int8_would_give(refused: Exported, fp32_size: int) -> list[str]:
 
 def load_image(trained: Trained, photo: Annotation) -> Tensor:
     """Returns a photo, whole, as the network takes it: (C, H, W)."""
-    return trained.transform(read_photo(photo.image_path))
+    return trained.transform(read_image(photo.image_path))
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:

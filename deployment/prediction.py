@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.images import read_photo
+from datamodules.images import read_image
 from deployment.trained import Trained
 from models.classifier import TOP_K
 from utils.errors import ConfigError, DataError
@@ -64,7 +64,7 @@ def read_upright(path: Path) -> Image.Image:
         raise DataError(f"{path}: this link leads nowhere")
     if not path.exists():
         raise DataError(f"{path}: there is no such file")
-    image = read_photo(path)
+    image = read_image(path)
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow answers damaged notes with errors of a dozen kinds

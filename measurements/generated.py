@@ -9,7 +9,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from datamodules.cache import CachedPhotos
+from datamodules.cache import ImageCache
 from datamodules.readers.annotations import Annotation, Annotations, BoundingBox
 from utils.machine import available_cores
 from utils.progress import progress_bar
@@ -31,7 +31,7 @@ def generated_annotations(count: int) -> Annotations:
     return Annotations(photos, photos[:1], tuple(f"class {number}" for number in range(CLASSES)), "updated")
 
 
-def write_cache(path: Path, shape: tuple[int, int, int, int]) -> CachedPhotos:
+def write_cache(path: Path, shape: tuple[int, int, int, int]) -> ImageCache:
     """Writes random bytes as a cache of photos (N, channels, height, width)."""
     draws = np.random.default_rng(0)
     left = int(np.prod(shape))
@@ -39,7 +39,7 @@ def write_cache(path: Path, shape: tuple[int, int, int, int]) -> CachedPhotos:
         while left:
             file.write(draws.bytes(min(left, CHUNK)))
             left -= min(left, CHUNK)
-    return CachedPhotos(path, shape)
+    return ImageCache(path, shape)
 
 
 def write_data_set(folder: Path, *, training_photos: int, validation_photos: int) -> dict[str, float]:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 import assembly
-from datamodules.cache import CachedPhotos
+from datamodules.cache import ImageCache
 from datamodules.sampler import EpochBatches
 from measurements.arguments import at_least, existing_folder, report
 from measurements.generated import generated_annotations, write_cache
@@ -78,7 +78,7 @@ class Memory(threading.Thread):
         self.join()
 
 
-def epoch(config: Config, cache: CachedPhotos) -> dict[str, float]:
+def epoch(config: Config, cache: ImageCache) -> dict[str, float]:
     """Returns microseconds a photo of an epoch after its first batch, its seconds, and megabytes of the reading process."""
     device = best_device()
     data = assembly.build_data(config, generated_annotations(len(cache)))
@@ -102,7 +102,7 @@ def epoch(config: Config, cache: CachedPhotos) -> dict[str, float]:
     }  # fmt: skip
 
 
-def in_new_process(config: Config, cache: CachedPhotos) -> dict[str, float]:
+def in_new_process(config: Config, cache: ImageCache) -> dict[str, float]:
     """As `epoch`, in a process that has done nothing yet: a worker's memory also tells what its parent did before."""
     spawn = multiprocessing.get_context("spawn")
     # Its own workers are to be started as in a training.

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
 import assembly
-from datamodules.on_device.loader import BatchLoader
+from datamodules.on_device.loader import DeviceLoader
 from datamodules.readers.annotations import Annotations
 from datamodules.sampler import EpochBatches
 from measurements.measuring import Step
@@ -93,7 +93,7 @@ def own_loader(config: Config, annotations: Annotations, device: torch.device) -
     return data.loader(data.train, batches, device)
 
 
-def held_batch(loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def held_batch(loader: DeviceLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """Augments the first batch of the split without end: what `loader` would give if nothing had to be brought."""
     count = loader.batch_sampler.batch_size
     images = loader.photos.batch(range(count)).to(loader.device)

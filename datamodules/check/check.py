@@ -17,7 +17,7 @@ from torchvision import transforms
 from datamodules.check.figures import SampleRow
 from datamodules.check.report import REPORT, CheckedPhoto, Findings, write_report
 from datamodules.datamodule import Split, StanfordCars
-from datamodules.images import FORMATS, cut_to_box, read_photo
+from datamodules.images import FORMATS, cut_to_box, read_image
 from datamodules.readers.annotation_rows import refuse
 from datamodules.readers.annotations import THREADS, Annotation, Annotations, clip_boxes, read_annotations
 from utils.errors import DataError
@@ -118,7 +118,7 @@ def draw_samples(data: StanfordCars, usable: set[Path]) -> list[SampleRow]:
         annotation = annotations[index]
         draws = [_displayed(epoch[number], data.train) for epoch in epochs]
         rows.append(
-            SampleRow(read_photo(annotation.image_path), annotation.bounding_box, annotation.image_path.name,
+            SampleRow(read_image(annotation.image_path), annotation.bounding_box, annotation.image_path.name,
                       annotation.label, draws)
         )  # fmt: skip
     return rows
@@ -202,7 +202,7 @@ def _examine(split: Split, annotation: Annotation) -> tuple[CheckedPhoto, np.nda
     path = annotation.image_path
     try:
         content = path.read_bytes()
-        photo = read_photo(path)
+        photo = read_image(path)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             mode = image.mode
     except DataError as error:

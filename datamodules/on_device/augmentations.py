@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from datamodules.on_device import color as colour
-from datamodules.on_device import geometry as geometry
-from datamodules.on_device import rectangles as rectangles
+from datamodules.on_device import color, geometry, rectangles
 from datamodules.on_device.draws import BatchedStep, is_zero
 from utils.errors import ConfigError
 
@@ -30,13 +28,13 @@ BATCHED: dict[str, type[BatchedStep]] = {
     "RandomRotation": geometry.RandomRotation,
     "RandomPerspective": geometry.RandomPerspective,
     "RandomResizedCrop": rectangles.RandomResizedCrop,
-    "ColorJitter": colour.ColorJitter,
-    "RandomGrayscale": colour.RandomGrayscale,
+    "ColorJitter": color.ColorJitter,
+    "RandomGrayscale": color.RandomGrayscale,
     "RandomErasing": rectangles.RandomErasing,
 }
 
 
-def unbatched_names(augmentations: dict[str, dict[str, Any] | None]) -> list[str]:
+def unsupported_augmentations(augmentations: dict[str, dict[str, Any] | None]) -> list[str]:
     """Returns the configured transforms that have no batched form, each as "name: reason".
 
     Args:
@@ -49,7 +47,11 @@ def unbatched_names(augmentations: dict[str, dict[str, Any] | None]) -> list[str
     for name, parameters in augmentations.items():
         step = BATCHED.get(name)
         with _naming(name):
-            reason = "it has no batched form" if step is None else step.obstacle(_build_transform(name, parameters))
+            reason = (
+                "it has no batched form"
+                if step is None
+                else step.unsupported_reason(_build_transform(name, parameters))
+            )
         if reason:
             reasons.append(f"{name}: {reason}")
     return reasons
@@ -72,7 +74,7 @@ class BatchedAugmentations:
     """The configured augmentations, normalisation last, of batches of decoded photos.
 
     Random numbers are drawn apart from their use: `draw` gives a row of parameters for each sample, on the CPU, of a
-    whole epoch at once if wanted. The rows are a plain tensor: slice or index them, pin them, move them with `.to`.
+    whole epoch at once if wanted. The params are a plain tensor: slice or index them, pin them, move them with `.to`.
 
     A call never makes the host wait for the device, and its shapes depend on the batch's size only, so that it can be
     compiled or captured in a CUDA graph.
@@ -97,24 +99,24 @@ class BatchedAugmentations:
             std: Of each channel, for values in [0, 1].
 
         Raises:
-            ConfigError: For parameters that torchvision does not take, and for what `unbatched_names` lists.
+            ConfigError: For parameters that torchvision does not take, and for what `unsupported_augmentations` lists.
         """
         self.input_size = self.output_size = tuple(image_size)
         self.steps: list[BatchedStep] = []
         self.columns: list[int] = []
-        for augmentations, unit in ((image_augmentations, 255.0), (tensor_augmentations, 1.0)):
-            if unbatched := unbatched_names(augmentations):
+        for augmentations, white_value in ((image_augmentations, 255.0), (tensor_augmentations, 1.0)):
+            if unbatched := unsupported_augmentations(augmentations):
                 raise ConfigError(f"on whole batches there is no {'; no '.join(unbatched)}")
             for name, parameters in augmentations.items():
-                self._append(BATCHED[name], _build_transform(name, parameters), unit)
+                self._append(BATCHED[name], _build_transform(name, parameters), white_value)
         if mean is not None:
-            self._append(colour.Normalize, transforms.Normalize(mean, std), 1.0)
+            self._append(color.Normalize, transforms.Normalize(mean, std), 1.0)
 
-    def _append(self, kind: type[BatchedStep], transform: Any, unit: float) -> None:
+    def _append(self, kind: type[BatchedStep], transform: Any, white_value: float) -> None:
         with _naming(type(transform).__name__):
-            step = kind(transform, self.output_size, unit)
+            step = kind(transform, self.output_size, white_value)
             # Drawn once here, so that an empty range is told now, not in the first epoch.
-            self.columns.append(draw_rows(step, torch.zeros(1, 1 + step.uniforms, dtype=torch.float64)).shape[1])
+            self.columns.append(draw_params(step, torch.zeros(1, 1 + step.num_random, dtype=torch.float64)).shape[1])
         self.steps.append(step)
         self.output_size = step.size
 
@@ -124,10 +126,12 @@ class BatchedAugmentations:
         Returns:
             (count, columns), float32, on the CPU. Row i depends on the generator and on i alone, not on `count`.
         """
-        widths = [1 + step.uniforms for step in self.steps]
+        widths = [1 + step.num_random for step in self.steps]
         uniforms = torch.rand(count, sum(widths), generator=generator, dtype=torch.float64)
-        rows = [draw_rows(step, numbers) for step, numbers in zip(self.steps, uniforms.split(widths, 1), strict=True)]
-        return torch.cat([torch.empty(count, 0), *rows], 1).float()
+        params = [
+            draw_params(step, numbers) for step, numbers in zip(self.steps, uniforms.split(widths, 1), strict=True)
+        ]
+        return torch.cat([torch.empty(count, 0), *params], 1).float()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, parameters: Tensor) -> Tensor:
@@ -135,14 +139,14 @@ class BatchedAugmentations:
 
         Args:
             images: (N, C, H, W), uint8, one or three channels, on any device.
-            parameters: (N, columns), the samples' rows of `draw`, on the same device.
+            parameters: (N, columns), the samples' params of `draw`, on the same device.
 
         Returns:
             (N, C, *self.output_size), float32.
         """
         if images.dtype != torch.uint8 or tuple(images.shape[2:]) != self.input_size or len(images) != len(parameters):
             raise ValueError(
-                f"expected uint8 images (N, C, {self.input_size[0]}, {self.input_size[1]}) and as many rows, not "
+                f"expected uint8 images (N, C, {self.input_size[0]}, {self.input_size[1]}) and as many rows of parameters, not "
                 f"{images.dtype} {tuple(images.shape)} and {len(parameters)} rows."
             )
         if images.device.type != "cpu" or torch.compiler.is_compiling():
@@ -155,19 +159,19 @@ class BatchedAugmentations:
 
     def augment(self, images: Tensor, parameters: Tensor) -> Tensor:
         """Does the work of a call, all samples in one go, unchecked."""
-        for step, rows in zip(self.steps, parameters.split(self.columns, 1), strict=True):
-            applied, rows = rows[:, :1], rows[:, 1:]
+        for step, params in zip(self.steps, parameters.split(self.columns, 1), strict=True):
+            applied, params = params[:, :1], params[:, 1:]
             if is_zero(applied):
                 continue
-            if images.dtype == torch.uint8 and not step.moves_whole_pixels:
+            if images.dtype == torch.uint8 and not step.works_on_uint8:
                 images = images / 255
-            augmented = step.apply(images, rows)
+            augmented = step.apply(images, params)
             everywhere = step.probability >= 1 or is_zero(applied - 1)
             images = augmented if everywhere else torch.where(applied[:, :, None, None] > 0, augmented, images)
         return images / 255 if images.dtype == torch.uint8 else images
 
 
-def draw_rows(step: BatchedStep, uniforms: Tensor) -> Tensor:
-    """Returns a step's rows (N, columns): whether it is applied, then its parameters; of (N, 1 + step.uniforms)."""
+def draw_params(step: BatchedStep, uniforms: Tensor) -> Tensor:
+    """Returns a step's params (N, columns): whether it is applied, then its parameters; of (N, 1 + step.num_random)."""
     applied = (uniforms[:, :1] < step.probability).double()
-    return torch.cat([applied, step.rows(step.sample(uniforms[:, 1:]), len(uniforms))], 1)
+    return torch.cat([applied, step.params(step.sample(uniforms[:, 1:]), len(uniforms))], 1)

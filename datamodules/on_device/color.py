@@ -59,13 +59,13 @@ class ColorJitter(BatchedStep):
     of which those not used blend with nothing.
     """
 
-    def __init__(self, transform: transforms.ColorJitter, size: tuple[int, int], unit: float) -> None:
-        super().__init__(transform, size, unit)
+    def __init__(self, transform: transforms.ColorJitter, size: tuple[int, int], white_value: float) -> None:
+        super().__init__(transform, size, white_value)
         ranges = {name: getattr(transform, name) for name in ("brightness", "contrast", "saturation", "hue")}
         self.ranges = {name: limits for name, limits in ranges.items() if limits is not None}
         # Of torchvision's four shuffled steps those not configured do nothing: what is left is as evenly shuffled.
         self.orders = torch.tensor(list(permutations(range(len(self.ranges)))))
-        self.uniforms = 1 + len(self.ranges)
+        self.num_random = 1 + len(self.ranges)
         self.blends = [name for name in self.ranges if name != "hue"]
         self.has_hue = "hue" in self.ranges
 
@@ -76,7 +76,7 @@ class ColorJitter(BatchedStep):
         }
         return {**factors, "order": self.orders[(uniforms[:, 0] * len(self.orders)).long()]}
 
-    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
         places = dict(zip(self.ranges, sampled["order"].argsort(1).unbind(1), strict=True))
         slots = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).repeat(
             count, len(self.blends) * (1 + self.has_hue), 1
@@ -91,8 +91,8 @@ class ColorJitter(BatchedStep):
             slots[torch.arange(count), slot] = torch.stack([factor, of_gray, of_mean], 1)
         return torch.cat([slots.flatten(1), *([sampled["hue"][:, None]] if self.has_hue else [])], 1)
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        weights = rows[:, :, None, None]
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        weights = params[:, :, None, None]
         for slot in range(len(self.blends) * (1 + self.has_hue)):
             if self.has_hue and slot == len(self.blends):
                 images = shift_hue(images, weights[:, -1:])
@@ -103,25 +103,25 @@ class ColorJitter(BatchedStep):
 class RandomGrayscale(BatchedStep):
     """The gray image on all channels."""
 
-    def __init__(self, transform: transforms.RandomGrayscale, size: tuple[int, int], unit: float) -> None:
-        super().__init__(transform, size, unit)
+    def __init__(self, transform: transforms.RandomGrayscale, size: tuple[int, int], white_value: float) -> None:
+        super().__init__(transform, size, white_value)
         self.probability = transform.p
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
         return to_gray(images).expand_as(images)
 
 
 class Normalize(BatchedStep):
     """Normalisation by mean and standard deviation of each channel, the last step of all."""
 
-    def __init__(self, transform: transforms.Normalize, size: tuple[int, int], unit: float) -> None:
-        super().__init__(transform, size, unit)
+    def __init__(self, transform: transforms.Normalize, size: tuple[int, int], white_value: float) -> None:
+        super().__init__(transform, size, white_value)
         transform(torch.zeros(len(transform.mean), 1, 1))  # torchvision checks the values when it uses them
         self.constants = [*transform.mean, *transform.std]
 
-    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
         return constant_columns(self.constants, count)
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        mean, std = rows.chunk(2, dim=1)
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        mean, std = params.chunk(2, dim=1)
         return (images - as_channels(mean, images)).div_(as_channels(std, images))

@@ -1,7 +1,7 @@
 """What batched augmentations share: the protocol of a step, and torchvision's random draws for many samples at once.
 
 A sample's draws all come from one row of uniform numbers in [0, 1), each step taking the same places of every row. So a
-row depends on nothing but the generator and its place, and the rows of an epoch are drawn in one call.
+row depends on nothing but the generator and its place, and the params of an epoch are drawn in one call.
 """
 
 import math
@@ -15,48 +15,48 @@ ATTEMPTS = 10  # torchvision's, at a rectangle that fits
 
 
 class BatchedStep:
-    """One augmentation of a batch: draws named parameters, lays them out as rows, applies the rows.
+    """One augmentation of a batch: draws named parameters, lays them out as params, applies the params.
 
     Attributes:
         probability: Chance that a sample is transformed at all.
         uniforms: Numbers that `sample` takes for one sample.
-        moves_whole_pixels: Whether it changes no value, and therefore runs on uint8 as well.
+        works_on_uint8: Whether it changes no value, and therefore runs on uint8 as well.
         size: Height and width, pixels, of what it returns.
     """
 
     probability = 1.0
-    uniforms = 0
-    moves_whole_pixels = False
+    num_random = 0
+    works_on_uint8 = False
 
-    def __init__(self, transform: Any, size: tuple[int, int], unit: float) -> None:
+    def __init__(self, transform: Any, size: tuple[int, int], white_value: float) -> None:
         """Takes the parameters from torchvision's transform.
 
         Args:
             transform: The configured transform of `torchvision.transforms`, which has checked its parameters.
             size: Height and width, pixels, of the images that reach this step.
-            unit: The value that stands for white in the parameters: 255 for transforms of PIL images, 1 for tensors.
+            white_value: The value that stands for white in the parameters: 255 for transforms of PIL images, 1 for tensors.
         """
         self.size = size
 
     @staticmethod
-    def obstacle(transform: Any) -> str | None:
+    def unsupported_reason(transform: Any) -> str | None:
         """Returns why these parameters have no batched form, None if they have one."""
         return None
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
-        """Returns the parameters that torchvision would draw, by name, for each row of `uniforms` (N, self.uniforms)."""
+        """Returns the parameters that torchvision would draw, by name, for each row of `uniforms` (N, self.num_random)."""
         return {}
 
-    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
         """Returns what `apply` needs of the drawn parameters of `count` samples, (count, columns)."""
         return torch.empty(count, 0)
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
         """Returns the transformed images, and leaves the given ones untouched.
 
         Args:
-            images: (N, C, H, W), float32 in [0, 1], or uint8 if `moves_whole_pixels`.
-            rows: (N, columns), float32, on the same device.
+            images: (N, C, H, W), float32 in [0, 1], or uint8 if `works_on_uint8`.
+            params: (N, columns), float32, on the same device.
         """
         raise NotImplementedError
 
@@ -106,13 +106,13 @@ def first_accepted(accepted: Tensor, *values: Tensor) -> list[Tensor]:
     return [value.gather(1, first).squeeze(1) for value in values]
 
 
-def per_channel(value: float | Sequence[float], unit: float) -> list[float]:
+def per_channel(value: float | Sequence[float], white_value: float) -> list[float]:
     """Returns a fill value as a list: of one number for all channels, or of one for each."""
-    return [float(v) / unit for v in (value if isinstance(value, Sequence) else [value])]
+    return [float(v) / white_value for v in (value if isinstance(value, Sequence) else [value])]
 
 
 def constant_columns(values: list[float], count: int) -> Tensor:
-    """Returns (count, len(values)): constants travel in the rows, so that no call copies anything to the device."""
+    """Returns (count, len(values)): constants travel in the params, so that no call copies anything to the device."""
     return torch.tensor(values, dtype=torch.float64).expand(count, -1)
 
 

@@ -27,19 +27,19 @@ OUTSIDE = 8.0  # of an image, which spans −1 … 1
 class RandomHorizontalFlip(BatchedStep):
     """Left and right exchanged."""
 
-    moves_whole_pixels = True
+    works_on_uint8 = True
     dimension = -1
 
     def __init__(
         self,
         transform: transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip,
         size: tuple[int, int],
-        unit: float,
+        white_value: float,
     ) -> None:
-        super().__init__(transform, size, unit)
+        super().__init__(transform, size, white_value)
         self.probability = transform.p
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
         return images.flip(self.dimension)
 
 
@@ -49,7 +49,7 @@ class RandomVerticalFlip(RandomHorizontalFlip):
     dimension = -2
 
 
-class LookUp(BatchedStep):
+class Warp(BatchedStep):
     """A projective map from output to input positions; what lies outside the input has the fill value.
 
     A row holds eight coefficients of the map, the ninth being 1, and the fill value unless that is black.
@@ -61,16 +61,16 @@ class LookUp(BatchedStep):
         self,
         transform: transforms.RandomAffine | transforms.RandomRotation | transforms.RandomPerspective,
         size: tuple[int, int],
-        unit: float,
+        white_value: float,
     ) -> None:
-        super().__init__(transform, size, unit)
+        super().__init__(transform, size, white_value)
         self.interpolation = InterpolationMode(transform.interpolation).value
-        fill = per_channel(transform.fill, unit)
+        fill = per_channel(transform.fill, white_value)
         self.fill = fill if any(fill) else []
         self.transform = transform
 
     @staticmethod
-    def obstacle(
+    def unsupported_reason(
         transform: transforms.RandomAffine | transforms.RandomRotation | transforms.RandomPerspective,
     ) -> str | None:
         interpolation = InterpolationMode(transform.interpolation)
@@ -82,7 +82,7 @@ class LookUp(BatchedStep):
         """Returns the maps (N, 3, 3) from output to input positions, both in pixels from the image's centre."""
         raise NotImplementedError
 
-    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
         height, width = self.size
         maps = self.pixel_maps(sampled)
         # grid_sample wants −1 … 1 between the image's edges.
@@ -91,26 +91,26 @@ class LookUp(BatchedStep):
         coefficients = maps[:, :2].transpose(1, 2).flatten(1)  # of x for both coordinates, of y, of 1
         return torch.cat([coefficients, maps[:, 2, :2], constant_columns(self.fill, count)], 1)
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
         height, width = self.size
-        x = torch.arange(width, device=rows.device).view(1, 1, 1, -1) - (width - 1) / 2
-        y = torch.arange(height, device=rows.device).view(1, 1, -1, 1) - (height - 1) / 2
+        x = torch.arange(width, device=params.device).view(1, 1, 1, -1) - (width - 1) / 2
+        y = torch.arange(height, device=params.device).view(1, 1, -1, 1) - (height - 1) / 2
         # Sums of a row and a column, not a matrix product: that would lose digits where TF32 or autocast are on.
-        of_x, of_y, of_1 = rows[:, :6, None, None].split(2, dim=1)
+        of_x, of_y, of_1 = params[:, :6, None, None].split(2, dim=1)
         grid = of_x * x + (of_y * y + of_1)  # (N, 2, H, W)
         if self.projective:
-            grid = grid / (rows[:, 6:7, None, None] * x + (rows[:, 7:8, None, None] * y + 1))
+            grid = grid / (params[:, 6:7, None, None] * x + (params[:, 7:8, None, None] * y + 1))
             # On the horizon there is nothing to be looked up, which is black, as outside; torchvision has no numbers there.
             grid = grid.nan_to_num(nan=OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
         grid = grid.permute(0, 2, 3, 1)
         if self.interpolation == "nearest" and not self.fill:
-            return self.look_up(images, grid)
+            return self.grid_sample(images, grid)
         # torchvision weighs by the share of the four pixels that lies inside, on top of their own zeros outside.
-        looked_up = self.look_up(pad(images, (0, 0, 0, 0, 0, 1), value=1.0), grid)
+        looked_up = self.grid_sample(pad(images, (0, 0, 0, 0, 0, 1), value=1.0), grid)
         images, inside = looked_up[:, :-1] * looked_up[:, -1:], looked_up[:, -1:]
-        return images.add_((1 - inside) * as_channels(rows[:, 8:], images)) if self.fill else images
+        return images.add_((1 - inside) * as_channels(params[:, 8:], images)) if self.fill else images
 
-    def look_up(self, images: Tensor, grid: Tensor) -> Tensor:
+    def grid_sample(self, images: Tensor, grid: Tensor) -> Tensor:
         return grid_sample(images, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
 
 
@@ -137,10 +137,10 @@ def inverse_affine_maps(centre: list[float], angle: Tensor, translate: Tensor, s
     return maps
 
 
-class RandomAffine(LookUp):
+class RandomAffine(Warp):
     """Rotation, whole-pixel translation, scale and shear."""
 
-    uniforms = 6
+    num_random = 6
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
         """Draws "angle" (N), "translate" (N, 2), "scale" (N) and "shear" (N, 2); degrees, pixels, 1, degrees."""
@@ -172,11 +172,11 @@ class RandomAffine(LookUp):
 class RandomRotation(RandomAffine):
     """Rotation about the centre or a given point."""
 
-    uniforms = 1
+    num_random = 1
 
     @staticmethod
-    def obstacle(transform: transforms.RandomRotation) -> str | None:
-        return "expand=True changes the size of each photo" if transform.expand else LookUp.obstacle(transform)
+    def unsupported_reason(transform: transforms.RandomRotation) -> str | None:
+        return "expand=True changes the size of each photo" if transform.expand else Warp.unsupported_reason(transform)
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
         """Draws "angle" (N), degrees, counter-clockwise."""
@@ -188,14 +188,14 @@ class RandomRotation(RandomAffine):
         return inverse_affine_maps(self.centre(), -sampled["angle"], nothing, nothing[:, 0] + 1, nothing)
 
 
-class RandomPerspective(LookUp):
+class RandomPerspective(Warp):
     """The four corners moved inwards, each by its own whole pixels."""
 
-    uniforms = 8
+    num_random = 8
     projective = True
 
-    def __init__(self, transform: transforms.RandomPerspective, size: tuple[int, int], unit: float) -> None:
-        super().__init__(transform, size, unit)
+    def __init__(self, transform: transforms.RandomPerspective, size: tuple[int, int], white_value: float) -> None:
+        super().__init__(transform, size, white_value)
         self.probability = transform.p
         height, width = size
         self.corners = torch.tensor([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]).double()

@@ -7,16 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from datamodules.cache import CachedPhotos
+from datamodules.cache import ImageCache
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.sampler import EpochBatches
 from utils.errors import RunError
 from utils.seeding import generator
 
-AHEAD = 3  # batches that are read while the device is at work on those before them, each by a thread
+PREFETCH = 3  # batches that are read while the device is at work on those before them, each by a thread
 
 
-class BatchLoader:
+class DeviceLoader:
     """Takes the place of a DataLoader: yields images (N, C, H, W), float32, and labels (N,), both on `device`.
 
     The random draws of a whole epoch are made in one call, a row for each photo: they depend on (seed, epoch, index).
@@ -34,7 +34,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        photos: CachedPhotos,
+        photos: ImageCache,
         labels: Sequence[int],
         batches: EpochBatches,
         augmentations: BatchedAugmentations,
@@ -82,12 +82,12 @@ class BatchLoader:
             room = torch.empty(len(indices), *self.photos.shape[1:], dtype=torch.uint8, pin_memory=pinned)
             return pool.submit(self.photos.batch, indices.numpy(), room)
 
-        with ThreadPoolExecutor(AHEAD) as pool:
-            reading = deque(start(indices) for indices in batches[:AHEAD])
+        with ThreadPoolExecutor(PREFETCH) as pool:
+            reading = deque(start(indices) for indices in batches[:PREFETCH])
             for number in range(len(batches)):
                 images = reading.popleft().result()
-                if number + AHEAD < len(batches):
-                    reading.append(start(batches[number + AHEAD]))
+                if number + PREFETCH < len(batches):
+                    reading.append(start(batches[number + PREFETCH]))
                 yield images.to(self.device, non_blocking=True)
 
     def _copied(self) -> Tensor:

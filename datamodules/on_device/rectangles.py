@@ -22,16 +22,16 @@ from datamodules.on_device.draws import (
 class RandomResizedCrop(BatchedStep):
     """A rectangle of random area and proportions, resized with antialiasing."""
 
-    uniforms = 2 * ATTEMPTS + 2
+    num_random = 2 * ATTEMPTS + 2
 
-    def __init__(self, transform: transforms.RandomResizedCrop, size: tuple[int, int], unit: float) -> None:
-        super().__init__(transform, size, unit)
+    def __init__(self, transform: transforms.RandomResizedCrop, size: tuple[int, int], white_value: float) -> None:
+        super().__init__(transform, size, white_value)
         self.size = tuple(transform.size)
         self.input_size = size
         self.transform = transform
 
     @staticmethod
-    def obstacle(transform: transforms.RandomResizedCrop) -> str | None:
+    def unsupported_reason(transform: transforms.RandomResizedCrop) -> str | None:
         interpolation = InterpolationMode(transform.interpolation)
         if interpolation != InterpolationMode.BILINEAR:
             return f"interpolation {interpolation.value}; bilinear has a batched form"
@@ -58,11 +58,11 @@ class RandomResizedCrop(BatchedStep):
             "width": crop_width,
         }
 
-    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
         return torch.stack([sampled[name] for name in ("top", "left", "height", "width")], 1)
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        top, left, height, width = rows.split(1, dim=1)
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        top, left, height, width = params.split(1, dim=1)
         images = resize_along(images, 2, top, height, self.size[0])
         return resize_along(images, 3, left, width, self.size[1])
 
@@ -106,15 +106,15 @@ class RandomErasing(BatchedStep):
     The noise of a sample comes from a number in its row, so that it does not depend on the device or the batch.
     """
 
-    uniforms = 2 * ATTEMPTS + 3
+    num_random = 2 * ATTEMPTS + 3
 
-    def __init__(self, transform: transforms.RandomErasing, size: tuple[int, int], unit: float) -> None:
-        super().__init__(transform, size, unit)
-        if unit != 1:
+    def __init__(self, transform: transforms.RandomErasing, size: tuple[int, int], white_value: float) -> None:
+        super().__init__(transform, size, white_value)
+        if white_value != 1:
             raise ValueError("it erases tensors: it belongs to tensor_augmentations.")
         self.probability = transform.p
         self.transform = transform
-        self.value = [] if transform.value == "random" else per_channel(transform.value, unit)
+        self.value = [] if transform.value == "random" else per_channel(transform.value, white_value)
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
         """Draws "top", "left", "height", "width", each (N), pixels (0 where no try fits), and "seed" (N), whole."""
@@ -130,16 +130,16 @@ class RandomErasing(BatchedStep):
             "seed": integers(uniforms[:, -1], 2**24),
         }
 
-    def rows(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
         names = ("top", "left", "height", "width", "seed")
         return torch.cat([torch.stack([sampled[name] for name in names], 1), constant_columns(self.value, count)], 1)
 
-    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        top, left, height, width, seed = rows[:, :5, None, None].split(1, dim=1)
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        top, left, height, width, seed = params[:, :5, None, None].split(1, dim=1)
         y = torch.arange(self.size[0], device=images.device).view(1, 1, -1, 1)
         x = torch.arange(self.size[1], device=images.device).view(1, 1, 1, -1)
         inside = ((y >= top) & (y < top + height)).to(images.dtype) * ((x >= left) & (x < left + width))
-        value = as_channels(rows[:, 5:], images) if self.value else normal_noise(seed, images.shape[1:])
+        value = as_channels(params[:, 5:], images) if self.value else normal_noise(seed, images.shape[1:])
         return images.lerp(value, inside)
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from datamodules.images import read_photo
+from datamodules.images import read_image
 from datamodules.readers.annotations import Annotation
 from deployment.evaluation.evaluation import Evaluation, confused_pairs
 from utils.files import replacing
@@ -88,7 +88,7 @@ def draw_confused_pairs(evaluation: Evaluation, class_names: Sequence[str], path
             for column, (photo, caption) in enumerate(photos):
                 axes = figure.add_axes((left + column * (photo_width + 0.002), bottom, photo_width, photo_height))
                 axes.axis("off")
-                axes.imshow(ImageOps.pad(read_photo(photo.image_path), THUMBNAIL, color="white"))
+                axes.imshow(ImageOps.pad(read_image(photo.image_path), THUMBNAIL, color="white"))
                 axes.text(0.5, -0.02, caption, transform=axes.transAxes, ha="center", va="top", fontsize=7)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")

@@ -11,11 +11,11 @@ from PIL import Image
 
 from datamodules.cache import check_cache_folder, open_cache
 from datamodules.datamodule import CarPhotos
+from datamodules.images import DecodedImages
 from datamodules.on_device.augmentations import BatchedAugmentations
-from datamodules.on_device.loader import AHEAD, BatchLoader
+from datamodules.on_device.loader import PREFETCH, DeviceLoader
 from datamodules.readers.annotations import read_annotations
 from datamodules.sampler import EpochBatches
-from datamodules.sources import DecodedPhotos
 from datamodules.transforms import build_transforms
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import run
@@ -25,9 +25,9 @@ NORMALIZATION = {"mean": [0.4707, 0.4602, 0.455], "std": [0.2594, 0.2585, 0.2635
 AUGMENTATIONS = {"RandomHorizontalFlip": {"p": 0.5}, "ColorJitter": {"brightness": 0.2, "hue": 0.1}}
 
 
-def photos(folder: Path, *, gray: bool = False, crop: str = "no") -> DecodedPhotos:
+def photos(folder: Path, *, gray: bool = False, crop: str = "no") -> DecodedImages:
     pipeline = build_transforms(image_size=[24, 32], convert_to_grayscale=gray)
-    return DecodedPhotos(read_annotations(folder).train, pipeline.resize, crop=crop)
+    return DecodedImages(read_annotations(folder).train, pipeline.resize, crop=crop)
 
 
 @pytest.fixture
@@ -117,10 +117,10 @@ def test_workers_get_the_path_not_the_photos(data, tmp_path):
 
 def loader(
     cached, labels, augmentations, *, shuffle: bool, on_device: bool = False, batch_size: int = 8
-) -> BatchLoader:
+) -> DeviceLoader:
     steps = BatchedAugmentations(augmentations, {}, image_size=(24, 32), **NORMALIZATION)
     batches = EpochBatches(len(cached), batch_size, shuffle=shuffle, seed=3)
-    return BatchLoader(cached, labels, batches, steps, device=torch.device("cpu"), on_device=on_device, seed=3)
+    return DeviceLoader(cached, labels, batches, steps, device=torch.device("cpu"), on_device=on_device, seed=3)
 
 
 def test_validation_batches_equal_the_photos_one_at_a_time(data, tmp_path):
@@ -146,7 +146,7 @@ def test_batches_read_ahead_from_the_file_equal_those_on_the_device_in_their_ord
         list(loader(cached, numbers, AUGMENTATIONS, shuffle=True, on_device=on_device, batch_size=2))
         for on_device in (False, True)
     )
-    assert len(ahead) == 9 > AHEAD + 1
+    assert len(ahead) == 9 > PREFETCH + 1
     for batch, same in zip(ahead, held, strict=True):
         assert torch.equal(batch[0], same[0]) and torch.equal(batch[1], same[1])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import export
-from datamodules.images import read_photo
+from datamodules.images import read_image
 from datamodules.readers.annotations import read_annotations
 from deployment import exporter as exporting
 from deployment.exporter import Comparison, compare, disagreements, evenly, facts_of
@@ -45,7 +45,7 @@ def onnx_file(trained_run, tmp_path_factory):
 def images(trained, car_photos):
     """Three validation photos as one batch (3, 3, 64, 48)."""
     photos = read_annotations(car_photos).valid[::5]
-    return torch.stack([trained.transform(read_photo(photo.image_path)) for photo in photos])
+    return torch.stack([trained.transform(read_image(photo.image_path)) for photo in photos])
 
 
 def assert_facts(facts: dict) -> None:

@@ -13,9 +13,9 @@ from torch._inductor.exc import InductorError
 
 import assembly
 import train
-from datamodules.cache import CachedPhotos
+from datamodules.cache import ImageCache
 from datamodules.on_device.augmentations import BatchedAugmentations
-from datamodules.on_device.loader import BatchLoader
+from datamodules.on_device.loader import DeviceLoader
 from datamodules.sampler import EpochBatches
 from models.compilation import FullBatches
 from tests.support.data_sets import write_updated_release
@@ -115,8 +115,8 @@ def test_whole_batches_augmented_by_fused_kernels_are_the_same(tmp_path, counter
 
     def images(compiled: bool) -> list[torch.Tensor]:
         batches = EpochBatches(20, 8, shuffle=True, seed=3)
-        loader = BatchLoader(
-            CachedPhotos(path, (20, 3, 24, 32)), list(range(20)), batches, steps,
+        loader = DeviceLoader(
+            ImageCache(path, (20, 3, 24, 32)), list(range(20)), batches, steps,
             device=torch.device("cpu"), on_device=True, seed=3, compiled=compiled,
         )  # fmt: skip
         return [images for images, _ in loader]

@@ -23,9 +23,9 @@ import pytest
 import torch
 
 import train
-from datamodules import sources
+from datamodules import images
 from datamodules.datamodule import CarPhotos
-from datamodules.images import read_photo
+from datamodules.images import read_image
 from datamodules.readers.annotations import read_annotations
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
@@ -183,7 +183,7 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
     written: list[str] = []
     get, decode, end, note = (
         CarPhotos.__getitem__,
-        read_photo,
+        read_image,
         Checkpoints.on_train_batch_end,
         Classifier._note_nonfinite,
     )
@@ -209,7 +209,7 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
             written.extend(str(value) for value in values)
 
     sys.addaudithook(heard)
-    CarPhotos.__getitem__, sources.read_photo = noted, decoded
+    CarPhotos.__getitem__, images.read_image = noted, decoded
     Checkpoints.on_train_batch_end, Classifier._note_nonfinite = signalled, spoilt
     run_record.draw_curves = lambda *_, **__: None  # half of the time of so small a run
     try:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import train
-from datamodules.cache import CachedPhotos
+from datamodules.cache import ImageCache
 from datamodules.datamodule import CarPhotos
 from measurements.run_differences import wrong_in_mlflow
 from models.classifier import Classifier
@@ -130,7 +130,7 @@ def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_
     folder = run(cars, tmp_path / "parts", "augmentation_device=device", "num_epochs=1")
     change = ("--resume", str(folder), "--set", "num_epochs=2", "--set")
     with monkeypatch.context() as patch:
-        patch.setattr(CachedPhotos, "to", too_large)
+        patch.setattr(ImageCache, "to", too_large)
         message = r"^the device's memory is too small for the cache of 20 photos, .* GB; --set cache_on_device=False"
         with pytest.raises(RunError, match=message):
             train.main([*change, "cache_on_device=True"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import sources
+from datamodules import images
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, only_run, run
 from utils.config import CONFIG_FILE, load_config
@@ -63,7 +63,7 @@ def wait_for(found) -> None:
 def test_a_signal_ends_the_building_of_the_cache_at_once_and_nothing_is_left_of_it(tmp_path, monkeypatch, at):
     data = tmp_path / "data"
     write_updated_release(data, train_per_class=8, class_names=NAMES)
-    read, cache = sources.read_photo, tmp_path / "cache"
+    read, cache = images.read_image, tmp_path / "cache"
     photos = []
 
     def signalled(path):
@@ -72,7 +72,7 @@ def test_a_signal_ends_the_building_of_the_cache_at_once_and_nothing_is_left_of_
             os.kill(os.getpid(), signal.SIGTERM)
         return read(path)
 
-    monkeypatch.setattr(sources, "read_photo", signalled)
+    monkeypatch.setattr(images, "read_image", signalled)
     with pytest.raises(Interrupted, match="SIGTERM ended it before the first step") as caught:
         run(data, tmp_path / "output", f"cache_path={cache}")
     assert caught.value.exit_code == 143

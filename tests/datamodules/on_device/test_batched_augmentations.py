@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from datamodules.on_device.augmentations import BATCHED, BatchedAugmentations, unbatched_names
+from datamodules.on_device.augmentations import BATCHED, BatchedAugmentations, unsupported_augmentations
 from datamodules.on_device.draws import is_zero
 from datamodules.on_device.rectangles import normal_noise
 from utils.errors import ConfigError
@@ -52,7 +52,7 @@ def smooth(count, *, channels=3, size=SIZE, seed=0):
 def draw(augmentations, count, seed=1):
     """Returns the rows, and for each step the samples' drawn parameters: (applied, {name: value}) a sample."""
     rows = augmentations.draw(count, torch.Generator().manual_seed(seed))
-    widths = [1 + step.uniforms for step in augmentations.steps]
+    widths = [1 + step.num_random for step in augmentations.steps]
     numbers = torch.rand(count, sum(widths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     drawn = []
     for step, uniforms in zip(augmentations.steps, numbers.split(widths, 1), strict=True):
@@ -452,7 +452,7 @@ def test_a_step_not_drawn_is_only_left_out_where_that_is_known():
 
 
 def test_unbatched_names():
-    assert unbatched_names(C_50 | {"RandomVerticalFlip": None}) == []
+    assert unsupported_augmentations(C_50 | {"RandomVerticalFlip": None}) == []
     configured = {
         "RandomHorizontalFlip": {},
         "GaussianBlur": {"kernel_size": 3},
@@ -460,13 +460,13 @@ def test_unbatched_names():
         "RandomAffine": {"degrees": 5, "interpolation": 3},
         "RandomResizedCrop": {"size": 50, "antialias": False},
     }
-    assert unbatched_names(configured) == [
+    assert unsupported_augmentations(configured) == [
         "GaussianBlur: it has no batched form",
         "RandomRotation: expand=True changes the size of each photo",
         "RandomAffine: interpolation bicubic; nearest and bilinear have a batched form",
         "RandomResizedCrop: antialias is off",
     ]
-    assert unbatched_names({"RandomResizedCrop": {"size": 5, "interpolation": "bicubic"}}) == [
+    assert unsupported_augmentations({"RandomResizedCrop": {"size": 5, "interpolation": "bicubic"}}) == [
         "RandomResizedCrop: interpolation bicubic; bilinear has a batched form"
     ]
     with pytest.raises(ConfigError, match="GaussianBlur: it has no batched form; no RandomRotation: expand"):
@@ -501,7 +501,7 @@ def test_wrong_images():
     rows = augmentations.draw(2, torch.Generator())
     with pytest.raises(ValueError, match=r"expected uint8 images \(N, C, 45, 62\)"):
         augmentations(noise(2) / 255, rows)
-    with pytest.raises(ValueError, match=r"and as many rows, not .* and 2 rows"):
+    with pytest.raises(ValueError, match=r"and as many rows of parameters, not .* and 2 rows"):
         augmentations(noise(3), rows)
     with pytest.raises(ValueError, match="3 values were given for images of 1 channel"):
         augmentations(noise(2, channels=1), rows)

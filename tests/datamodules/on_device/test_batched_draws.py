@@ -21,7 +21,7 @@ OURS, THEIRS = 20_000, 3_000
 
 def sampled(name, parameters, size):
     step = BATCHED[name](getattr(transforms, name)(**parameters), size, 1.0)
-    numbers = torch.rand(OURS, step.uniforms, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    numbers = torch.rand(OURS, step.num_random, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return step.sample(numbers)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.images import read_photo
+from datamodules.images import read_image
 from datamodules.readers import archives
 from datamodules.readers.annotations import clip_boxes, read_annotations
 from datamodules.readers.archives import extract_archive
@@ -123,7 +123,7 @@ def photos(*, jpeg: bool) -> list[bytes]:
 
 
 def read_either_way(path: Path) -> None:
-    for read in (read_photo, read_upright):
+    for read in (read_image, read_upright):
         image = read(path)
         assert image.mode == "RGB" and image.width * image.height <= 2 * Image.MAX_IMAGE_PIXELS
         image.close()
@@ -174,7 +174,7 @@ def png_bomb(width: int, height: int) -> bytes:
 )
 def test_photos_made_to_be_huge_are_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    assert "a.jpg: this photo cannot be decoded" in outcome(lambda: read_photo(tmp_path / "a.jpg"), DataError)
+    assert "a.jpg: this photo cannot be decoded" in outcome(lambda: read_image(tmp_path / "a.jpg"), DataError)
 
 
 def test_postscript_under_the_name_of_a_photo_is_not_handed_to_another_program(tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_postscript_under_the_name_of_a_photo_is_not_handed_to_another_program(t
     monkeypatch.setenv("PATH", str(tmp_path))
     head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n"
     (tmp_path / "a.jpg").write_bytes(head + b"(executed) (w) file\n%%EOF\n")
-    assert "cannot be decoded" in outcome(lambda: read_photo(tmp_path / "a.jpg"), DataError)
+    assert "cannot be decoded" in outcome(lambda: read_image(tmp_path / "a.jpg"), DataError)
     assert not (tmp_path / "executed").exists()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import cut_to_box, read_photo
+from datamodules.images import cut_to_box, read_image
 from datamodules.readers.annotations import BoundingBox
 from utils.errors import DataError
 
@@ -29,7 +29,7 @@ def test_each_colour_mode_is_read_as_rgb(tmp_path, mode, suffix, expected):
     image = Image.new("RGB", (40, 30), COLOUR)
     image = image.quantize(4) if mode == "P" else image.convert(mode)
     image.save(tmp_path / f"photo.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
-    read = read_photo(tmp_path / f"photo.{suffix}")
+    read = read_image(tmp_path / f"photo.{suffix}")
     assert (read.mode, read.size) == ("RGB", (40, 30))
     assert np.abs(np.asarray(read, int) - np.array(expected)).max() <= (
         0 if suffix == "png" and mode != "1" else 255 if mode == "1" else 4
@@ -38,39 +38,39 @@ def test_each_colour_mode_is_read_as_rgb(tmp_path, mode, suffix, expected):
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    assert read_photo(tmp_path / "deep.png").getpixel((0, 0)) == (156, 156, 156)
+    assert read_image(tmp_path / "deep.png").getpixel((0, 0)) == (156, 156, 156)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_a_photo_of_32_bits_is_refused_instead_of_being_black(tmp_path, kind):
     Image.fromarray(np.full((8, 8), 200, kind)).save(tmp_path / "deep.tif")
     with pytest.raises(DataError, match=r"deep\.tif: this photo has 32 bits a pixel.*save it with 8 bits"):
-        read_photo(tmp_path / "deep.tif")
+        read_image(tmp_path / "deep.tif")
 
 
 def test_sixteen_bits_of_a_tiff_are_scaled_too(tmp_path):
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.tif")
-    assert read_photo(tmp_path / "deep.tif").getpixel((0, 0)) == (156, 156, 156)
+    assert read_image(tmp_path / "deep.tif").getpixel((0, 0)) == (156, 156, 156)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "ppm"])
 def test_a_sound_photo_of_another_format_is_answered_with_the_formats_that_are_read(tmp_path, suffix):
     Image.new("RGB", (8, 8), COLOUR).save(tmp_path / f"photo.{suffix}")
     with pytest.raises(DataError, match=r"no JPEG, PNG, WEBP, BMP or TIFF, and no other .* are read") as error:
-        read_photo(tmp_path / f"photo.{suffix}")
+        read_image(tmp_path / f"photo.{suffix}")
     assert "whole copy" not in str(error.value)
 
 
 def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
     Image.new("RGB", (8, 8), COLOUR).quantize(4).save(tmp_path / "p.png", transparency=b"\x00\x80")
-    assert read_photo(tmp_path / "p.png").getpixel((0, 0)) == COLOUR
+    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == COLOUR
 
 
 def test_the_rotation_note_of_a_camera_is_left_alone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_photo(tmp_path / "turned.jpg").size == (40, 30)  # boxes were drawn on the photo as it is stored
+    assert read_image(tmp_path / "turned.jpg").size == (40, 30)  # boxes were drawn on the photo as it is stored
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing"])
@@ -82,7 +82,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(tmp_path, damage):
     if damage == "missing":
         path.unlink()
     with pytest.raises(DataError, match=r"000123\.jpg: this photo (cannot be decoded|has disappeared; bring it or)"):
-        read_photo(path)
+        read_image(path)
 
 
 def test_cut_to_box_takes_its_edges_as_pil_does():
