@@ -17,7 +17,7 @@ from datamodules.on_device.augmentations import BatchedAugmentations, unsupporte
 from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
-from models import build_model
+from models import build_model, count_parameters
 from models.classifier import Classifier
 from models.compilation import check_compiler
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
@@ -117,7 +117,7 @@ def build_pipelines(config: Config) -> tuple[Pipeline, Pipeline]:
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "convert_to_grayscale": config.convert_to_grayscale,
-        "normalization": _normalization(config),
+        "normalization": config.normalization and config.normalization.model_dump(),
     }
     image_augmentations, tensor_augmentations = _augmentations(config)
     train = build_transforms(
@@ -148,11 +148,6 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
         cache_on_device=config.cache_on_device,
         compile_augmentations=config.compile is not None,
     )
-
-
-def _normalization(config: Config) -> dict[str, list[float]] | None:
-    params = config.normalization_params_grayscale if config.convert_to_grayscale else config.normalization_params_rgb
-    return params.model_dump() if config.normalize and params is not None else None
 
 
 def _augmentations(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -191,7 +186,7 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
         raise ConfigError("; ".join(obstacles))  # of which check_buildable says the key and the value
     if wanted == "cpu" or (wanted == "auto" and (obstacles or not _on_cuda(config))):
         return None
-    normalization = _normalization(config) or {"mean": None, "std": None}
+    normalization = config.normalization.model_dump() if config.normalization else {"mean": None, "std": None}
     size = (config.image_size[0], config.image_size[1])
     train = BatchedAugmentations(*_augmentations(config), image_size=size, **normalization)
     return train, BatchedAugmentations({}, {}, image_size=size, **normalization)
@@ -221,7 +216,7 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
     parameters = study_parameters(
         config,
         network=type(classifier.model).__name__,
-        num_params=sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad),
+        num_params=count_parameters(classifier),
         weight_decay=optimizer.defaults.get("weight_decay"),
     )
     return RunRecord(

@@ -22,6 +22,11 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 TIMM = "timm/"
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Returns the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def build_model(
     architecture: str,
     *,

@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import os
-import platform
-import re
 import signal
 import sys
 import threading
@@ -17,7 +15,7 @@ from reproduction.jobs import Job, RunIndex
 from utils.cli import run_command
 from utils.config import CONFIG_FILE
 from utils.files import write_text
-from utils.machine import available_cores
+from utils.machine import available_cores, processor
 
 FACTS = "reproduction.json"  # in a run's folder: what is known only where it was trained
 ERROR = "error: "  # before what utils.cli says of an error
@@ -110,8 +108,4 @@ def _device_name(device: str) -> str:
         return torch.cuda.get_device_name(torch.device(device))
     if device != "cpu":
         return device
-    try:
-        models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:  # not Linux
-        models = []
-    return f"{(models or [platform.processor() or platform.machine()])[0]}, {available_cores()} cores"
+    return f"{processor()}, {available_cores()} cores"

@@ -41,6 +41,19 @@ def replacing(path: Path, *, key: str = "output_path") -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> Path:
+    """Makes a folder and its parents where they are missing, and returns it.
+
+    Raises:
+        RunError: The folder cannot be created, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, whole or not at all."""
     with replacing(path) as partial:

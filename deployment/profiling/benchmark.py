@@ -13,14 +13,13 @@ from deployment.formats import FORMATS, open_onnx, write_int8
 from deployment.profiling.measure import (
     Seconds,
     count_multiply_adds,
-    count_parameters,
     interleaved,
     spread,
     threads_restored,
 )
 from deployment.profiling.peak_memory import peak_memory
 from deployment.trained import load_trained
-from models import ARCHITECTURES, TIMM, build_model
+from models import ARCHITECTURES, TIMM, build_model, count_parameters
 from utils.config.architectures import ARCHITECTURE_LIMITS
 from utils.errors import ConfigError
 from utils.machine import available_cores

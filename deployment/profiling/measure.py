@@ -74,11 +74,6 @@ def interleaved(
     return times
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Returns the number of trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def count_multiply_adds(model: nn.Module, image: Tensor) -> int:
     """Returns the multiply-adds of one image (1, C, H, W): half of what `torch.utils.flop_counter` counts.
 

@@ -7,15 +7,13 @@ import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from deployment.profiling.benchmark import BATCH_SIZE, GPU_BATCH_SIZE, Row
 from deployment.profiling.measure import Seconds
-from utils.machine import available_cores
+from utils.machine import available_cores, processor
 
-CPU_INFO = Path("/proc/cpuinfo")
 MILLION = 1e6
 
 
@@ -40,15 +38,6 @@ def conditions(rounds: int) -> list[str]:
     if busy is not None and busy > cores / 2:
         lines.append(f"Warning: other work was running (load {busy:.1f} on {cores} cores): latencies are too high.")
     return lines
-
-
-def processor() -> str:
-    """Returns the name of the processor."""
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

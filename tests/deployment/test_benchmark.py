@@ -15,10 +15,10 @@ from torch import nn
 import benchmark
 from deployment.profiling.benchmark import Row, build_rows
 from deployment.profiling.figure import _overlap, draw
-from deployment.profiling.measure import Seconds, count_multiply_adds, count_parameters, interleaved, spread
+from deployment.profiling.measure import Seconds, count_multiply_adds, interleaved, spread
 from deployment.profiling.peak_memory import STATUS
 from deployment.profiling.report import as_markdown, as_text, conditions, table
-from models import ARCHITECTURES, build_model
+from models import ARCHITECTURES, build_model, count_parameters
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
 from utils.machine import available_cores

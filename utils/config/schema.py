@@ -164,6 +164,12 @@ class Config(BaseModel):
         None, description="Mode of torch.compile, for batches of full size; null: not compiled."
     )
 
+    @property
+    def normalization(self) -> Normalization | None:
+        """The normalization in effect for the configured channels; None where there is none."""
+        params = self.normalization_params_grayscale if self.convert_to_grayscale else self.normalization_params_rgb
+        return params if self.normalize else None
+
 
 def json_schema() -> str:
     """Returns the JSON schema of a configuration file, for editors; such a file may hold only some of the keys."""

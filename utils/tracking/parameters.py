@@ -15,10 +15,7 @@ def study_parameters(config: Config, *, network: str, num_params: int, weight_de
         num_params: Its trainable parameters.
         weight_decay: The optimizer's, also where it is its default; None where it has none.
     """
-    norm_params = (
-        config.normalization_params_grayscale if config.convert_to_grayscale else config.normalization_params_rgb
-    )
-    norm_params = norm_params.model_dump() if config.normalize and norm_params is not None else None
+    norm_params = config.normalization and config.normalization.model_dump()
     gray = config.convert_to_grayscale
     return {
         "runtime": runtime(),
