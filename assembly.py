@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from datamodules.datamodule import StanfordCars, with_boxes_of_others
+from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import Pipeline, build_transforms
@@ -26,7 +26,7 @@ from training.early_stopping import EarlyStopping
 from training.progress import TrainingProgress
 from training.recorder import Recorder
 from training.run_record import RunRecord
-from training.signals import Interruption
+from training.signals import SignalHandler
 from utils.config import Config, ConfigError, Problems
 from utils.errors import DataError
 from utils.machine import total_memory, worker_count
@@ -126,7 +126,7 @@ def build_pipelines(config: Config) -> tuple[Pipeline, Pipeline]:
     return train, build_transforms(**common)
 
 
-def build_data(config: Config, annotations: Annotations) -> StanfordCars:
+def build_data(config: Config, annotations: Annotations) -> CarsDataModule:
     """Returns the data module of `config`.
 
     Raises:
@@ -135,7 +135,7 @@ def build_data(config: Config, annotations: Annotations) -> StanfordCars:
     if config.shuffle_bounding_boxes:
         annotations = replace(annotations, train=with_boxes_of_others(annotations.train))
     train_transform, valid_transform = build_pipelines(config)
-    return StanfordCars(
+    return CarsDataModule(
         annotations,
         train_transform=train_transform,
         valid_transform=valid_transform,
@@ -229,7 +229,7 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
 
 
 def build_callbacks(
-    config: Config, record: RunRecord, *, class_names: tuple[str, ...], interruption: Interruption
+    config: Config, record: RunRecord, *, class_names: tuple[str, ...], signals: SignalHandler
 ) -> list[Callback]:
     """Returns early stopping, the recorder of metrics and the writer of checkpoints, in the order they must run."""
     patience = stopping_patience(
@@ -240,9 +240,9 @@ def build_callbacks(
     about = {"config": config.plain(), "class_names": list(class_names)}
     return [
         TrainingProgress(),
-        *([EarlyStopping(patience, longer=record.had_ended)] if patience else []),
+        *([EarlyStopping(patience, extend_finished_run=record.was_finished)] if patience else []),
         Recorder(record.folder, record.trackers),
-        Checkpoints(record.folder, about, interval=config.checkpoint_interval, interruption=interruption),
+        Checkpoints(record.folder, about, interval=config.checkpoint_interval, signals=signals),
     ]
 
 

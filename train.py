@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from training.signals import Interruption
+from training.signals import SignalHandler
 from utils.cli import run_command
 from utils.config import Config, load_config, load_run_config
 from utils.errors import ConfigError
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     import assembly
     from datamodules.check.check import check_data
     from datamodules.demo import write_demo_data
-    from training.checkpoints import going_on_from
-    from training.error_hints import explained
-    from training.max_batch_size import fitting_batch_size
+    from training.checkpoints import resume_guard
+    from training.error_hints import error_hints
+    from training.max_batch_size import find_max_batch_size
 
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:
@@ -101,17 +101,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, annotations)
     checkpoint = folder / LAST if resumed else None
-    interruption = Interruption()
-    explaining = explained(
+    signals = SignalHandler()
+    explaining = error_hints(
         batch_size=config.batch_size,
         num_workers=data.num_workers,
-        fitting_batch_size=partial(fitting_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
-        interruption=interruption,
+        find_max_batch_size=partial(find_max_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
+        signals=signals,
     )
-    with interruption, record, closing(data), going_on_from(checkpoint), explaining:
-        callbacks = assembly.build_callbacks(
-            config, record, class_names=annotations.class_names, interruption=interruption
-        )
+    with signals, record, closing(data), resume_guard(checkpoint), explaining:
+        callbacks = assembly.build_callbacks(config, record, class_names=annotations.class_names, signals=signals)
         trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
         logger.info(assembly.augmentation_path(config))

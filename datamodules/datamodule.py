@@ -24,7 +24,7 @@ from datamodules.images import Crop, DecodedImages, ImageSource
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import DeviceLoader
 from datamodules.readers.annotations import Annotation, Annotations
-from datamodules.sampler import EpochBatches, Item
+from datamodules.sampler import EpochBatchSampler, Item
 from datamodules.transforms import Pipeline, Transform
 from utils.errors import DataError, RunError
 from utils.processes import ignore_signals
@@ -33,7 +33,7 @@ from utils.seeding import generator, seeded
 logger = logging.getLogger(__name__)
 
 
-class CarPhotos(Dataset):
+class ImageDataset(Dataset):
     """The photos of one split; an item is (epoch, index), and its random draws depend on nothing but the seed and these.
 
     Args:
@@ -91,7 +91,7 @@ def with_boxes_of_others(annotations: Sequence[Annotation], seed: int = 0) -> tu
     return tuple(replace(annotation, bounding_box=boxes[index]) for index, annotation in enumerate(annotations))
 
 
-class StanfordCars(LightningDataModule):
+class CarsDataModule(LightningDataModule):
     """Serves batches of images (N, C, H, W) and labels (N,).
 
     Args:
@@ -204,21 +204,23 @@ class StanfordCars(LightningDataModule):
                 "it goes on with what is there now"
             )
 
-    def photos(self, split: Split) -> CarPhotos:
+    def photos(self, split: Split) -> ImageDataset:
         """Returns the photos of a split, one at a time."""
-        return CarPhotos(split.source, split.labels, split.pipeline.augment, seed=self.seed)
+        return ImageDataset(split.source, split.labels, split.pipeline.augment, seed=self.seed)
 
-    def _batches(self, split: Split, *, shuffle: bool) -> EpochBatches:
+    def _batches(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count = len(split.source)
         if count < world_size:
             raise DataError(f"{world_size} processes cannot share {count} photos of the split {split.name}")
-        return EpochBatches(count, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+        return EpochBatchSampler(
+            count, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
+        )
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def loader(self, split: Split, batches: EpochBatches, device: torch.device) -> Iterable:
+    def loader(self, split: Split, batches: EpochBatchSampler, device: torch.device) -> Iterable:
         """Returns what serves `batches` of a split: of whole batches on `device`, or photo by photo on the CPU."""
         if split.batched is not None and isinstance(split.source, ImageCache):
             on_device = self._fits(split, device) if self.cache_on_device == "auto" else self.cache_on_device

@@ -9,7 +9,7 @@ from utils.seeding import generator
 Item = tuple[int, int]  # epoch, index of the photo: all that a photo's random draws depend on
 
 
-class EpochBatches:
+class EpochBatchSampler:
     """The batches of each epoch, as lists of (epoch, index).
 
     The last partial batch is kept. If it would hold one image, that image joins the batch before it: batch norm cannot

@@ -32,7 +32,7 @@ import torch
 
 import assembly
 from datamodules.cache import ImageCache
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from measurements.arguments import at_least, existing_folder, report
 from measurements.generated import generated_annotations, write_cache
 from measurements.measuring import best_device, conditions, say_where, spread, wait_for, write_report
@@ -83,7 +83,7 @@ def epoch(config: Config, cache: ImageCache) -> dict[str, float]:
     device = best_device()
     data = assembly.build_data(config, generated_annotations(len(cache)))
     data.train.source = cache
-    batches = EpochBatches(len(cache), config.batch_size, shuffle=True)
+    batches = EpochBatchSampler(len(cache), config.batch_size, shuffle=True)
     iterator = iter(data.loader(data.train, batches, device))
     next(iterator)
     workers = getattr(iterator, "_workers", None)

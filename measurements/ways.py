@@ -13,7 +13,7 @@ from torchvision import datasets, transforms
 import assembly
 from datamodules.on_device.loader import DeviceLoader
 from datamodules.readers.annotations import Annotations
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from measurements.measuring import Step
 from utils.config import Config
 from utils.seeding import generator
@@ -89,7 +89,7 @@ def own_loader(config: Config, annotations: Annotations, device: torch.device) -
     """This project's loader of the training split."""
     data = assembly.build_data(config, annotations)
     data.setup("fit")
-    batches = EpochBatches(len(annotations.train), config.batch_size, shuffle=True, seed=config.seed)
+    batches = EpochBatchSampler(len(annotations.train), config.batch_size, shuffle=True, seed=config.seed)
     return data.loader(data.train, batches, device)
 
 

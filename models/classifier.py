@@ -97,9 +97,9 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = self.loss(logits, labels)
-        self.train_sums = self._added(self.train_sums, logits, labels, loss)
-        self._note_nonfinite(loss.detach())
-        return loss * self._share(labels)
+        self.train_sums = self._accumulate(self.train_sums, logits, labels, loss)
+        self._track_nonfinite(loss.detach())
+        return loss * self._ddp_weight(labels)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_sums = None
@@ -107,7 +107,7 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        self.valid_sums = self._added(self.valid_sums, logits, labels, self.loss(logits, labels))
+        self.valid_sums = self._accumulate(self.valid_sums, logits, labels, self.loss(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)
@@ -129,7 +129,7 @@ class Classifier(LightningModule):
         if self.stop_on_nonfinite_loss and not math.isfinite(self.epoch_metrics["valid_loss"]):
             raise self._not_finite("validation")
         self._log_means("train", self.train_sums)
-        self._publish({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        self._log({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class Classifier(LightningModule):
             change=change,
         )
 
-    def _share(self, labels: Tensor) -> Tensor | float:
+    def _ddp_weight(self, labels: Tensor) -> Tensor | float:
         """What the loss of this process is multiplied by, so that many processes train as one with all of their images.
 
         The engine takes the mean of the gradients over processes. That of a step is to be over images, but the last batch
@@ -168,13 +168,13 @@ class Classifier(LightningModule):
     def _over_processes(self, value: Tensor, operation: str) -> Tensor:
         return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)  # which works in place
 
-    def _note_nonfinite(self, loss: Tensor) -> None:
+    def _track_nonfinite(self, loss: Tensor) -> None:
         """Notes on the device, without waiting for it, the first step whose loss is not finite."""
         step = torch.where(loss.isfinite(), FINITE, self.trainer.global_step)
         self.nonfinite_step = step if self.nonfinite_step is None else torch.minimum(self.nonfinite_step, step)
 
     @torch.no_grad()
-    def _added(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    def _accumulate(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
         """Adds a batch to the sums on the device, without waiting for it."""
         k = min(TOP_K, logits.shape[1])
         hits = logits.topk(k, dim=1).indices == labels[:, None]  # (N, k)
@@ -188,8 +188,8 @@ class Classifier(LightningModule):
         total = self._over_processes(sums, "sum")
         loss, correct, correct_top_k, count = total.tolist()  # the one time in an epoch that the device is waited for
         means = {"loss": loss / count, "acc": correct / count, f"top{TOP_K}_acc": correct_top_k / count}
-        self._publish({f"{split}_{name}": value for name, value in means.items()})
+        self._log({f"{split}_{name}": value for name, value in means.items()})
 
-    def _publish(self, metrics: dict[str, float]) -> None:
+    def _log(self, metrics: dict[str, float]) -> None:
         self.epoch_metrics |= metrics
         self.log_dict(metrics, logger=False)  # for callbacks such as early stopping; trackers get epoch_metrics

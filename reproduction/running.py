@@ -11,7 +11,7 @@ from reproduction.claims import Claim, Outcome, failed_since, holder, now, take
 from reproduction.jobs import Job, Key, RunIndex
 from reproduction.progress import Progress
 from reproduction.training import reason, start_training
-from training.signals import Interruption
+from training.signals import SignalHandler
 from utils.errors import Interrupted, RunError
 
 QUEUE = "queue"  # folder of the claims, and of what the trainings said
@@ -42,13 +42,13 @@ def run_jobs(jobs: Sequence[Job], folder: Path, *, start: Start = start_training
         Interrupted: A signal came; the training that was going on has written its checkpoint.
         RunError: The folder cannot be written.
     """
-    with Interruption() as interruption:
-        interruption.take_signals()
+    with SignalHandler() as interruption:
+        interruption.install()
         return _Runner(jobs, folder, start, interruption).run()
 
 
 class _Runner:
-    def __init__(self, jobs: Sequence[Job], folder: Path, start: Start, interruption: Interruption) -> None:
+    def __init__(self, jobs: Sequence[Job], folder: Path, start: Start, interruption: SignalHandler) -> None:
         self.jobs = jobs
         self.queue = folder / QUEUE
         self.start = start

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from training.signals import Interruption
+from training.signals import SignalHandler
 from utils.errors import ConfigError, DamagedCheckpoint, Interrupted, UserError
 from utils.files import replacing
 from utils.runs.folder import BEST, LAST
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # raised when a reader of older checkpoints has to do something
 LONGEST_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closing takes its time too
 ABOUT = "cars"  # key under which a checkpoint says what it is: format, config, class_names
+RENAMED = {"StanfordCars": "CarsDataModule"}  # parts of a checkpoint that Lightning names after our classes, old → new
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of what torch writes, now and before 2020
 
 
@@ -125,16 +126,14 @@ class Checkpoints(Checkpoint):
         folder: The run's folder.
         about: What every checkpoint says of itself beside the weights, as plain values: config and class_names.
         interval: Minutes between two checkpoints within an epoch; None for none.
-        interruption: Tells whether a signal has come.
+        signals: Tells whether a signal has come.
     """
 
-    def __init__(
-        self, folder: Path, about: dict[str, Any], *, interval: float | None, interruption: Interruption
-    ) -> None:
+    def __init__(self, folder: Path, about: dict[str, Any], *, interval: float | None, signals: SignalHandler) -> None:
         self.folder = folder
         self.about = about
         self.interval = interval
-        self.interruption = interruption
+        self.signals = signals
         self.lowest = float("inf")
         self.written = time.monotonic()
 
@@ -160,7 +159,7 @@ class Checkpoints(Checkpoint):
                     raise TypeError(f"its {name} is {found[name]!r:.60}, not a number")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.interruption.take_signals()  # from Lightning, which speaks to other processes from within its handler
+        self.signals.install()  # from Lightning, which speaks to other processes from within its handler
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -168,16 +167,16 @@ class Checkpoints(Checkpoint):
         if trainer.is_last_batch:
             return  # what comes next is validation, and then the epoch's own checkpoint
         due = self.interval is not None and time.monotonic() - self.written >= 60 * self.interval
-        if self._agreed(trainer, due or self.interruption.noted):
+        if self._agreed(trainer, due or self.signals.received):
             self.save(trainer, LAST)
-            self._end_if(trainer, self.interruption.noted)
+            self._end_if(trainer, self.signals.received)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.strategy.checkpoint_io.wait()
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         # Validation that takes long is given up; what was trained since the last checkpoint is trained again.
-        self._end_if(trainer, self.interruption.seconds > LONGEST_WAIT)
+        self._end_if(trainer, self.signals.seconds_since > LONGEST_WAIT)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         valid_loss = module.epoch_metrics["valid_loss"]
@@ -188,7 +187,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer, BEST, second_name=LAST)
         else:
             self.save(trainer, LAST)
-        self._end_if(trainer, self.interruption.noted)
+        self._end_if(trainer, self.signals.received)
 
     def save(self, trainer: Trainer, name: Path, *, second_name: Path | None = None) -> None:
         """Begins to write a checkpoint, unless the network has been spoiled by a loss that was not finite."""
@@ -204,14 +203,14 @@ class Checkpoints(Checkpoint):
     def _end_if(self, trainer: Trainer, wish: bool) -> None:
         if not self._agreed(trainer, wish):
             return
-        number = self.interruption.signal_number or signal.SIGTERM
+        number = self.signals.signal_number or signal.SIGTERM
         raise Interrupted(
             f"{signal.Signals(number).name} ended the training in epoch {trainer.current_epoch}", signal_number=number
         )
 
 
 @contextmanager
-def going_on_from(path: Path | None) -> Iterator[None]:
+def resume_guard(path: Path | None) -> Iterator[None]:
     """Raises a DamagedCheckpoint for whatever a checkpoint of wrong content breaks, until training within has replaced it.
 
     Args:
@@ -257,7 +256,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     if not isinstance(found := about.get("format"), int) or found != FORMAT:
         raise DamagedCheckpoint(f"{path} has checkpoint format {found!r:.60}; this version reads {FORMAT}")
-    return checkpoint
+    return {RENAMED.get(key, key): value for key, value in checkpoint.items()}
 
 
 def _is_whole(path: Path) -> bool:

@@ -11,17 +11,17 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     Args:
         patience: Epochs.
-        longer: Whether a run that has ended is to be trained longer; else one that had stopped when it was broken off,
-            before it could say so, ends without another epoch.
+        extend_finished_run: Whether to continue a run that had stopped early. Without it, a run that was killed after it
+            stopped but before it recorded so ends without another epoch.
     """
 
-    def __init__(self, patience: int, *, longer: bool) -> None:
+    def __init__(self, patience: int, *, extend_finished_run: bool) -> None:
         super().__init__("valid_loss", mode="min", patience=patience, check_finite=False)
-        self.longer = longer
+        self.extend_finished_run = extend_finished_run
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience})
-        if self.longer or self.wait_count < self.patience:
+        if self.extend_finished_run or self.wait_count < self.patience:
             self.stopped_epoch = 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:

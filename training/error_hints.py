@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from training.signals import Interruption
+from training.signals import SignalHandler
 from utils.errors import Interrupted, RunError
 
 # Near the limit cuDNN tries one kernel after another, and then says only that none was left.
@@ -21,26 +21,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(
+def error_hints(
     *,
     batch_size: int,
     num_workers: int,
-    fitting_batch_size: Callable[[BaseException], int | None],
-    interruption: Interruption,
+    find_max_batch_size: Callable[[BaseException], int | None],
+    signals: SignalHandler,
 ) -> Iterator[None]:
     """Raises a RunError in the place of errors that a change of one key answers.
 
     Args:
         batch_size: Of the training within.
         num_workers: Of the training within.
-        fitting_batch_size: Says, after the device's memory was too small, how many images do fit; None where it cannot.
-        interruption: Tells whether a signal has come, which may have ended the processes that read photos as well.
+        find_max_batch_size: Says, after the device's memory was too small, how many images do fit; None where it cannot.
+        signals: Tells whether a signal has come, which may have ended the processes that read photos as well.
     """
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
-            fits = fitting_batch_size(error)
+            fits = find_max_batch_size(error)
             advice = f"--set batch_size={fits} fits" if fits else "set a smaller batch_size or image_size"
             raise RunError(
                 f"the device's memory is too small for batches of {batch_size} images; in a new run {advice}, or free "
@@ -65,8 +65,8 @@ def explained(
             ) from error
         if re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(error)) is None:
             raise
-        if interruption.noted:
-            number = interruption.signal_number
+        if signals.received:
+            number = signals.signal_number
             raise Interrupted(
                 f"{signal.Signals(number).name} ended the training and the processes that read its photos",
                 signal_number=number,

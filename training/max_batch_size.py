@@ -12,7 +12,7 @@ from training.error_hints import is_out_of_memory
 SMALLEST_BATCH = 2  # batch norm needs two images
 
 
-def fitting_batch_size(
+def find_max_batch_size(
     classifier: Classifier, batch_size: int, image_shape: tuple[int, int, int], error: BaseException
 ) -> int | None:
     """Tries a training step with half of `batch_size` images, half of that and so on, and returns the first that fits.

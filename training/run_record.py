@@ -42,7 +42,7 @@ class RunRecord:
         self.folder = folder
         self.config = config
         old = read_record(folder)
-        self.had_ended = has_ended(folder)
+        self.was_finished = has_ended(folder)
         # A run that was killed could not write down how long it had taken, but each of its epochs did.
         trained = sum(row["seconds"] for row in read_rows(folder / SPEED)) if old else 0.0
         self.earlier_seconds = max(float(old.get("seconds", 0.0)), trained)

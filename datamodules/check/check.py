@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from datamodules.check.figures import SampleRow
 from datamodules.check.report import REPORT, CheckedPhoto, Findings, write_report
-from datamodules.datamodule import Split, StanfordCars
+from datamodules.datamodule import CarsDataModule, Split
 from datamodules.images import FORMATS, cut_to_box, read_image
 from datamodules.readers.annotation_rows import refuse
 from datamodules.readers.annotations import THREADS, Annotation, Annotations, clip_boxes, read_annotations
@@ -31,7 +31,7 @@ SAMPLE_EPOCHS = 6
 
 def check_data(
     folder: Path,
-    build_data: Callable[[Annotations], StanfordCars],
+    build_data: Callable[[Annotations], CarsDataModule],
     *,
     archive_folder: Path | None,
     output_path: Path,
@@ -59,7 +59,7 @@ def check_data(
 
 
 def examine_data(
-    folder: Path, build_data: Callable[[Annotations], StanfordCars], *, archive_folder: Path | None = None
+    folder: Path, build_data: Callable[[Annotations], CarsDataModule], *, archive_folder: Path | None = None
 ) -> Findings:
     """Decodes every photo of a data set once; the arguments are those of `check_data`.
 
@@ -99,7 +99,7 @@ def examine_data(
     )
 
 
-def draw_samples(data: StanfordCars, usable: set[Path]) -> list[SampleRow]:
+def draw_samples(data: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
     """Returns training photos, each with what the network will see of it in the first epochs, in [0, 1].
 
     The random numbers are those of the training: they depend on the seed, the epoch and the photo's index alone.
@@ -124,7 +124,7 @@ def draw_samples(data: StanfordCars, usable: set[Path]) -> list[SampleRow]:
     return rows
 
 
-def _one_epoch(data: StanfordCars, epoch: int, indices: list[int]) -> list[Tensor]:
+def _one_epoch(data: CarsDataModule, epoch: int, indices: list[int]) -> list[Tensor]:
     split = data.train
     if split.batched is None:
         photos = data.photos(split)
@@ -147,7 +147,7 @@ def _numbers(normalize: transforms.Normalize) -> tuple[list[float], list[float]]
     return list(normalize.mean), list(normalize.std)
 
 
-def _way_of_sampling(data: StanfordCars) -> str:
+def _way_of_sampling(data: CarsDataModule) -> str:
     split = data.train
     steps = [
         type(step).__name__
@@ -176,7 +176,7 @@ def _header_problem(annotation: Annotation) -> str | None:
         return f"{annotation.image_path}: cannot be read ({str(error) or type(error).__name__})"
 
 
-def _examine_all(data: StanfordCars) -> tuple[list[CheckedPhoto], np.ndarray, list[str]]:
+def _examine_all(data: CarsDataModule) -> tuple[list[CheckedPhoto], np.ndarray, list[str]]:
     """Decodes all photos; returns them, how often each level occurs in training (C, 256), and what cannot be decoded."""
     items = [(split, annotation) for split in (data.train, data.valid) for annotation in split.source.annotations]
     channels = len(data.train.pipeline(Image.new("RGB", (8, 8))))

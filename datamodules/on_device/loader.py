@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datamodules.cache import ImageCache
 from datamodules.on_device.augmentations import BatchedAugmentations
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from utils.errors import RunError
 from utils.seeding import generator
 
@@ -36,7 +36,7 @@ class DeviceLoader:
         self,
         photos: ImageCache,
         labels: Sequence[int],
-        batches: EpochBatches,
+        batches: EpochBatchSampler,
         augmentations: BatchedAugmentations,
         *,
         device: torch.device,

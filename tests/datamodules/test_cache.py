@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from datamodules.cache import check_cache_folder, open_cache
-from datamodules.datamodule import CarPhotos
+from datamodules.datamodule import ImageDataset
 from datamodules.images import DecodedImages
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import PREFETCH, DeviceLoader
 from datamodules.readers.annotations import read_annotations
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from datamodules.transforms import build_transforms
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import run
@@ -119,7 +119,7 @@ def loader(
     cached, labels, augmentations, *, shuffle: bool, on_device: bool = False, batch_size: int = 8
 ) -> DeviceLoader:
     steps = BatchedAugmentations(augmentations, {}, image_size=(24, 32), **NORMALIZATION)
-    batches = EpochBatches(len(cached), batch_size, shuffle=shuffle, seed=3)
+    batches = EpochBatchSampler(len(cached), batch_size, shuffle=shuffle, seed=3)
     return DeviceLoader(cached, labels, batches, steps, device=torch.device("cpu"), on_device=on_device, seed=3)
 
 
@@ -128,7 +128,7 @@ def test_validation_batches_equal_the_photos_one_at_a_time(data, tmp_path):
     labels = [annotation.label for annotation in decoded.annotations]
     cached = open_cache(tmp_path / "cache", "train", decoded, (3, 24, 32))
     pipeline = build_transforms(image_size=[24, 32], normalization=NORMALIZATION)
-    one_by_one = CarPhotos(decoded, labels, pipeline.augment)
+    one_by_one = ImageDataset(decoded, labels, pipeline.augment)
     seen = 0
     for images, batch_labels in loader(cached, labels, {}, shuffle=False):
         for image, label in zip(images, batch_labels, strict=True):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from datamodules.datamodule import StanfordCars, with_boxes_of_others
+from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import build_transforms
 from tests.support.data_sets import Photo, write_original_release, write_updated_release
@@ -28,9 +28,9 @@ def colour(photo: Photo, box: bool) -> torch.Tensor:
     return torch.tensor(photo.box_colour if box else photo.background) / 255
 
 
-def data_module(annotations: Annotations, **changes) -> StanfordCars:
+def data_module(annotations: Annotations, **changes) -> CarsDataModule:
     settings = {"train_transform": PLAIN, "valid_transform": PLAIN, "batch_size": 4, "num_workers": 0} | changes
-    return StanfordCars(annotations, **settings)
+    return CarsDataModule(annotations, **settings)
 
 
 @pytest.mark.parametrize("write", [write_updated_release, write_original_release])
@@ -87,7 +87,7 @@ def test_the_cache_lies_on_the_card_where_it_takes_half_of_the_free_memory_and_t
 ):
     write_updated_release(tmp_path / "data")
     transform = build_transforms(image_size=[8, 8])
-    data = StanfordCars(
+    data = CarsDataModule(
         read_annotations(tmp_path / "data"), train_transform=transform, valid_transform=transform, batch_size=2,
         num_workers=0, cache_path=tmp_path / "cache",
     )  # fmt: skip

@@ -16,7 +16,7 @@ import train
 from datamodules.cache import ImageCache
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import DeviceLoader
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from models.compilation import FullBatches
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import assert_same_run, rows, run
@@ -114,7 +114,7 @@ def test_whole_batches_augmented_by_fused_kernels_are_the_same(tmp_path, counter
     steps = BatchedAugmentations(augmentations, {}, image_size=(24, 32), mean=[0.5] * 3, std=[0.2] * 3)
 
     def images(compiled: bool) -> list[torch.Tensor]:
-        batches = EpochBatches(20, 8, shuffle=True, seed=3)
+        batches = EpochBatchSampler(20, 8, shuffle=True, seed=3)
         loader = DeviceLoader(
             ImageCache(path, (20, 3, 24, 32)), list(range(20)), batches, steps,
             device=torch.device("cpu"), on_device=True, seed=3, compiled=compiled,

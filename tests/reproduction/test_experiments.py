@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 import assembly
 from models.classifier import Classifier
 from training.run_record import RunRecord
-from training.signals import Interruption
+from training.signals import SignalHandler
 from utils.config import CONFIG_FILE, Config, load_config
 
 EXPERIMENTS = CONFIG_FILE.parent / "experiments"
@@ -44,7 +44,7 @@ def build(name: str, folder: Path) -> tuple[Config, Classifier, RunRecord, Early
         classifier = assembly.build_classifier(config, num_classes=196)
     annotations = assembly.Annotations((), (), tuple(map(str, range(196))), "updated")
     record = assembly.build_record(config, folder, classifier, annotations)
-    callbacks = assembly.build_callbacks(config, record, class_names=("car",), interruption=Interruption())
+    callbacks = assembly.build_callbacks(config, record, class_names=("car",), signals=SignalHandler())
     (stopper,) = (callback for callback in callbacks if isinstance(callback, EarlyStopping))
     return config, classifier, record, stopper
 

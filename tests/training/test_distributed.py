@@ -24,7 +24,7 @@ import torch
 
 import train
 from datamodules import images
-from datamodules.datamodule import CarPhotos
+from datamodules.datamodule import ImageDataset
 from datamodules.images import read_image
 from datamodules.readers.annotations import read_annotations
 from models.classifier import Classifier
@@ -182,10 +182,10 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
     items: list[list] = []
     written: list[str] = []
     get, decode, end, note = (
-        CarPhotos.__getitem__,
+        ImageDataset.__getitem__,
         read_image,
         Checkpoints.on_train_batch_end,
-        Classifier._note_nonfinite,
+        Classifier._track_nonfinite,
     )
 
     def noted(self, item):
@@ -209,8 +209,8 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
             written.extend(str(value) for value in values)
 
     sys.addaudithook(heard)
-    CarPhotos.__getitem__, images.read_image = noted, decoded
-    Checkpoints.on_train_batch_end, Classifier._note_nonfinite = signalled, spoilt
+    ImageDataset.__getitem__, images.read_image = noted, decoded
+    Checkpoints.on_train_batch_end, Classifier._track_nonfinite = signalled, spoilt
     run_record.draw_curves = lambda *_, **__: None  # half of the time of so small a run
     try:
         train.main(words)

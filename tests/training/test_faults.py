@@ -21,7 +21,7 @@ import torch
 
 import train
 from datamodules.cache import ImageCache
-from datamodules.datamodule import CarPhotos
+from datamodules.datamodule import ImageDataset
 from measurements.run_differences import wrong_in_mlflow
 from models.classifier import Classifier
 from tests.support.small_runs import assert_same_run, only_run, run
@@ -40,7 +40,7 @@ HAS_MLFLOW = importlib.util.find_spec("mlflow") is not None
 
 @pytest.mark.parametrize("when", ["step", "checkpoint"])
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(cars, tmp_path, monkeypatch, when):
-    monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
+    monkeypatch.setattr(Classifier, "_track_nonfinite", _seeing(Classifier._track_nonfinite))
     interval = "checkpoint_interval=1.0e-9" if when == "checkpoint" else "checkpoint_interval=null"
     with pytest.raises(
         RunError, match=r"^the training loss was not finite in epoch 1, step 4, at a learning rate of 0.003"
@@ -66,7 +66,7 @@ def _seeing(original, step=4):
 def test_before_the_first_checkpoint_a_loss_that_is_not_finite_says_that_there_is_none(
     cars, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite, step=1))
+    monkeypatch.setattr(Classifier, "_track_nonfinite", _seeing(Classifier._track_nonfinite, step=1))
     with pytest.raises(RunError, match=r"in epoch 0, step 1, .*; there is no checkpoint yet\. "):
         run(cars, tmp_path)
     assert "to go on" not in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_before_the_first_checkpoint_a_loss_that_is_not_finite_says_that_there_i
 @pytest.mark.parametrize("what", ["training", "validation"])
 def test_it_can_be_told_to_train_on_regardless_and_the_end_says_so(cars, tmp_path, monkeypatch, capsys, what):
     if what == "training":
-        monkeypatch.setattr(Classifier, "_note_nonfinite", _seeing(Classifier._note_nonfinite))
+        monkeypatch.setattr(Classifier, "_track_nonfinite", _seeing(Classifier._track_nonfinite))
     else:
         monkeypatch.setattr(Classifier, "validation_step", _validated_to_infinity(Classifier.validation_step))
     with pytest.raises(
@@ -167,7 +167,7 @@ def test_a_network_without_deterministic_kernels_is_named_by_what_it_lacks(cars,
 
 
 def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):
-    original = CarPhotos.__getitem__
+    original = ImageDataset.__getitem__
 
     def killed(self, item):
         if item[0] == 2:
@@ -175,7 +175,7 @@ def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, fo
         return original(self, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CarPhotos, "__getitem__", killed)
+        patch.setattr(ImageDataset, "__getitem__", killed)
         with pytest.raises(RunError, match=r"the system ended a process that reads photos.* --set num_workers=1"):
             run(cars, tmp_path, "num_epochs=4", "num_workers=2")
     folder = only_run(tmp_path)

@@ -11,7 +11,7 @@ import assembly
 from datamodules.on_device import augmentations as batched_augmentations
 from datamodules.on_device import color as batched_colour
 from datamodules.on_device import draws as batched_draws
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from measurements.generated import generated_annotations, write_cache
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import run
@@ -117,12 +117,12 @@ def test_an_epoch_mixes_no_tensor_of_the_host_with_those_of_the_device(tmp_path,
     classifier = assembly.build_classifier(config, num_classes=196).to(device).train()
     optimizer = classifier.configure_optimizers()
     sums, sizes = None, []
-    for images, labels in data.loader(data.train, EpochBatches(10, 4, shuffle=True), device):
+    for images, labels in data.loader(data.train, EpochBatchSampler(10, 4, shuffle=True), device):
         logits = classifier(images)
         loss = classifier.loss(logits, labels)
         loss.backward()
         optimizer.step()
-        sums = classifier._added(sums, logits, labels, loss)
+        sums = classifier._accumulate(sums, logits, labels, loss)
         sizes.append(len(labels))
     assert sizes == [4, 4, 2] and sums.device == device and sums.shape == (4,)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):

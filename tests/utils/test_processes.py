@@ -10,7 +10,7 @@ import pytest
 
 import assembly
 from datamodules.readers.annotations import read_annotations
-from datamodules.sampler import EpochBatches
+from datamodules.sampler import EpochBatchSampler
 from tests.support.data_sets import write_updated_release
 from utils.config import CONFIG_FILE, load_config
 from utils.errors import DataError
@@ -44,7 +44,9 @@ def test_the_first_process_is_known_by_the_environment(monkeypatch, environment,
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_process_has_a_part_of_each_validation_batch(processes):
     for count in range(processes, 20):
-        ranks = [EpochBatches(count, 4, shuffle=False, rank=rank, world_size=processes) for rank in range(processes)]
+        ranks = [
+            EpochBatchSampler(count, 4, shuffle=False, rank=rank, world_size=processes) for rank in range(processes)
+        ]
         parts = [[[index for _, index in batch] for batch in batches] for batches in ranks]
         assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(count))
         assert len({len(part) for part in parts}) == 1 and all(batch for part in parts for batch in part)
