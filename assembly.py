@@ -12,9 +12,9 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from datamodules import DataSplits, clip_boxes, read_data
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
-from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
 from models import build_model, count_parameters
@@ -95,15 +95,13 @@ def _check_memory(network: torch.nn.Module) -> None:
         raise ConfigError(f"its weights alone take {size / 1e9:,.0f} GB; this machine has {memory / 1e9:,.0f} GB")
 
 
-def load_annotations(config: Config) -> Annotations:
+def load_annotations(config: Config) -> DataSplits:
     """Reads, extracts where needed, and checks the data set of `config`.
 
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    annotations, _ = clip_boxes(
-        read_annotations(config.stanford_data_path, archive_folder=config.stanford_raw_data_path)
-    )
+    annotations, _ = clip_boxes(read_data(config.stanford_data_path, raw_path=config.stanford_raw_data_path))
     if len(annotations.train) < 2 or not annotations.valid:
         raise DataError(
             f"{config.stanford_data_path} has {len(annotations.train)} training and {len(annotations.valid)} validation "
@@ -126,7 +124,7 @@ def build_pipelines(config: Config) -> tuple[Pipeline, Pipeline]:
     return train, build_transforms(**common)
 
 
-def build_data(config: Config, annotations: Annotations) -> CarsDataModule:
+def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
     """Returns the data module of `config`.
 
     Raises:
@@ -210,7 +208,7 @@ def build_classifier(config: Config, num_classes: int) -> Classifier:
     )
 
 
-def build_record(config: Config, folder: Path, classifier: Classifier, annotations: Annotations) -> RunRecord:
+def build_record(config: Config, folder: Path, classifier: Classifier, annotations: DataSplits) -> RunRecord:
     """Returns the record of a run in `folder`."""
     optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
     parameters = study_parameters(

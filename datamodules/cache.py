@@ -165,7 +165,7 @@ def open_cache(folder: Path, name: str, photos: DecodedImages, shape: tuple[int,
         RunError: The cache cannot be written.
     """
     whole = (len(photos), *shape)
-    folder_digest = hashlib.blake2b(str(photos.annotations[0].image_path.parent).encode(), digest_size=4).hexdigest()
+    folder_digest = hashlib.blake2b(str(photos.annotations[0].path.parent).encode(), digest_size=4).hexdigest()
     kind = f"{name}-{'x'.join(map(str, whole))}-{photos.crop.replace(' ', '-')}-{folder_digest}"
     path = folder / f"{kind}-{_digest(photos, shape)}.photos"
     cached = ImageCache(path, whole)
@@ -216,7 +216,7 @@ def _pixels(photos: DecodedImages, index: int) -> np.ndarray:
 def _digest(photos: DecodedImages, shape: tuple[int, int, int]) -> str:
     digest = hashlib.blake2b(repr((FORMAT, PIL.__version__, shape, photos.crop)).encode(), digest_size=8)
     for annotation in photos.annotations:
-        state = annotation.image_path.stat()
+        state = annotation.path.stat()
         box = tuple(annotation.bounding_box) if photos.crop != "no" else None
-        digest.update(repr((str(annotation.image_path), state.st_size, state.st_mtime_ns, box)).encode())
+        digest.update(repr((str(annotation.path), state.st_size, state.st_mtime_ns, box)).encode())
     return digest.hexdigest()

@@ -19,11 +19,11 @@ from pytorch_lightning.utilities.combined_loader import _shutdown_workers_and_re
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import DataSplits, ImageRecord
 from datamodules.cache import ImageCache, check_cache_folder, open_cache
 from datamodules.images import Crop, DecodedImages, ImageSource
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import DeviceLoader
-from datamodules.readers.annotations import Annotation, Annotations
 from datamodules.sampler import EpochBatchSampler, Item
 from datamodules.transforms import Pipeline, Transform
 from utils.errors import DataError, RunError
@@ -64,7 +64,7 @@ class Split:
     """What one split is made of; `batched` is None where photos are augmented one at a time."""
 
     name: str
-    annotations: Sequence[Annotation]
+    annotations: Sequence[ImageRecord]
     pipeline: Pipeline
     source: ImageSource
     batched: BatchedAugmentations | None
@@ -74,17 +74,17 @@ class Split:
         return [annotation.label for annotation in self.annotations]
 
 
-def _fingerprint(*splits: Sequence[Annotation]) -> str:
+def _fingerprint(*splits: Sequence[ImageRecord]) -> str:
     """Returns what stays the same as long as the photos keep their names, sizes, labels and boxes, wherever they lie."""
     digest = hashlib.blake2b(digest_size=16)
     for annotation in chain(*splits):
-        path = annotation.image_path
+        path = annotation.path
         numbers = map(int, (path.stat().st_size, annotation.label, *annotation.bounding_box))
         digest.update(repr((path.name, *numbers)).encode())
     return digest.hexdigest()
 
 
-def with_boxes_of_others(annotations: Sequence[Annotation], seed: int = 0) -> tuple[Annotation, ...]:
+def with_boxes_of_others(annotations: Sequence[ImageRecord], seed: int = 0) -> tuple[ImageRecord, ...]:
     """Gives each photo the box of another one: the fault behind the published runs C-10 and C-11, as a fixed shuffle."""
     order = torch.randperm(len(annotations), generator=generator(seed, "boxes")).tolist()
     boxes = {photo: annotations[other].bounding_box for photo, other in zip(order, order[1:] + order[:1], strict=True)}
@@ -110,7 +110,7 @@ class CarsDataModule(LightningDataModule):
 
     def __init__(
         self,
-        annotations: Annotations,
+        annotations: DataSplits,
         *,
         train_transform: Pipeline,
         valid_transform: Pipeline,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from datamodules.readers.annotation_rows import BoundingBox
 from utils.errors import DataError
 
-if TYPE_CHECKING:  # readers.annotations reads the sizes of images through this module
-    from datamodules.readers.annotations import Annotation
+if TYPE_CHECKING:  # readers.records reads the headers of images through this module
+    from datamodules.readers.records import BoundingBox, ImageRecord
 
 # Of all that Pillow can open, what photos are: it would hand PostScript under the name of a photo to another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -54,7 +53,7 @@ def read_image(path: Path) -> Image.Image:
         ) from error
 
 
-def cut_to_box(image: Image.Image, box: BoundingBox, *, erase_background: bool) -> Image.Image:
+def cut_to_box(image: Image.Image, box: "BoundingBox", *, erase_background: bool) -> Image.Image:
     """Cuts `image` to `box`; with `erase_background` the cut-out lies in the centre of a white image of the old size."""
     cut_out = image.crop(box)
     if not erase_background:
@@ -84,7 +83,7 @@ class DecodedImages:
     """
 
     def __init__(
-        self, annotations: "Sequence[Annotation]", resize: Callable[[Image.Image], Image.Image], *, crop: Crop = "no"
+        self, annotations: "Sequence[ImageRecord]", resize: Callable[[Image.Image], Image.Image], *, crop: Crop = "no"
     ) -> None:
         self.annotations = annotations
         self.resize = resize
@@ -95,7 +94,7 @@ class DecodedImages:
 
     def image(self, index: int) -> Image.Image:
         annotation = self.annotations[index]
-        photo = read_image(annotation.image_path)
+        photo = read_image(annotation.path)
         if self.crop != "no":
             photo = cut_to_box(photo, annotation.bounding_box, erase_background=self.crop == "box on white")
         return self.resize(photo)

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from datamodules import DataSplits, ImageRecord
 from datamodules.images import read_image
-from datamodules.readers.annotations import Annotation, Annotations
 from deployment.formats import FORMATS, INT8, Facts, Opened, Run, write_int8
 from deployment.profiling.measure import Seconds, interleaved, spread, threads_restored
 from deployment.trained import Trained
@@ -86,7 +86,7 @@ def facts_of(trained: Trained) -> Facts:
     }
 
 
-def export(trained: Trained, format_name: str, annotations: Annotations, output: Path, *, photos: int) -> Exported:
+def export(trained: Trained, format_name: str, annotations: DataSplits, output: Path, *, photos: int) -> Exported:
     """Writes the network to `output` in a format, if the file agrees with it on real photos.
 
     Args:
@@ -147,9 +147,9 @@ def _what_int8_would_give(refused: Exported, fp32_size: int) -> list[str]:
     ]
 
 
-def load_image(trained: Trained, photo: Annotation) -> Tensor:
+def load_image(trained: Trained, photo: ImageRecord) -> Tensor:
     """Returns a photo, whole, as the network takes it: (C, H, W)."""
-    return trained.transform(read_image(photo.image_path))
+    return trained.transform(read_image(photo.path))
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
@@ -158,7 +158,7 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _compare(trained: Trained, opened: Opened, photos: Sequence[Annotation]) -> Comparison:
+def _compare(trained: Trained, opened: Opened, photos: Sequence[ImageRecord]) -> Comparison:
     """Compares in batches, which give the same logits as one photo at a time but for the last bits, and far sooner."""
     rows: list[tuple[Tensor, Tensor]] = []
     with progress_bar(description="comparing", unit=" photos", total=len(photos)) as bar:

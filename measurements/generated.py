@@ -9,8 +9,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from datamodules import BoundingBox, DataSplits, ImageRecord
 from datamodules.cache import ImageCache
-from datamodules.readers.annotations import Annotation, Annotations, BoundingBox
 from utils.machine import available_cores
 from utils.progress import progress_bar
 
@@ -24,11 +24,13 @@ ASPECTS = (3 / 4, 2 / 3, 9 / 16)
 GRAIN, QUALITY = 8.0, 87  # noise in levels of 255 and quality of the JPEG, which give the mean file size
 
 
-def generated_annotations(count: int) -> Annotations:
+def generated_annotations(count: int) -> DataSplits:
     """Returns `count` training photos, and one of validation, that are nowhere: their cache stands for them."""
     box = BoundingBox(0, 0, 8, 8)
-    photos = tuple(Annotation(Path(f"{number:06d}.jpg"), box, number % CLASSES) for number in range(count))
-    return Annotations(photos, photos[:1], tuple(f"class {number}" for number in range(CLASSES)), "updated")
+    photos = tuple(ImageRecord(Path(f"{number:06d}.jpg"), number % CLASSES, box) for number in range(count))
+    return DataSplits(
+        photos, photos[:1], tuple(f"class {number}" for number in range(CLASSES)), "stanford_cars", "generated images"
+    )
 
 
 def write_cache(path: Path, shape: tuple[int, int, int, int]) -> ImageCache:

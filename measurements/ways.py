@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
 import assembly
+from datamodules import DataSplits
 from datamodules.on_device.loader import DeviceLoader
-from datamodules.readers.annotations import Annotations
 from datamodules.sampler import EpochBatchSampler
 from measurements.measuring import Step
 from utils.config import Config
@@ -44,8 +44,8 @@ class Way:
 class Photos(Dataset):
     """Photos as torchvision's ImageFolder has them; timm's loader sets the transform itself."""
 
-    def __init__(self, annotations: Annotations, transform: Callable | None) -> None:
-        self.samples = [(str(photo.image_path), photo.label) for photo in annotations.train]
+    def __init__(self, annotations: DataSplits, transform: Callable | None) -> None:
+        self.samples = [(str(photo.path), photo.label) for photo in annotations.train]
         self.transform = transform
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Photos(Dataset):
         return self.transform(datasets.folder.default_loader(path)), label
 
 
-def torchvision_loader(config: Config, annotations: Annotations) -> DataLoader:
+def torchvision_loader(config: Config, annotations: DataSplits) -> DataLoader:
     """Torchvision alone: its transforms on PIL images, in a DataLoader, as its references have it."""
     normalization = config.normalization_params_rgb
     steps = [
@@ -72,7 +72,7 @@ def torchvision_loader(config: Config, annotations: Annotations) -> DataLoader:
     )  # fmt: skip
 
 
-def timm_loader(config: Config, annotations: Annotations, device: torch.device) -> Iterable:
+def timm_loader(config: Config, annotations: DataSplits, device: torch.device) -> Iterable:
     """timm's loader, uint8 until the device, with what comes nearest to C-50: no rotation and no shear."""
     from timm.data import create_loader
 
@@ -85,7 +85,7 @@ def timm_loader(config: Config, annotations: Annotations, device: torch.device) 
     )  # fmt: skip
 
 
-def own_loader(config: Config, annotations: Annotations, device: torch.device) -> Iterable:
+def own_loader(config: Config, annotations: DataSplits, device: torch.device) -> Iterable:
     """This project's loader of the training split."""
     data = assembly.build_data(config, annotations)
     data.setup("fit")
@@ -143,7 +143,7 @@ def _step(
 
 
 def build_ways(
-    config: Config, annotations: Annotations, device: torch.device, cache_path: Path, compile_modes: Iterable[str]
+    config: Config, annotations: DataSplits, device: torch.device, cache_path: Path, compile_modes: Iterable[str]
 ) -> dict[str, Way]:
     """Returns name → way; those that stand for this project's settings last, the fastest at the end."""
     num_classes = len(annotations.class_names)

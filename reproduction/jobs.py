@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.readers.annotations import Annotations, read_annotations
+from datamodules import DataSplits, read_data
 from reproduction.published import EXPERIMENTS
 from reproduction.shortening import TAG, factor_of, shortened
 from utils.config import RESUME_KEYS, Config, load_config
@@ -175,14 +175,14 @@ def read_data_set(config: Config) -> DataSet:
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    annotations = read_annotations(config.stanford_data_path, archive_folder=config.stanford_raw_data_path)
+    annotations = read_data(config.stanford_data_path, raw_path=config.stanford_raw_data_path)
     return DataSet(config.stanford_data_path.resolve().name, digest_of_annotations(annotations))
 
 
-def digest_of_annotations(annotations: Annotations) -> str:
+def digest_of_annotations(annotations: DataSplits) -> str:
     """Returns the digest of names, boxes and labels of all photos in their order, and of the names of the classes."""
     splits = [
-        [[photo.image_path.name, [int(edge) for edge in photo.bounding_box], photo.label] for photo in split]
+        [[photo.path.name, [int(edge) for edge in photo.bounding_box], photo.label] for photo in split]
         for split in (annotations.train, annotations.valid)
     ]
     return digest([annotations.class_names, splits])

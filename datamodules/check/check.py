@@ -14,12 +14,12 @@ from PIL import Image, ImageChops
 from torch import Tensor
 from torchvision import transforms
 
+from datamodules import DataSplits, ImageRecord, clip_boxes, read_data
 from datamodules.check.figures import SampleRow
 from datamodules.check.report import REPORT, CheckedPhoto, Findings, write_report
 from datamodules.datamodule import CarsDataModule, Split
 from datamodules.images import FORMATS, cut_to_box, read_image
-from datamodules.readers.annotation_rows import refuse
-from datamodules.readers.annotations import THREADS, Annotation, Annotations, clip_boxes, read_annotations
+from datamodules.readers.records import THREADS, raise_data_errors
 from utils.errors import DataError
 from utils.progress import progress_bar
 from utils.seeding import generator
@@ -31,7 +31,7 @@ SAMPLE_EPOCHS = 6
 
 def check_data(
     folder: Path,
-    build_data: Callable[[Annotations], CarsDataModule],
+    build_data: Callable[[DataSplits], CarsDataModule],
     *,
     archive_folder: Path | None,
     output_path: Path,
@@ -54,12 +54,12 @@ def check_data(
     """
     findings = examine_data(folder, build_data, archive_folder=archive_folder)
     report = write_report(findings, output_path)
-    refuse(findings.broken, f"the photos; {report / REPORT} lists all")
+    raise_data_errors(findings.broken, f"the photos; {report / REPORT} lists all")
     return report
 
 
 def examine_data(
-    folder: Path, build_data: Callable[[Annotations], CarsDataModule], *, archive_folder: Path | None = None
+    folder: Path, build_data: Callable[[DataSplits], CarsDataModule], *, archive_folder: Path | None = None
 ) -> Findings:
     """Decodes every photo of a data set once; the arguments are those of `check_data`.
 
@@ -67,10 +67,10 @@ def examine_data(
         DataError: The annotations are wrong, or too few photos for a training can be decoded.
     """
     began = time.monotonic()
-    readable, broken = _without_unreadable(read_annotations(folder, archive_folder=archive_folder))
+    readable, broken = _without_unreadable(read_data(folder, raw_path=archive_folder))
     annotations, _ = clip_boxes(readable)
     clipped = [
-        f"{old.image_path.name}: {tuple(old.bounding_box)} to {tuple(new.bounding_box)}"
+        f"{old.path.name}: {tuple(old.bounding_box)} to {tuple(new.bounding_box)}"
         for old, new in zip(readable.train + readable.valid, annotations.train + annotations.valid, strict=True)
         if old is not new
     ]
@@ -80,11 +80,11 @@ def examine_data(
     train, valid = (sum(photo.split == split.name for photo in photos) for split in (data.train, data.valid))
     if train < 2 or not valid:
         few = f"{train} training and {valid} validation photos can be used, expected at least 2 and 1"
-        refuse([few, *broken], folder)
+        raise_data_errors([few, *broken], folder)
     normalize = data.train.pipeline.augment.transforms[-1]
     return Findings(
         folder=folder,
-        release=annotations.release,
+        description=annotations.description,
         class_names=annotations.class_names,
         photos=photos,
         broken=broken,
@@ -109,7 +109,7 @@ def draw_samples(data: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
         usable: The photos that can be decoded.
     """
     annotations = data.train.annotations
-    indices = [index for index, annotation in enumerate(annotations) if annotation.image_path in usable]
+    indices = [index for index, annotation in enumerate(annotations) if annotation.path in usable]
     count = min(SAMPLE_PHOTOS, len(indices))
     chosen = [indices[(2 * number + 1) * len(indices) // (2 * count)] for number in range(count)]
     epochs = [_one_epoch(data, epoch, chosen) for epoch in range(SAMPLE_EPOCHS)]
@@ -118,7 +118,7 @@ def draw_samples(data: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
         annotation = annotations[index]
         draws = [_displayed(epoch[number], data.train) for epoch in epochs]
         rows.append(
-            SampleRow(read_image(annotation.image_path), annotation.bounding_box, annotation.image_path.name,
+            SampleRow(read_image(annotation.path), annotation.bounding_box, annotation.path.name,
                       annotation.label, draws)
         )  # fmt: skip
     return rows
@@ -158,7 +158,7 @@ def _way_of_sampling(data: CarsDataModule) -> str:
     return f"{', '.join(steps)}, {way}, seed {data.seed}" if steps else "no augmentation"
 
 
-def _without_unreadable(annotations: Annotations) -> tuple[Annotations, list[str]]:
+def _without_unreadable(annotations: DataSplits) -> tuple[DataSplits, list[str]]:
     """Leaves out the photos whose header cannot be read, and says what is wrong with each."""
     everything = annotations.train + annotations.valid
     with ThreadPoolExecutor(THREADS) as pool:
@@ -168,12 +168,12 @@ def _without_unreadable(annotations: Annotations) -> tuple[Annotations, list[str
     return replace(annotations, train=train, valid=valid), [problem for problem in problems if problem is not None]
 
 
-def _header_problem(annotation: Annotation) -> str | None:
+def _header_problem(annotation: ImageRecord) -> str | None:
     try:
-        with Image.open(annotation.image_path, formats=FORMATS):
+        with Image.open(annotation.path, formats=FORMATS):
             return None
     except Exception as error:  # Pillow's plugins answer damaged headers with errors of a dozen kinds
-        return f"{annotation.image_path}: cannot be read ({str(error) or type(error).__name__})"
+        return f"{annotation.path}: cannot be read ({str(error) or type(error).__name__})"
 
 
 def _examine_all(data: CarsDataModule) -> tuple[list[CheckedPhoto], np.ndarray, list[str]]:
@@ -197,9 +197,9 @@ def _examine_all(data: CarsDataModule) -> tuple[list[CheckedPhoto], np.ndarray, 
     return photos, levels, broken
 
 
-def _examine(split: Split, annotation: Annotation) -> tuple[CheckedPhoto, np.ndarray | None] | str:
+def _examine(split: Split, annotation: ImageRecord) -> tuple[CheckedPhoto, np.ndarray | None] | str:
     """Returns what is to be known of a photo and, in training, how often each level occurs in it; or what is wrong."""
-    path = annotation.image_path
+    path = annotation.path
     try:
         content = path.read_bytes()
         photo = read_image(path)

@@ -41,7 +41,7 @@ class Findings:
 
     Attributes:
         folder: The data set.
-        release: Which of the published ones.
+        description: What the reader found, such as "updated release of Stanford Cars".
         class_names: By label.
         photos: All that could be decoded, training first.
         broken: A line for each photo that cannot be decoded.
@@ -56,7 +56,7 @@ class Findings:
     """
 
     folder: Path
-    release: str
+    description: str
     class_names: Sequence[str]
     photos: list[CheckedPhoto]
     broken: list[str]
@@ -234,7 +234,7 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
     return "\n".join(
         [
             f"# Data check of {findings.folder}", "",
-            f"{datetime.now():%Y-%m-%d %H:%M}, the {findings.release} release of Stanford Cars. Nothing was trained.", "",
+            f"{datetime.now():%Y-%m-%d %H:%M}, {findings.description}. Nothing was trained.", "",
             "```", *lines, "```", "",
             f"![Samples]({SAMPLES})", "", f"![Class balance]({BALANCE})", "", f"![Sizes]({SIZES})", "",
             *listed("Photos that cannot be decoded", findings.broken),

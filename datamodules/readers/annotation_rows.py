@@ -5,23 +5,14 @@ from typing import NamedTuple
 
 from datamodules.readers.layouts import TEST_ANNOTATIONS, TEST_ANNOTATIONS_WITHOUT_LABELS, UPDATED_ANNOTATIONS, Release
 from datamodules.readers.mat_files import Value, read_mat
+from datamodules.readers.records import BoundingBox, raise_data_errors
 from utils.errors import DataError
 
-LISTED_PROBLEMS = 10
 BOX_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 FIELDS: dict[Release, tuple[str, ...]] = {
     "updated": ("relative_im_path", *BOX_FIELDS, "class", "test"),
     "original": ("fname", *BOX_FIELDS, "class"),
 }
-
-
-class BoundingBox(NamedTuple):
-    """Pixels from 0; x2 and y2 are the first ones outside, as `PIL.Image.crop` takes them."""
-
-    x1: int
-    y1: int
-    x2: int
-    y2: int
 
 
 class Row(NamedTuple):
@@ -67,7 +58,7 @@ def read_rows(path: Path, release: Release) -> tuple[list[Row], tuple[str, ...] 
         elif None not in numbers:
             x1, y1, x2, y2, class_id, *test = numbers
             rows.append(Row(number, name, BoundingBox(x1 - 1, y1 - 1, x2, y2), class_id, test[0] if test else None))
-    refuse(problems, path)
+    raise_data_errors(problems, path)
     return rows, _class_names(path, variables["class_names"]) if "class_names" in variables else None
 
 
@@ -78,14 +69,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         DataError: There are none in the file.
     """
     return _class_names(path, read_mat(path, ("class_names",)).get("class_names"))
-
-
-def refuse(problems: list[str], where: object) -> None:
-    """Raises a DataError that counts the problems and lists the first ten, if there are any."""
-    if problems:
-        more = [f"… and {len(problems) - LISTED_PROBLEMS:,} more"] if len(problems) > LISTED_PROBLEMS else []
-        count = f"{len(problems):,} problem{'s' * (len(problems) > 1)}"
-        raise DataError("\n  ".join([f"{count} in {where}:", *problems[:LISTED_PROBLEMS], *more]))
 
 
 def _columns(path: Path, annotations: Value | None, release: Release) -> list[list[Value]]:

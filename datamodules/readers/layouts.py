@@ -39,7 +39,7 @@ LISTED = 10
 logger = logging.getLogger(__name__)
 
 
-class Table(NamedTuple):
+class AnnotationFile(NamedTuple):
     """One annotation file.
 
     Attributes:
@@ -59,15 +59,15 @@ class Layout:
 
     data_folder: "DataFolder"
     release: Release
-    tables: tuple[Table, ...]
+    annotation_files: tuple[AnnotationFile, ...]
 
 
 class DataFolder:
     """What lies in the folders that a person named, in any of the published layouts."""
 
-    def __init__(self, folder: Path, archive_folder: Path | None) -> None:
+    def __init__(self, folder: Path, raw_path: Path | None) -> None:
         self.folder = folder
-        self.bases = [base for base in (folder, archive_folder) if base is not None]
+        self.bases = [base for base in (folder, raw_path) if base is not None]
         self.roots = [root for base in self.bases for root in (base, base / TORCHVISION_FOLDER)]
 
     def extracted(self, name: str) -> Path | None:
@@ -115,7 +115,7 @@ class DataFolder:
             )
         return path
 
-    def inventory(self, release: Release) -> tuple[list[str], list[str]]:
+    def status(self, release: Release) -> tuple[list[str], list[str]]:
         """Returns what is there of a release and what is missing, in words; an archive counts as what it may hold."""
         there, missing = [], []
         for name in PHOTO_FOLDERS[release]:
@@ -151,42 +151,42 @@ class DataFolder:
         return f"{path.relative_to(base) if base == self.folder else path}{'/' if path.is_dir() else ''}"
 
 
-def find_layout(folder: Path, archive_folder: Path | None = None) -> Layout:
+def find_layout(folder: Path, raw_path: Path | None = None) -> Layout:
     """Finds a complete release in a folder; extracts the devkit where it is needed, but no photos yet.
 
     Args:
         folder: Where the data lies, and where archives are extracted to.
-        archive_folder: Where else archives and annotations may lie.
+        raw_path: Where else archives and annotations may lie.
 
     Raises:
         DataError: There is no complete release, or a folder cannot be read.
     """
-    here = DataFolder(folder, archive_folder)
+    here = DataFolder(folder, raw_path)
     try:
-        complete: list[Release] = [release for release in PHOTO_FOLDERS if not here.inventory(release)[1]]
+        complete: list[Release] = [release for release in PHOTO_FOLDERS if not here.status(release)[1]]
         if len(complete) == 2:
             logger.info("Both releases of Stanford Cars lie in %s; the updated one (car_ims/) is used", folder)
         if not complete:
             raise _incomplete(here)
-        return Layout(here, complete[0], _tables(here, complete[0]))
+        return Layout(here, complete[0], _annotation_files(here, complete[0]))
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
 
 
-def _tables(here: DataFolder, release: Release) -> tuple[Table, ...]:
+def _annotation_files(here: DataFolder, release: Release) -> tuple[AnnotationFile, ...]:
     if release == "updated":
-        return (Table(here.annotations(UPDATED_ANNOTATIONS), "car_ims", None),)
+        return (AnnotationFile(here.annotations(UPDATED_ANNOTATIONS), "car_ims", None),)
     train, valid = here.devkit_file(TRAIN_ANNOTATIONS), here.devkit_file(*TEST_ANNOTATIONS_NAMES)
     here.devkit_file(CLASS_NAMES)
-    if here.inventory("original")[1]:  # the devkit's archive did not hold all that it might have
+    if here.status("original")[1]:  # the devkit's archive did not hold all that it might have
         raise _incomplete(here)
-    return Table(train, "cars_train", "train"), Table(valid, "cars_test", "valid")
+    return AnnotationFile(train, "cars_train", "train"), AnnotationFile(valid, "cars_test", "valid")
 
 
 def _incomplete(here: DataFolder) -> DataError:
     """Returns the error that tells what is there, what is missing and what to do."""
-    inventories = {release: here.inventory(release) for release in PHOTO_FOLDERS}
-    begun = {release: (there, missing) for release, (there, missing) in inventories.items() if there}
+    statuses = {release: here.status(release) for release in PHOTO_FOLDERS}
+    begun = {release: (there, missing) for release, (there, missing) in statuses.items() if there}
     lines = [f"{here.folder}: no {'complete release' if begun else 'photos and annotations'} of Stanford Cars here."]
     for release, (there, missing) in begun.items():
         lines.append(f"  of the {release} release there is {', '.join(there)}; missing: {', '.join(missing)}")
@@ -194,7 +194,7 @@ def _incomplete(here: DataFolder) -> DataError:
         lines.append(DIFFERENT_PHOTOS)
     if not begun:
         lines += [f"  {base}: {_listing(base)}" for base in here.bases]
-    meant = _meant(here.folder, inside=not begun)
+    meant = _suggest_folder(here.folder, inside=not begun)
     if meant is not None:
         lines.append(f"Did you mean {meant}? Set stanford_data_path (-d) to the folder that holds those of the photos.")
     else:
@@ -214,7 +214,7 @@ def _listing(folder: Path) -> str:
     return f"there is {', '.join(names[:LISTED])}{more}" if names else "this folder is empty"
 
 
-def _meant(folder: Path, *, inside: bool) -> Path | None:
+def _suggest_folder(folder: Path, *, inside: bool) -> Path | None:
     """Returns the folder that was probably meant, a few levels up or, if `inside`, one down."""
     parts_of_a_release = {*ARCHIVE_NAMES, *ARCHIVE_NAMES.values()}
     meant = folder = folder.resolve()
@@ -225,4 +225,4 @@ def _meant(folder: Path, *, inside: bool) -> Path | None:
     if any(re.fullmatch(r"\d{5,6}\.jpg", path.name) for path in folder.iterdir()):
         return folder.parent
     below = (path for path in sorted(folder.iterdir()) if inside and path.is_dir())
-    return next((path for path in below if any(DataFolder(path, None).inventory(r)[0] for r in PHOTO_FOLDERS)), None)
+    return next((path for path in below if any(DataFolder(path, None).status(r)[0] for r in PHOTO_FOLDERS)), None)

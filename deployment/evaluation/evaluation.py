@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from assembly import build_data, build_trainer
-from datamodules.readers.annotations import Annotation, Annotations, clip_boxes, read_annotations
+from datamodules import DataSplits, ImageRecord, clip_boxes, read_data
 from deployment.trained import Trained
 from models.classifier import TOP_K
 from utils.errors import DataError
@@ -32,7 +32,7 @@ class Evaluation:
         device: What computed them.
     """
 
-    photos: tuple[Annotation, ...]
+    photos: tuple[ImageRecord, ...]
     logits: Tensor
     metrics: dict[str, float]
     device: str
@@ -76,7 +76,7 @@ class _Collector(Callback):
 
 def read_photos(
     trained: Trained, data: Path | None, split: Literal["valid", "train", "all"]
-) -> tuple[tuple[Annotation, ...], Annotations]:
+) -> tuple[tuple[ImageRecord, ...], DataSplits]:
     """Reads the photos to judge by, their labels turned into the network's own.
 
     Args:
@@ -92,7 +92,7 @@ def read_photos(
     """
     folder = data or trained.config.stanford_data_path
     archives = None if data else trained.config.stanford_raw_data_path
-    annotations, _ = clip_boxes(read_annotations(folder, archive_folder=archives))
+    annotations, _ = clip_boxes(read_data(folder, raw_path=archives))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
     unknown = [name for name in annotations.class_names if name not in label_of]
     if unknown:
@@ -111,7 +111,7 @@ def read_photos(
     return photos, annotations
 
 
-def evaluate(trained: Trained, photos: tuple[Annotation, ...], annotations: Annotations) -> Evaluation:
+def evaluate(trained: Trained, photos: tuple[ImageRecord, ...], annotations: DataSplits) -> Evaluation:
     """Runs the training's own validation over `photos`: same loader, batch size, number format and sums.
 
     So its figures of the training's validation photos are those of the training, bit by bit, on the same machine. Photos
@@ -184,7 +184,7 @@ def photo_rows(evaluation: Evaluation, class_names: tuple[str, ...]) -> list[dic
     columns = zip(evaluation.photos, predicted.tolist(), best.tolist(), own.tolist(), strict=True)
     return [
         {
-            "photo": str(photo.image_path),
+            "photo": str(photo.path),
             "class": class_names[photo.label],
             "predicted": class_names[index],
             "correct": int(index == photo.label),

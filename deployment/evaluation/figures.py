@@ -8,8 +8,8 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from datamodules import ImageRecord
 from datamodules.images import read_image
-from datamodules.readers.annotations import Annotation
 from deployment.evaluation.evaluation import Evaluation, confused_pairs
 from utils.files import replacing
 
@@ -88,7 +88,7 @@ def draw_confused_pairs(evaluation: Evaluation, class_names: Sequence[str], path
             for column, (photo, caption) in enumerate(photos):
                 axes = figure.add_axes((left + column * (photo_width + 0.002), bottom, photo_width, photo_height))
                 axes.axis("off")
-                axes.imshow(ImageOps.pad(read_image(photo.image_path), THUMBNAIL, color="white"))
+                axes.imshow(ImageOps.pad(read_image(photo.path), THUMBNAIL, color="white"))
                 axes.text(0.5, -0.02, caption, transform=axes.transAxes, ha="center", va="top", fontsize=7)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
@@ -96,7 +96,7 @@ def draw_confused_pairs(evaluation: Evaluation, class_names: Sequence[str], path
 
 def _photos_of(
     evaluation: Evaluation, probabilities: Tensor, label: int, other: int, class_names: Sequence[str]
-) -> tuple[list[tuple[Annotation, str]], str]:
+) -> tuple[list[tuple[ImageRecord, str]], str]:
     """Returns photos of `label` that were taken for `other`, each with its caption, and what to write above them."""
     labels, predicted = evaluation.labels, evaluation.ranking[:, 0]
     own = labels == label
@@ -104,13 +104,13 @@ def _photos_of(
     if not len(chosen):
         photos = [evaluation.photos[index] for index in own.nonzero()[:PHOTOS, 0].tolist()]
         heading = f"{class_names[label]}\nfor comparison: none of {int(own.sum())} was taken for the other"
-        return [(photo, photo.image_path.name) for photo in photos], heading
+        return [(photo, photo.path.name) for photo in photos], heading
     heading = f"{class_names[label]}\ntaken for {class_names[other]}: {len(chosen)} of {int(own.sum())}"
     certainty = probabilities[chosen, other]
     captioned = [
         (
             evaluation.photos[chosen[index]],
-            f"{evaluation.photos[chosen[index]].image_path.name}  {100 * certainty[index]:.0f} %",
+            f"{evaluation.photos[chosen[index]].path.name}  {100 * certainty[index]:.0f} %",
         )
         for index in torch.argsort(certainty, descending=True, stable=True)[:PHOTOS].tolist()
     ]

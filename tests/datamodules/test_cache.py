@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import read_data
 from datamodules.cache import check_cache_folder, open_cache
 from datamodules.datamodule import ImageDataset
 from datamodules.images import DecodedImages
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import PREFETCH, DeviceLoader
-from datamodules.readers.annotations import read_annotations
 from datamodules.sampler import EpochBatchSampler
 from datamodules.transforms import build_transforms
 from tests.support.data_sets import write_updated_release
@@ -27,7 +27,7 @@ AUGMENTATIONS = {"RandomHorizontalFlip": {"p": 0.5}, "ColorJitter": {"brightness
 
 def photos(folder: Path, *, gray: bool = False, crop: str = "no") -> DecodedImages:
     pipeline = build_transforms(image_size=[24, 32], convert_to_grayscale=gray)
-    return DecodedImages(read_annotations(folder).train, pipeline.resize, crop=crop)
+    return DecodedImages(read_data(folder).train, pipeline.resize, crop=crop)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_it_is_built_once_and_anew_when_a_photo_changes(data, tmp_path):
     first = open_cache(folder, "train", photos(data), (3, 24, 32))
     written = first.path.stat().st_mtime_ns
     assert open_cache(folder, "train", photos(data), (3, 24, 32)).path.stat().st_mtime_ns == written
-    path = photos(data).annotations[5].image_path
+    path = photos(data).annotations[5].path
     Image.new("RGB", (50, 40), "red").save(path)
     second = open_cache(folder, "train", photos(data), (3, 24, 32))
     assert second.image(5).getpixel((0, 0))[0] > 250
@@ -85,7 +85,7 @@ def test_a_cache_of_which_a_bit_has_changed_is_built_anew(data, tmp_path, caplog
 def test_photos_are_read_on_from_a_cache_that_another_training_has_replaced(data, tmp_path):
     first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
     before = first.batch(range(18))
-    Image.new("RGB", (50, 40), "red").save(photos(data).annotations[5].image_path)
+    Image.new("RGB", (50, 40), "red").save(photos(data).annotations[5].path)
     open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
     assert not first.path.exists() and torch.equal(first.batch(range(18)), before)
 
@@ -101,7 +101,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_begun(data, t
 
 
 def test_a_broken_photo_is_named_and_leaves_nothing(data, tmp_path):
-    path = photos(data).annotations[7].image_path
+    path = photos(data).annotations[7].path
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=f"{path.name}: this photo cannot be decoded"):
         open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules import BoundingBox
 from datamodules.images import cut_to_box, read_image
-from datamodules.readers.annotations import BoundingBox
 from utils.errors import DataError
 
 COLOUR = (200, 120, 40)

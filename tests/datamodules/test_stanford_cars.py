@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from datamodules import DataSplits, clip_boxes, read_data
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
-from datamodules.readers.annotations import Annotations, clip_boxes, read_annotations
 from datamodules.transforms import build_transforms
 from tests.support.data_sets import Photo, write_original_release, write_updated_release
 
@@ -28,7 +28,7 @@ def colour(photo: Photo, box: bool) -> torch.Tensor:
     return torch.tensor(photo.box_colour if box else photo.background) / 255
 
 
-def data_module(annotations: Annotations, **changes) -> CarsDataModule:
+def data_module(annotations: DataSplits, **changes) -> CarsDataModule:
     settings = {"train_transform": PLAIN, "valid_transform": PLAIN, "batch_size": 4, "num_workers": 0} | changes
     return CarsDataModule(annotations, **settings)
 
@@ -37,45 +37,45 @@ def data_module(annotations: Annotations, **changes) -> CarsDataModule:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_photo_comes_with_its_own_box_and_label(tmp_path, write, seed):
     written = write(tmp_path, train_per_class=5, valid_per_class=3, seed=seed)
-    annotations, clipped = clip_boxes(read_annotations(tmp_path))
+    annotations, clipped = clip_boxes(read_data(tmp_path))
     assert clipped == 0
     data = data_module(annotations, crop="box")
     photos = by_name(written)
     for split in (data.train, data.valid):
         for index, annotation in enumerate(split.annotations):
-            photo = photos[name(annotation.image_path)]
+            photo = photos[name(annotation.path)]
             image, label = data.photos(split)[0, index]
             assert label == photo.label and tuple(annotation.bounding_box) == photo.box
             if split is data.train:  # cut to the box: its colour alone, to the last row and column
                 assert (image - colour(photo, box=True)[:, None, None]).abs().max() < 0.06
             else:  # validation photos are never cut
-                whole = Image.open(annotation.image_path).resize((16, 16), Image.Resampling.BILINEAR)
+                whole = Image.open(annotation.path).resize((16, 16), Image.Resampling.BILINEAR)
                 assert torch.equal(image, to_tensor(whole))
     assert len(data.train.annotations) + len(data.valid.annotations) == len(written)
 
 
 def test_erased_backgrounds_are_white_around_the_box(tmp_path):
     photos = by_name(write_updated_release(tmp_path))
-    data = data_module(read_annotations(tmp_path), crop="box on white")
+    data = data_module(read_data(tmp_path), crop="box on white")
     for index, annotation in enumerate(data.train.annotations):
         image, _ = data.photos(data.train)[0, index]
-        assert (image[:, 8, 8] - colour(photos[name(annotation.image_path)], box=True)).abs().max() < 0.06
+        assert (image[:, 8, 8] - colour(photos[name(annotation.path)], box=True)).abs().max() < 0.06
         assert (image[:, 0, 0] > 0.95).all()
 
 
 def test_only_training_photos_are_augmented(tmp_path):
     write_updated_release(tmp_path)
-    data = data_module(read_annotations(tmp_path), train_transform=NOISY)
+    data = data_module(read_data(tmp_path), train_transform=NOISY)
     assert not torch.equal(data.photos(data.train)[0, 0][0], data.photos(data.train)[1, 0][0])
     assert torch.equal(data.photos(data.valid)[0, 0][0], data.photos(data.valid)[1, 0][0])
 
 
 def test_shuffled_boxes_are_a_fixed_shuffle_that_leaves_none_in_its_place(tmp_path):
     write_updated_release(tmp_path, train_per_class=20)
-    right = read_annotations(tmp_path).train
+    right = read_data(tmp_path).train
     wrong = with_boxes_of_others(right)
     assert wrong == with_boxes_of_others(right)
-    assert [(a.image_path, a.label) for a in wrong] == [(a.image_path, a.label) for a in right]
+    assert [(a.path, a.label) for a in wrong] == [(a.path, a.label) for a in right]
     assert sorted(a.bounding_box for a in wrong) == sorted(a.bounding_box for a in right)
     moved = [old.bounding_box != new.bounding_box for old, new in zip(right, wrong, strict=True)]
     assert sum(moved) > 0.9 * len(moved)  # some boxes are equal by chance, none is the photo's own by position
@@ -88,7 +88,7 @@ def test_the_cache_lies_on_the_card_where_it_takes_half_of_the_free_memory_and_t
     write_updated_release(tmp_path / "data")
     transform = build_transforms(image_size=[8, 8])
     data = CarsDataModule(
-        read_annotations(tmp_path / "data"), train_transform=transform, valid_transform=transform, batch_size=2,
+        read_data(tmp_path / "data"), train_transform=transform, valid_transform=transform, batch_size=2,
         num_workers=0, cache_path=tmp_path / "cache",
     )  # fmt: skip
     data.setup("fit")
@@ -102,7 +102,7 @@ def test_the_cache_lies_on_the_card_where_it_takes_half_of_the_free_memory_and_t
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(tmp_path, workers):
     write_updated_release(tmp_path, train_per_class=5)
-    annotations = read_annotations(tmp_path)
+    annotations = read_data(tmp_path)
 
     def batches(num_workers: int) -> list:
         loader = data_module(annotations, train_transform=NOISY, num_workers=num_workers, seed=3).train_dataloader()

@@ -12,8 +12,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import evaluate
-from datamodules.readers.annotation_rows import BoundingBox
-from datamodules.readers.annotations import Annotation, read_annotations
+from datamodules import BoundingBox, ImageRecord, read_data
 from deployment.evaluation.evaluation import Evaluation, Pair, class_rows, confused_pairs, photo_rows, wilson_interval
 from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import find_checkpoint, load_trained
@@ -40,7 +39,7 @@ def evaluation_of(labels: list[int], predicted: list[int], classes: int, folder:
     """Returns an evaluation whose photos are one-coloured files if `folder` has them."""
     logits = torch.nn.functional.one_hot(torch.tensor(predicted), classes).float() * 2
     photos = tuple(
-        Annotation(folder / f"{index:06d}.jpg", BoundingBox(0, 0, 1, 1), label) for index, label in enumerate(labels)
+        ImageRecord(folder / f"{index:06d}.jpg", label, BoundingBox(0, 0, 1, 1)) for index, label in enumerate(labels)
     )
     return Evaluation(photos, logits, {}, "cpu")
 
@@ -67,13 +66,13 @@ def test_the_figures_are_the_trainings_own_to_the_last_bit(trained_run, capsys, 
 def test_the_tables_say_what_the_network_says_of_each_photo(trained_run, car_photos, tmp_path):
     evaluate.main([str(trained_run), "--output", str(tmp_path)])
     trained = load_trained(str(trained_run))
-    photos = read_annotations(car_photos).valid
+    photos = read_data(car_photos).valid
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.4707, 0.4602, 0.455), (0.2594, 0.2585, 0.2635)))
     rows = table(tmp_path / "photos.csv")
-    assert [row["photo"] for row in rows] == [str(photo.image_path) for photo in photos]
+    assert [row["photo"] for row in rows] == [str(photo.path) for photo in photos]
     predicted = []
     for row, photo in zip(rows, photos, strict=True):
-        pixels = np.asarray(Image.open(photo.image_path).resize((48, 64), Image.Resampling.BILINEAR))
+        pixels = np.asarray(Image.open(photo.path).resize((48, 64), Image.Resampling.BILINEAR))
         image = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
         with torch.no_grad():
             probabilities = trained.classifier.model(image[None])[0].softmax(dim=0)
@@ -198,7 +197,7 @@ def test_confusion_rows_and_pairs():
 
 def test_classes_without_photos_have_no_row_and_top5_looks_at_five():
     logits = torch.arange(7.0).repeat(2, 1)  # the five most probable are 6, 5, 4, 3, 2
-    photos = tuple(Annotation(Path("a.jpg"), BoundingBox(0, 0, 1, 1), label) for label in (2, 1))
+    photos = tuple(ImageRecord(Path("a.jpg"), label, BoundingBox(0, 0, 1, 1)) for label in (2, 1))
     rows = class_rows(Evaluation(photos, logits, {}, "cpu"), CAR_MODELS)
     assert [(row["class"], row["top5_accuracy"]) for row in rows] == [(CAR_MODELS[1], 0.0), (CAR_MODELS[2], 1.0)]
 

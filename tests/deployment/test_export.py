@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import export
+from datamodules import read_data
 from datamodules.images import read_image
-from datamodules.readers.annotations import read_annotations
 from deployment import exporter as exporting
 from deployment.exporter import Comparison, compare, disagreements, evenly, facts_of
 from deployment.formats import FORMATS, Opened
@@ -44,8 +44,8 @@ def onnx_file(trained_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(trained, car_photos):
     """Three validation photos as one batch (3, 3, 64, 48)."""
-    photos = read_annotations(car_photos).valid[::5]
-    return torch.stack([trained.transform(read_image(photo.image_path)) for photo in photos])
+    photos = read_data(car_photos).valid[::5]
+    return torch.stack([trained.transform(read_image(photo.path)) for photo in photos])
 
 
 def assert_facts(facts: dict) -> None:
@@ -134,7 +134,7 @@ def test_an_output_that_is_a_folder_is_refused_before_anything_is_done(trained_r
 
 
 def test_photos_are_compared_in_batches_and_all_of_them(trained, car_photos, monkeypatch):
-    photos = read_annotations(car_photos).valid
+    photos = read_data(car_photos).valid
     sizes = []
 
     def run(images):

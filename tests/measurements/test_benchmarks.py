@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from datamodules.readers.annotations import read_annotations
+from datamodules import read_data
 from measurements import generated, gpu, growth, same_training, start_up, throughput, ways
 from measurements.measuring import walk
 from tests.support.data_sets import write_updated_release
@@ -58,7 +58,7 @@ def test_a_walk_tells_photos_per_second_and_the_share_that_went_by_in_the_loader
 
 def test_a_held_batch_is_the_same_photos_with_their_own_draws_and_never_ends(cars, tmp_path):
     config = load_config(overrides=[*TINY, "augmentation_device=device", f"cache_path={tmp_path}"])
-    loader = ways.own_loader(config, read_annotations(cars), CPU)
+    loader = ways.own_loader(config, read_data(cars), CPU)
     batches = [images for images, labels in itertools.islice(ways.held_batch(loader), 9) if len(labels) == 4]
     assert len(batches) == 9 > len(loader) and all(torch.equal(images, batches[0]) for images in batches)
     assert batches[0].shape == (4, 3, 32, 32) and not torch.equal(batches[0][0], batches[0][1])
@@ -73,10 +73,10 @@ def test_welchs_interval_is_that_of_scipy():
 
 def test_generated_photos_are_a_data_set_with_the_files_of_stanford_cars(tmp_path):
     sizes = generated.write_data_set(tmp_path / "data", training_photos=30, validation_photos=10)
-    annotations = read_annotations(tmp_path / "data")
+    annotations = read_data(tmp_path / "data")
     assert (len(annotations.train), len(annotations.valid), len(annotations.class_names)) == (30, 10, 196)
     assert 60 < sizes["mean_kilobytes"] < 250 and 0.2 < sizes["mean_megapixels"] < 0.8
-    assert all(photo.image_path.is_file() for photo in annotations.train)
+    assert all(photo.path.is_file() for photo in annotations.train)
 
 
 def test_a_generated_cache_has_its_size_and_is_read_as_any_other(tmp_path):

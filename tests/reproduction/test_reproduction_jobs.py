@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datamodules.readers.annotations import BoundingBox, read_annotations
+from datamodules import BoundingBox, read_data
 from reproduction.jobs import DataSet, RunIndex, changes_of, digest_of_annotations, plan, read_data_set
 from reproduction.published import (
     EXPERIMENTS,
@@ -138,16 +138,16 @@ def test_a_data_set_is_known_by_its_annotations_wherever_it_lies(tmp_path):
         write_updated_release(tmp_path / name)
     write_updated_release(tmp_path / "other", seed=1)
     config = load_config(overrides=[f"stanford_data_path={tmp_path / 'one'}"])
-    digests = {name: digest_of_annotations(read_annotations(tmp_path / name)) for name in ("one", "two", "other")}
+    digests = {name: digest_of_annotations(read_data(tmp_path / name)) for name in ("one", "two", "other")}
     assert read_data_set(config) == DataSet("one", digests["one"])
     assert digests["one"] == digests["two"] != digests["other"]
 
-    annotations = read_annotations(tmp_path / "one")
+    annotations = read_data(tmp_path / "one")
     first, *rest = annotations.train
     changed = [
         replace(annotations, train=(replace(first, label=2 - first.label), *rest)),
         replace(annotations, train=(replace(first, bounding_box=BoundingBox(0, 0, 1, 1)), *rest)),
-        replace(annotations, train=(replace(first, image_path=Path("999999.jpg")), *rest)),
+        replace(annotations, train=(replace(first, path=Path("999999.jpg")), *rest)),
         replace(annotations, train=(*rest, first)),
         replace(annotations, train=tuple(rest), valid=(first, *annotations.valid)),
         replace(annotations, class_names=annotations.class_names[::-1]),

@@ -23,10 +23,9 @@ import pytest
 import torch
 
 import train
-from datamodules import images
+from datamodules import images, read_data
 from datamodules.datamodule import ImageDataset
 from datamodules.images import read_image
-from datamodules.readers.annotations import read_annotations
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
 from training import run_record
@@ -94,7 +93,7 @@ def assert_validated_once(cars: Path, folder: Path) -> None:
     classifier = assembly.build_classifier(load_run_config(folder), num_classes=3)
     classifier.load_state_dict(read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
     classifier.eval()
-    data = assembly.build_data(load_run_config(folder), read_annotations(cars))
+    data = assembly.build_data(load_run_config(folder), read_data(cars))
     images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(VALID_PHOTOS)), strict=True)
     with torch.no_grad():
         logits = classifier(torch.stack(images))

@@ -18,7 +18,7 @@ from pytorch_lightning import Callback
 
 import assembly
 import train
-from datamodules.readers.annotations import read_annotations
+from datamodules import read_data
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from training import run_record
@@ -83,7 +83,7 @@ def test_metrics_are_means_over_images_not_over_batches(four_epochs, cars):
     classifier = assembly.build_classifier(config, num_classes=4)
     classifier.load_state_dict(checkpoint["state_dict"])
     classifier.eval()
-    data = assembly.build_data(config, read_annotations(cars))
+    data = assembly.build_data(config, read_data(cars))
     images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(8)), strict=True)
     with torch.no_grad():
         logits = classifier(torch.stack(images))

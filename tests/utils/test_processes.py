@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import assembly
-from datamodules.readers.annotations import read_annotations
+from datamodules import read_data
 from datamodules.sampler import EpochBatchSampler
 from tests.support.data_sets import write_updated_release
 from utils.config import CONFIG_FILE, load_config
@@ -54,7 +54,7 @@ def test_every_process_has_a_part_of_each_validation_batch(processes):
 
 def test_more_processes_than_photos_are_refused(tmp_path):
     write_updated_release(tmp_path, valid_per_class=3)
-    data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_annotations(tmp_path))
+    data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_data(tmp_path))
     data.trainer = SimpleNamespace(global_rank=0, world_size=10)
     with pytest.raises(DataError, match="10 processes cannot share 9 photos of the split valid"):
         data.val_dataloader()

@@ -16,9 +16,9 @@ from PIL import Image
 
 import assembly
 import train
+from datamodules import read_data
 from datamodules.check.check import SAMPLE_EPOCHS, draw_samples, examine_data
 from datamodules.check.report import full_report, summary_lines, yaml_lines
-from datamodules.readers.annotations import read_annotations
 from tests.support.data_sets import UPDATED_FIELDS, Photo, write_mat, write_updated_release
 from utils.cli import run_command
 from utils.config import Config, load_config
@@ -201,8 +201,8 @@ def test_mean_and_std_equal_those_of_all_pixels(tmp_path, photos, crop, gray):
 @pytest.mark.parametrize("device", ["cpu", "device"])
 def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
     config = configuration(tmp_path, f"augmentation_device={device}", "seed=3")
-    annotations = read_annotations(tmp_path / "data")
-    usable = {annotation.image_path for annotation in annotations.train[1:]}
+    annotations = read_data(tmp_path / "data")
+    usable = {annotation.path for annotation in annotations.train[1:]}
     rows = draw_samples(assembly.build_data(config, annotations), usable)
     assert len({row.name for row in rows}) == 6
     assert {row.label for row in rows} == {0, 1, 2}
@@ -216,9 +216,9 @@ def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
         order = [index for batch in loader.batch_sampler for _, index in batch]
         seen = dict(zip(order, torch.cat([images for images, _ in loader]), strict=True))
         for row in rows:
-            index = next(i for i, each in enumerate(annotations.train) if each.image_path.name == row.name)
+            index = next(i for i, each in enumerate(annotations.train) if each.path.name == row.name)
             annotation = annotations.train[index]
-            assert annotation.image_path in usable
+            assert annotation.path in usable
             assert (row.label, row.bounding_box) == (annotation.label, annotation.bounding_box)
             expected = seen[index].permute(1, 2, 0).numpy() * normalization.std + normalization.mean
             np.testing.assert_allclose(row.draws[epoch], expected.clip(0, 1), rtol=0, atol=1e-6)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.readers.annotation_rows import BoundingBox, Row, read_class_names, read_rows
-from datamodules.readers.annotations import Annotation, clip_boxes, read_annotations
+from datamodules import BoundingBox, ImageRecord, clip_boxes, read_data
+from datamodules.readers.annotation_rows import Row, read_class_names, read_rows
 from tests.support.data_sets import (
     CLASS_NAMES,
     UPDATED_FIELDS,
@@ -49,8 +49,8 @@ LAYOUTS = {
 }
 
 
-def expected(folder: Path, photos: list, split: str) -> tuple[Annotation, ...]:
-    return tuple(Annotation(folder / p.name, BoundingBox(*p.box), p.label) for p in photos if p.split == split)
+def expected(folder: Path, photos: list, split: str) -> tuple[ImageRecord, ...]:
+    return tuple(ImageRecord(folder / p.name, p.label, BoundingBox(*p.box)) for p in photos if p.split == split)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -60,11 +60,11 @@ def test_every_layout_gives_each_photo_its_own_box_and_label(tmp_path: Path, lay
     photos = write(tmp_path / below, **options)
 
     for _ in range(2):  # the second time, what was extracted is found
-        annotations = read_annotations(tmp_path)
+        annotations = read_data(tmp_path)
         assert annotations.train == expected(tmp_path / below, photos, "train")
         assert annotations.valid == expected(tmp_path / below, photos, "valid")
         assert annotations.class_names == CLASS_NAMES
-        assert annotations.release == layout.split(",")[0].replace("mirror", "original")
+        assert annotations.description.startswith(layout.split(",")[0].replace("mirror", "original"))
     assert (len(annotations.train), len(annotations.valid)) == (9, 6)
     assert not list(tmp_path.rglob(".*"))
 
@@ -72,12 +72,12 @@ def test_every_layout_gives_each_photo_its_own_box_and_label(tmp_path: Path, lay
 @pytest.mark.parametrize("write", [write_updated_release, write_original_release])
 def test_the_box_cuts_the_colour_of_its_own_photo(tmp_path: Path, write) -> None:
     photos = {tmp_path / photo.name: photo for photo in write(tmp_path, train_per_class=8, valid_per_class=8)}
-    annotations = read_annotations(tmp_path)
+    annotations = read_data(tmp_path)
 
     assert len({photo.box_colour for photo in photos.values()}) == len(photos) == 48
     for annotation in annotations.train + annotations.valid:
-        photo = photos[annotation.image_path]
-        with Image.open(annotation.image_path) as image:
+        photo = photos[annotation.path]
+        with Image.open(annotation.path) as image:
             cut_out = np.asarray(image.crop(annotation.bounding_box), dtype=int)
             total = np.asarray(image, dtype=int).sum(axis=(0, 1)) - cut_out.sum(axis=(0, 1))
             rest = image.width * image.height - cut_out.shape[0] * cut_out.shape[1]
@@ -91,7 +91,7 @@ def test_archives_and_annotations_may_lie_elsewhere(tmp_path: Path, write) -> No
     photos = write(tmp_path / "raw", archives=True)
     raw_files = sorted(path.name for path in (tmp_path / "raw").iterdir())
 
-    annotations = read_annotations(tmp_path / "data", archive_folder=tmp_path / "raw")
+    annotations = read_data(tmp_path / "data", raw_path=tmp_path / "raw")
 
     assert annotations.train == expected(tmp_path / "data", photos, "train")
     assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == raw_files
@@ -100,13 +100,13 @@ def test_archives_and_annotations_may_lie_elsewhere(tmp_path: Path, write) -> No
 @pytest.mark.parametrize("write", [write_updated_release, write_original_release])
 def test_nothing_is_written_where_all_is_extracted(tmp_path: Path, write) -> None:
     write(tmp_path, archives=True)
-    read_annotations(tmp_path)
+    read_data(tmp_path)
     folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
     for folder in folders:
         os.utime(folder, (1, 1))
         folder.chmod(0o555)
     try:
-        read_annotations(tmp_path)
+        read_data(tmp_path)
         assert {folder.stat().st_mtime for folder in folders} == {1}
     finally:
         for folder in folders:
@@ -118,7 +118,7 @@ def test_of_both_releases_the_updated_one_is_used_and_said_so_once(tmp_path: Pat
     write_original_release(tmp_path, seed=1)
 
     with caplog.at_level(logging.INFO):
-        annotations = read_annotations(tmp_path)
+        annotations = read_data(tmp_path)
 
     assert annotations.train == expected(tmp_path, photos, "train")
     assert [record.message for record in caplog.records] == [
@@ -140,7 +140,7 @@ def test_boxes_that_touch_the_edges_are_converted_to_the_pixel(tmp_path: Path) -
         rows.append({"relative_im_path": f"car_ims/{name}.jpg", **box, "class": 1, "test": 0})
     write_mat(tmp_path / "cars_annos.mat", rows, UPDATED_FIELDS, class_names=CLASS_NAMES)
 
-    annotations, clipped = clip_boxes(read_annotations(tmp_path))
+    annotations, clipped = clip_boxes(read_data(tmp_path))
 
     assert clipped == 0
     assert [tuple(annotation.bounding_box) for annotation in annotations.train] == [
@@ -150,7 +150,7 @@ def test_boxes_that_touch_the_edges_are_converted_to_the_pixel(tmp_path: Path) -
         (0, 0, 1, 1),
     ]
     for annotation in annotations.train:
-        with Image.open(annotation.image_path) as image:
+        with Image.open(annotation.path) as image:
             red = image.crop(annotation.bounding_box).getcolors()
             assert red == [(red[0][0], (255, 0, 0))]
             assert {colour: count for count, colour in image.getcolors()}[255, 0, 0] == red[0][0]
@@ -166,13 +166,13 @@ def test_boxes_are_clipped_to_their_photos_and_counted(tmp_path: Path, caplog) -
     photos = write_updated_release(tmp_path, valid_per_class=1, image_sizes=[(64, 48)])
     changes = {0: {"bbox_x2": 65}, 1: {"bbox_x1": 0, "bbox_y2": 300}, 2: {"bbox_x2": 64, "bbox_y2": 48}}
     change(tmp_path, photos, changes)
-    read = read_annotations(tmp_path)
+    read = read_data(tmp_path)
 
     with caplog.at_level(logging.INFO):
         annotations, clipped = clip_boxes(read)
 
     assert clipped == 2
-    assert "2 of 12 boxes reached past their photos and were clipped" in caplog.text
+    assert "2 of 12 boxes extended beyond their images and were clipped" in caplog.text
     first, second, third = (photo.box for photo in photos[:3])
     assert tuple(annotations.train[0].bounding_box) == (first[0], first[1], 64, first[3])
     assert tuple(annotations.train[1].bounding_box) == (0, second[1], second[2], 48)
@@ -190,12 +190,12 @@ def test_a_box_outside_its_photo_and_unreadable_photos_are_listed(tmp_path: Path
     (tmp_path / photos[4].name).write_text("<html>404</html>")
 
     with pytest.raises(DataError) as error:
-        clip_boxes(read_annotations(tmp_path))
+        clip_boxes(read_data(tmp_path))
 
     heading, *lines = str(error.value).splitlines()
-    assert heading == "3 problems in the photos:"
+    assert heading == "3 problems in the images:"
     assert lines[0].startswith(f"  {tmp_path / photos[0].name}: its box (64, ")
-    assert lines[0].endswith("lies outside of its 64×48 pixels")
+    assert lines[0].endswith("lies outside its 64×48 pixels")
     assert lines[1].startswith(f"  {path}: cannot be read (")
     assert lines[2].startswith(f"  {tmp_path / photos[4].name}: cannot be read (")
     assert len(lines) == 3
@@ -240,11 +240,11 @@ def test_the_published_annotations_of_the_original_release() -> None:
 def test_the_crops_of_stanford_cars(tmp_path: Path) -> None:
     shutil.copy(CROPS / "cars_annos.mat", tmp_path)
 
-    annotations, clipped = clip_boxes(read_annotations(tmp_path, archive_folder=CROPS))
+    annotations, clipped = clip_boxes(read_data(tmp_path, raw_path=CROPS))
 
     assert (len(annotations.train), len(annotations.valid), clipped) == (5792, 1372, 0)
     assert Counter(Counter(annotation.label for annotation in annotations.valid).values()) == {7: 196}
     assert len(annotations.class_names) == 196
     for annotation in annotations.train[::500]:
-        with Image.open(annotation.image_path) as image:
+        with Image.open(annotation.path) as image:
             assert tuple(annotation.bounding_box) == (0, 0, *image.size)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from datamodules import read_data
 from datamodules.readers import archives
-from datamodules.readers.annotations import read_annotations
 from datamodules.readers.archives import extract_archive
 from tests.support.data_sets import write_updated_release
 from utils.errors import DataError
@@ -248,11 +248,11 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path: Path, large) -> No
 
 def test_what_a_run_left_that_was_killed_after_renaming_is_removed(tmp_path: Path) -> None:
     write_updated_release(tmp_path, archives=True)
-    annotations = read_annotations(tmp_path)
+    annotations = read_data(tmp_path)
     (tmp_path / ".car_ims.partial" / "car_ims").mkdir(parents=True)
     (tmp_path / ".car_ims.lock").touch()
 
-    assert read_annotations(tmp_path) == annotations
+    assert read_data(tmp_path) == annotations
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["car_ims", "car_ims.tgz", "cars_annos.mat"]
 

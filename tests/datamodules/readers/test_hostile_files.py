@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from datamodules import clip_boxes, read_data
 from datamodules.images import read_image
 from datamodules.readers import archives
-from datamodules.readers.annotations import clip_boxes, read_annotations
 from datamodules.readers.archives import extract_archive
 from deployment.prediction import read_upright
 from tests.datamodules.readers.test_mat_files import HEADER, array, element
@@ -50,7 +50,7 @@ def release(request, tmp_path) -> tuple[Path, list[Path]]:
 def test_damaged_annotations_are_read_or_refused(release, count):
     folder, mats = release
     originals = {path: path.read_bytes() for path in mats}
-    assert outcome(lambda: read_annotations(folder), DataError) is None
+    assert outcome(lambda: read_data(folder), DataError) is None
     before = files_below(folder)
 
     @examples(-(-count // 3))
@@ -58,7 +58,7 @@ def test_damaged_annotations_are_read_or_refused(release, count):
     def check(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         try:
-            message = outcome(lambda: clip_boxes(read_annotations(folder)), DataError)
+            message = outcome(lambda: clip_boxes(read_data(folder)), DataError)
         finally:
             path.write_bytes(originals[path])
         assert message is None or str(folder) in message
@@ -92,7 +92,7 @@ HOSTILE_MATS = {
 def test_annotations_made_to_be_slow_or_huge(name, tmp_path):
     write_updated_release(tmp_path, image_sizes=[(20, 16)])
     (tmp_path / "cars_annos.mat").write_bytes(HEADER + HOSTILE_MATS[name])
-    message = outcome(lambda: read_annotations(tmp_path), DataError, seconds=10)
+    message = outcome(lambda: read_data(tmp_path), DataError, seconds=10)
     assert "cars_annos.mat" in message
 
 

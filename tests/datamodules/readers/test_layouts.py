@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.readers.annotations import read_annotations
+from datamodules import read_data
 from tests.support.data_sets import (
     CLASS_NAMES,
     ORIGINAL_FIELDS,
@@ -20,7 +20,7 @@ DIFFERENT = "The releases number the photos differently (car_ims/000001.jpg is n
 
 def message_of(folder: Path, archive_folder: Path | None = None) -> str:
     with pytest.raises(DataError) as error:
-        read_annotations(folder, archive_folder=archive_folder)
+        read_data(folder, raw_path=archive_folder)
     return str(error.value)
 
 
@@ -176,7 +176,7 @@ def test_missing_class_names_are_said(tmp_path: Path) -> None:
 
 def test_missing_photos_are_counted_and_ten_of_them_listed(tmp_path: Path) -> None:
     photos = write_updated_release(tmp_path, archives=True)
-    read_annotations(tmp_path)
+    read_data(tmp_path)
     for photo in photos[:12]:
         (tmp_path / photo.name).unlink()
     (tmp_path / photos[12].name).unlink()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.io
 
+from datamodules import BoundingBox, read_data
 from datamodules.readers import mat_files
-from datamodules.readers.annotation_rows import BoundingBox, read_class_names, read_rows
-from datamodules.readers.annotations import read_annotations
+from datamodules.readers.annotation_rows import read_class_names, read_rows
 from datamodules.readers.mat_files import read_mat
 from tests.support.data_sets import CLASS_NAMES, ORIGINAL_FIELDS, UPDATED_FIELDS, write_mat, write_updated_release
 from utils.errors import DataError
@@ -133,7 +133,7 @@ def test_the_dead_link_is_called_what_it_is(tmp_path: Path) -> None:
     write_updated_release(tmp_path)
     shutil.copy(PUBLISHED / "dead_link_download.mat", tmp_path / "cars_annos.mat")
     with pytest.raises(DataError) as error:
-        read_annotations(tmp_path)
+        read_data(tmp_path)
     message = str(error.value)
     assert message.startswith(
         f'{tmp_path / "cars_annos.mat"} is a web page with the title "500 Internal Server Error", not annotations'

@@ -4,63 +4,35 @@ Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR
 which looked boxes up by their position in another list, path, box and label stay together from the file on.
 """
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
-from datamodules.images import FORMATS
-from datamodules.readers.annotation_rows import BoundingBox, Row, read_class_names, read_rows, refuse
+from datamodules.readers.annotation_rows import Row, read_class_names, read_rows
 from datamodules.readers.layouts import (
     DIFFERENT_PHOTOS,
     PHOTO_FOLDERS,
     TEST_ANNOTATIONS,
     TRAIN_ANNOTATIONS,
     UPDATED_ANNOTATIONS,
+    AnnotationFile,
     Layout,
     Release,
     Split,
-    Table,
     find_layout,
 )
+from datamodules.readers.records import DataSplits, ImageRecord, raise_data_errors
 from utils.errors import DataError
-from utils.progress import progress_bar
 
 PHOTO_NAMES: dict[Release, str] = {"updated": r"\d{6}\.jpg", "original": r"\d{5}\.jpg"}
 ANNOTATION_FILES: dict[Release, str] = {
     "updated": UPDATED_ANNOTATIONS,
     "original": f"{TRAIN_ANNOTATIONS} (in car_devkit.tgz) and {TEST_ANNOTATIONS}",
 }
-THREADS = 16  # disks and network drives answer several readers at once
-
-logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """One photo; `label` is the class id − 1: 0 … number of classes − 1."""
-
-    image_path: Path
-    bounding_box: BoundingBox
-    label: int
-
-
-@dataclass(frozen=True, slots=True)
-class Annotations:
-    """Both splits, each in the order of its annotation file; `class_names[label]` is the name of a label."""
-
-    train: tuple[Annotation, ...]
-    valid: tuple[Annotation, ...]
-    class_names: tuple[str, ...]
-    release: Release
-
-
-def read_annotations(folder: Path, *, archive_folder: Path | None = None) -> Annotations:
+def read_stanford_cars(folder: Path, *, raw_path: Path | None = None) -> DataSplits:
     """Reads and checks the data set in a folder, of any published layout.
 
     The training split has the rows with `test` 0, or cars_train/ in the original release; the validation split those
@@ -68,20 +40,20 @@ def read_annotations(folder: Path, *, archive_folder: Path | None = None) -> Ann
 
     Args:
         folder: Where the data lies; archives that are not extracted yet are extracted into it.
-        archive_folder: Where else archives and annotation files may lie.
+        raw_path: Where else archives and annotation files may lie.
 
     Raises:
         DataError: The data is missing, incomplete or damaged, or rows of the annotations are wrong.
     """
-    layout = find_layout(folder, archive_folder)
-    rows_of: dict[Table, list[Row]] = {}
+    layout = find_layout(folder, raw_path)
+    rows_of: dict[AnnotationFile, list[Row]] = {}
     class_names = None
-    for table in layout.tables:
+    for table in layout.annotation_files:
         rows_of[table], class_names = read_rows(table.mat, layout.release)
     if class_names is None:
         class_names = read_class_names(layout.data_folder.class_names_file())
 
-    splits: dict[Split, list[Annotation]] = {"train": [], "valid": []}
+    splits: dict[Split, list[ImageRecord]] = {"train": [], "valid": []}
     problems: list[str] = []
     for table, rows in rows_of.items():
         photos = layout.data_folder.extract(table.photos)
@@ -90,49 +62,19 @@ def read_annotations(folder: Path, *, archive_folder: Path | None = None) -> Ann
         for row in rows:
             split = table.split or ("valid" if row.test else "train")
             image_path = photos / row.name.rpartition("/")[2]
-            splits[split].append(Annotation(image_path, row.bounding_box, row.class_id - 1))
-    refuse(problems, f"the data set in {folder}")
-    return Annotations(tuple(splits["train"]), tuple(splits["valid"]), class_names, layout.release)
+            splits[split].append(ImageRecord(image_path, row.class_id - 1, row.bounding_box))
+    raise_data_errors(problems, f"the data set in {folder}")
+    return DataSplits(
+        tuple(splits["train"]),
+        tuple(splits["valid"]),
+        class_names,
+        "stanford_cars",
+        f"{layout.release} release of Stanford Cars",
+        valid_from="test",
+    )
 
 
-def clip_boxes(annotations: Annotations) -> tuple[Annotations, int]:
-    """Reads the size of every photo, and clips the boxes that reach past theirs.
-
-    Returns:
-        The annotations, and how many boxes were clipped.
-
-    Raises:
-        DataError: Lists the photos that cannot be read and those that their box lies outside of.
-    """
-    everything = annotations.train + annotations.valid
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(_clipped, everything)
-        checked = list(progress_bar(results, description="checking photos", unit=" photos", total=len(everything)))
-    refuse([result for result in checked if isinstance(result, str)], "the photos")
-    count = sum(new is not old for new, old in zip(checked, everything, strict=True))
-    if count:
-        logger.info("%d of %d boxes reached past their photos and were clipped", count, len(everything))
-    train, valid = checked[: len(annotations.train)], checked[len(annotations.train) :]
-    return replace(annotations, train=tuple(train), valid=tuple(valid)), count
-
-
-def _clipped(annotation: Annotation) -> Annotation | str:
-    """Returns the annotation with its box inside the photo, or what is wrong with it."""
-    try:
-        with Image.open(annotation.image_path, formats=FORMATS) as image:
-            width, height = image.size
-    except Exception as error:  # Pillow's plugins answer damaged headers with errors of a dozen kinds
-        return f"{annotation.image_path}: cannot be read ({str(error) or type(error).__name__})"
-    x1, y1, x2, y2 = box = annotation.bounding_box
-    clipped = BoundingBox(max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
-    if clipped == box:
-        return annotation
-    if clipped.x1 >= clipped.x2 or clipped.y1 >= clipped.y2:
-        return f"{annotation.image_path}: its box {tuple(box)} lies outside of its {width}×{height} pixels"
-    return replace(annotation, bounding_box=clipped)
-
-
-def _missing_photos(table: Table, rows: Sequence[Row], photos: Path, layout: Layout) -> list[str]:
+def _missing_photos(table: AnnotationFile, rows: Sequence[Row], photos: Path, layout: Layout) -> list[str]:
     """Returns a line for each photo that is not there.
 
     Raises:
@@ -162,7 +104,7 @@ def _missing_photos(table: Table, rows: Sequence[Row], photos: Path, layout: Lay
     return missing
 
 
-def _wrong_values(table: Table, rows: Sequence[Row], num_classes: int) -> Iterator[str]:
+def _wrong_values(table: AnnotationFile, rows: Sequence[Row], num_classes: int) -> Iterator[str]:
     first_rows: dict[str, int] = {}
     for row in rows:
         where = _where(table, row)
@@ -178,5 +120,5 @@ def _wrong_values(table: Table, rows: Sequence[Row], num_classes: int) -> Iterat
             yield f"{where}: its box is empty (x {x1 + 1} … {x2}, y {y1 + 1} … {y2})"
 
 
-def _where(table: Table, row: Row) -> str:
+def _where(table: AnnotationFile, row: Row) -> str:
     return f"{row.name} (row {row.number:,} of {table.mat.name})"
