@@ -15,7 +15,8 @@ from utils.config import Config, load_config, load_run_config
 from utils.errors import ConfigError
 from utils.logs import log_to_file, start_logging
 from utils.processes import end_with_parent, is_first_process
-from utils.runs.folder import LAST, LOG, METRICS, find_run, has_ended, make_run_folder, read_record
+from utils.runs import resolve_checkpoint
+from utils.runs.folder import LAST, LOG, METRICS, has_ended, make_run_folder, read_record
 from utils.runs.metrics import read_rows
 from utils.runs.summary import summarise
 
@@ -46,9 +47,15 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | No
     overrides = arguments.set + ([f"stanford_data_path={json.dumps(arguments.data)}"] if arguments.data else [])
     if arguments.resume is None:
         return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
+    if arguments.config:
+        raise ConfigError(
+            "--config has no effect with --resume: a resumed run keeps its configuration; --set changes keys"
+        )
     where = [override for override in overrides if override.startswith("output_path=")]
-    output_path = load_config(DEMO if arguments.demo else arguments.config, overrides=where).output_path
-    folder = find_run(arguments.resume, output_path)
+    checkpoint = resolve_checkpoint(arguments.resume, load_config(overrides=where).output_path, which=LAST)
+    folder = checkpoint.parent.parent
+    if checkpoint != folder / LAST:
+        raise ConfigError(f"--resume {arguments.resume}: a run is resumed from its {LAST.name}; name the run's folder")
     config = load_run_config(folder, overrides=[each for each in overrides if each not in where])
     if (done := len(read_rows(folder / METRICS))) > config.num_epochs:
         raise ConfigError(f"--set num_epochs={config.num_epochs}: {folder} has {done} epochs already")

@@ -15,8 +15,7 @@ from training.checkpoints import ABOUT, read_checkpoint
 from utils.config import Config, Problems, load_config, parse_config
 from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError, RunError
-from utils.nearest import nearest
-from utils.runs.folder import BEST, LAST
+from utils.runs import BEST, resolve_checkpoint
 
 LISTED_NAMES = 5  # of weights that are missing
 
@@ -52,37 +51,14 @@ class Trained:
         return self.classifier(images.to(self.classifier.device, self.classifier.dtype)).float().cpu()
 
 
-def find_checkpoint(name: str) -> Path:
-    """Returns the checkpoint `name`, or best.ckpt of the run `name`: a folder, a name in output_path, or "last".
-
-    Raises:
-        ConfigError: There is neither.
-        RunError: The run has no best.ckpt.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    output_path = load_config().output_path
-    runs = sorted(output_path.glob(f"*/{BEST}"), key=lambda best: best.stat().st_mtime)
-    if name == "last" and runs:
-        return runs[-1]
-    for folder in (path, output_path / name):
-        if (folder / BEST).is_file():
-            return folder / BEST
-        if (folder / LAST).is_file():
-            raise RunError(f"{folder} has no {BEST}: no epoch has ended; name {folder / LAST} to use what there is")
-    hint = nearest(name, [best.parents[1].name for best in runs])
-    raise ConfigError(f"{name} is neither a checkpoint nor a run, also not in {output_path}.{hint}")
-
-
 def load_trained(name: str) -> Trained:
-    """Loads the checkpoint or run `name`, which may be anything that `find_checkpoint` takes.
+    """Loads the checkpoint or run `name`, anything that `utils.runs.resolve_checkpoint` takes.
 
     Raises:
         ConfigError: There is no such checkpoint or run.
         RunError: The checkpoint is damaged, or of another program or version; the error says what is missing.
     """
-    path = find_checkpoint(name)
+    path = resolve_checkpoint(name, load_config().output_path)
     checkpoint = read_checkpoint(path)
     about = checkpoint[ABOUT]
     class_names = about.get("class_names")

@@ -15,7 +15,7 @@ from reproduction.jobs import Job, RunIndex
 from utils.cli import run_command
 from utils.config import CONFIG_FILE
 from utils.files import write_text
-from utils.machine import available_cores, processor
+from utils.machine import available_cores, cpu_name
 
 FACTS = "reproduction.json"  # in a run's folder: what is known only where it was trained
 ERROR = "error: "  # before what utils.cli says of an error
@@ -108,4 +108,4 @@ def _device_name(device: str) -> str:
         return torch.cuda.get_device_name(torch.device(device))
     if device != "cpu":
         return device
-    return f"{processor()}, {available_cores()} cores"
+    return f"{cpu_name()}, {available_cores()} cores"

@@ -10,8 +10,9 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from utils.files import write_csv
 from utils.runs.folder import METRICS, SPEED
-from utils.runs.metrics import COLUMNS, SPEED_COLUMNS, Row, best, best_values, read_rows, write_rows
+from utils.runs.metrics import COLUMNS, SPEED_COLUMNS, Row, best, best_values, read_rows
 from utils.tracking.trackers import Trackers
 
 logger = logging.getLogger(__name__)
@@ -55,14 +56,14 @@ class Recorder(Checkpoint):
         self.rows = [old for old in self.rows if old["epoch"] < trainer.current_epoch] + [row]
         if not trainer.is_global_zero:
             return
-        write_rows(self.folder / METRICS, self.rows, COLUMNS)
+        write_csv(self.folder / METRICS, COLUMNS, self.rows)
         speed = {
             "epoch": trainer.current_epoch,
             "seconds": round(time.monotonic() - self.started, 3),
             "images_per_second": round(self.images / max(self.trained - self.started, 1e-9), 1),
         }
         known = [old for old in read_rows(self.folder / SPEED) if old["epoch"] < trainer.current_epoch]
-        write_rows(self.folder / SPEED, [*known, speed], SPEED_COLUMNS)
+        write_csv(self.folder / SPEED, SPEED_COLUMNS, [*known, speed])
         self.trackers.log_epoch(row | best_values(self.rows))
         logger.info(describe_epoch(self.rows, speed, trainer.max_epochs))
 

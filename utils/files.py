@@ -1,74 +1,141 @@
-"""Writes files so that what is there is always whole, and clears away what killed processes have begun."""
+"""Writes files and folders: a file is complete or absent, and one error explains what cannot be written."""
 
+import csv
+import io
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from utils.errors import RunError
 
-PARTIAL = ".*.partial*"  # with what SQLite writes beside a file of that name
-FORGOTTEN_SECONDS = 24 * 3600  # after which what another machine has begun is taken for given up
+PARTIAL = ".*.partial*"  # also matches the journal that SQLite writes beside a file
+ABANDONED_SECONDS = 24 * 3600  # age at which another machine's partial file counts as abandoned
 
 
 @contextmanager
 def replacing(path: Path, *, key: str = "output_path") -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and puts the file in its place when all of it is on the disk.
+    """Yields a temporary path beside `path`, and moves the file to `path` once its content is on the disk.
 
     Args:
         path: The file.
-        key: Of the configuration, that decides on which disk it lies.
+        key: The configuration key that decides on which disk the file lies.
 
     Raises:
-        RunError: The disk is full, or the folder cannot be written to; `path` is as it was.
+        RunError: The disk is full or the folder is not writable; `path` is unchanged. An error that names another
+            file, such as an image that is read within the block, is passed on.
     """
-    # The name of the machine too: on two that share a folder, such as two containers, processes may have the same number.
+    # With the machine's name: on two machines that share a folder, processes may have the same number.
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or set another {key}"
-        ) from error
+        if isinstance(error.filename, (str, os.PathLike)) and not _concerns(error.filename, partial):
+            raise
+        raise _not_writable(path, error, key) from error
     finally:
-        with suppress(OSError):  # on a disk that has become read-only, the first error is the one to be told
+        with suppress(OSError):  # on a disk that has become read-only, the first error is the one to report
             partial.unlink(missing_ok=True)
 
 
-def make_folder(path: Path) -> Path:
-    """Makes a folder and its parents where they are missing, and returns it.
+def _concerns(name: str | os.PathLike, partial: Path) -> bool:
+    return Path(name) == partial.parent or Path(name).name.startswith(partial.name)
 
-    Raises:
-        RunError: The folder cannot be created, or is a file.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
-    return path
+
+def _not_writable(path: Path, error: OSError, key: str) -> RunError:
+    return RunError(f"{path} cannot be written: {error.strerror or error}; make room, or set another {key}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the entries of `folder` to the disk, so that a rename in it survives a power cut."""
+    with suppress(OSError):  # Windows and some network file systems cannot do it
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all."""
+    """Writes `text` to `path` completely or not at all; raises RunError as `replacing` does."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def remove_partial(folder: Path, *, alone: bool = False) -> None:
-    """Removes what killed processes have begun to write into `folder`, and leaves what others are writing.
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Returns `rows` as CSV: other keys are dropped, missing values stay empty, floats keep every digit."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes `csv_text(columns, rows)` to `path`."""
+    write_text(path, csv_text(columns, rows))
+
+
+def make_folder(folder: Path, *, key: str = "output_path") -> Path:
+    """Creates `folder` and its parents where they are missing, and returns it.
 
     Args:
-        folder: Where `replacing` has written.
-        alone: Whether no other process can be writing there.
+        folder: The folder.
+        key: The configuration key that decides where it lies.
+
+    Raises:
+        RunError: It cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error, key) from error
+    return folder
+
+
+def make_timestamped_folder(parent: Path, name: str) -> Path:
+    """Creates `<parent>/<name>_<timestamp>`, numbered from 2 where that folder exists, and returns it.
+
+    Raises:
+        RunError: It cannot be created.
+    """
+    stem, number = timestamped(name), 1
+    make_folder(parent)
+    while True:
+        folder = parent / (stem if number == 1 else f"{stem}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # created in the same second
+            number += 1
+        except OSError as error:
+            raise _not_writable(parent, error, "output_path") from error
+        else:
+            return folder
+
+
+def timestamped(name: str) -> str:
+    """Returns `<name>_<timestamp>` with the local time to the second."""
+    return f"{name}_{datetime.now():%Y%m%d%H%M%S}"
+
+
+def remove_partial(folder: Path, *, alone: bool = False) -> None:
+    """Removes the partial files of killed processes from `folder`.
+
+    Args:
+        folder: A folder that `replacing` writes to.
+        alone: Whether no other process can be writing there; else files of running processes are kept.
     """
     for partial in folder.glob(PARTIAL):
-        with suppress(OSError):  # another process may have been faster, and a folder that is only read is left as it is
+        with suppress(OSError):  # another process may have been faster, or the folder is read-only
             if alone or _is_abandoned(partial):
                 partial.unlink()
 
@@ -81,7 +148,7 @@ def _is_abandoned(partial: Path) -> bool:
             os.kill(int(process), 0)
         except ProcessLookupError:
             return True
-        except OSError:  # it is another user's
+        except OSError:  # the process of another user
             return False
         return False
-    return abs(time.time() - partial.stat().st_mtime) > FORGOTTEN_SECONDS
+    return abs(time.time() - partial.stat().st_mtime) > ABANDONED_SECONDS

@@ -1,44 +1,45 @@
-"""What this machine is: its cores, versions, commit, and whether it is Colab."""
+"""Describes this machine and this copy of the project: cores, memory, versions, commit."""
 
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "scipy", "pillow", "pydantic")
-MOST_WORKERS = 8
+MAX_WORKERS = 8
+PROJECT = Path(__file__).resolve().parents[1]  # the folder of the entry scripts
 
 
 def runtime() -> Literal["colab", "local"]:
-    """Returns where this program runs, in the study's words."""
+    """Returns where this program runs, by the study's names."""
     return "colab" if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules else "local"
 
 
 def available_cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor() -> str:
-    """Returns the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def cpu_name() -> str:
+    """Returns the processor's name."""
+    with suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def worker_count(configured: Literal["auto"] | int) -> int:
-    """Returns the number of processes that read photos."""
-    return min(available_cores(), MOST_WORKERS) if configured == "auto" else configured
+    """Returns the number of processes that load images."""
+    return min(available_cores(), MAX_WORKERS) if configured == "auto" else configured
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that shape a result."""
+    """Returns the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
@@ -49,12 +50,11 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Returns the git commit of this project, with "+changes" where files differ from it; None outside git."""
-    project = Path(__file__).resolve().parents[1]
+    """Returns the project's git commit, with "+changes" appended if files differ from it; None outside git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
-            cwd=project, capture_output=True, text=True, timeout=10, check=True,
+            cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
@@ -62,7 +62,7 @@ def commit() -> str | None:
 
 
 def total_memory() -> int | None:
-    """Returns the bytes of memory that this machine has, or None where the system does not say."""
+    """Returns this machine's memory in bytes, or None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows

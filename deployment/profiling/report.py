@@ -12,7 +12,7 @@ import torch
 
 from deployment.profiling.benchmark import BATCH_SIZE, GPU_BATCH_SIZE, Row
 from deployment.profiling.measure import Seconds
-from utils.machine import available_cores, processor
+from utils.machine import available_cores, cpu_name
 
 MILLION = 1e6
 
@@ -25,7 +25,7 @@ def conditions(rounds: int) -> list[str]:
     cores = os.cpu_count() or 1  # the load is that of the whole machine
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "onnx", "onnxruntime"))
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {processor()}, {available_cores()} cores{load}{gpu}",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {cpu_name()}, {available_cores()} cores{load}{gpu}",
         f"Python {platform.python_version()}, {packages}; {platform.platform()}",
         f"Latency of one image: median ± half the distance of the quartiles, {rounds} rounds in which the networks take "
         "turns, each after a warm-up. eager is PyTorch in NHWC, 32 bits; onnxruntime runs the file of 32 bits.",

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,11 @@ import evaluate
 from datamodules import BoundingBox, ImageRecord, read_data
 from deployment.evaluation.evaluation import Evaluation, Pair, class_rows, confused_pairs, photo_rows, wilson_interval
 from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
-from deployment.trained import find_checkpoint, load_trained
+from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
 from tests.support.data_sets import write_original_release, write_updated_release
 from training.checkpoints import ABOUT, read_checkpoint
-from utils.errors import ConfigError, DataError, RunError
+from utils.errors import DataError, RunError
 
 NAMES = ("Alpha 2001", "Beta 2002", "Gamma 2003", "Delta 2004")
 
@@ -136,19 +135,6 @@ def test_a_class_the_network_does_not_know_is_refused(trained_run, tmp_path):
     write_updated_release(tmp_path / "other", class_names=("BMW X6 SUV 2012", "Trabant 601 Sedan 1964"))
     with pytest.raises(DataError, match=r"1 of 2 classes .* such as 'Trabant 601 Sedan 1964'"):
         evaluate.main([str(trained_run), "--data", str(tmp_path / "other")])
-
-
-def test_a_run_is_found_by_folder_and_an_unknown_name_is_an_error(trained_run, tmp_path, monkeypatch):
-    assert find_checkpoint(str(trained_run)) == trained_run / "checkpoints/best.ckpt"
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained_run, tmp_path / "output/ghost_1")
-    assert find_checkpoint("ghost_1").resolve() == tmp_path / "output/ghost_1/checkpoints/best.ckpt"
-    assert find_checkpoint("last").resolve() == tmp_path / "output/ghost_1/checkpoints/best.ckpt"
-    with pytest.raises(ConfigError, match=r"gost_1 is neither a checkpoint nor a run.*Did you mean 'ghost_1'"):
-        find_checkpoint("gost_1")
-    (tmp_path / "output/ghost_1/checkpoints/best.ckpt").unlink()
-    with pytest.raises(RunError, match=r"no epoch has ended"):
-        find_checkpoint("ghost_1")
 
 
 def test_a_photo_is_no_checkpoint(tmp_path):

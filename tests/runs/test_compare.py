@@ -59,7 +59,7 @@ def epochs(*valid_acc: float, first_loss: float = 4.0) -> list[Row]:
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """Writes as `utils.runs.metrics.write_rows`, but does not wait for the disk."""
+    """Writes as `utils.files.write_csv` does, but does not wait for the disk."""
     lines = [list(rows[0] if rows else COLUMNS), *(row.values() for row in rows)]
     path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
 
@@ -383,9 +383,11 @@ def test_runs_are_found_by_folder_and_by_name(output: Path, monkeypatch: pytest.
 
 def test_a_misspelt_run_is_answered_with_the_nearest(output: Path):
     write_run(output / "resnet18_4", [])
-    with pytest.raises(ConfigError, match=rf"^resnet18_5 is no run; nearest in {output}: resnet18_4, ghost_"):
+    with pytest.raises(
+        ConfigError, match=rf"^resnet18_5: no such run, nor one in {output}; nearest there: resnet18_4, ghost_"
+    ):
         find_runs(["ghost_1", "resnet18_5"], output)
-    with pytest.raises(ConfigError, match="no_such is no run; nearest in nowhere: there are none"):
+    with pytest.raises(ConfigError, match="no_such: no such run; nowhere has no runs yet"):
         find_runs(["no_such"], Path("nowhere"))
 
 
@@ -394,7 +396,7 @@ def test_without_runs_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match=r"^output has no runs yet"):  # output_path of config.yml
         compare.main([])
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ConfigError, match=f"^{folder} has no runs yet; make one: python train.py, or .* --demo$"):
+        with pytest.raises(ConfigError, match=f"^{folder} has no runs yet; start one: python train.py, or .* --demo$"):
             compare.main(["--output", str(folder)])
 
 
@@ -448,7 +450,7 @@ def test_the_command_needs_neither_torch_nor_matplotlib_to_answer(output: Path):
     command = [sys.executable, "-c", program, "ghost_9", "--output", str(output)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "[]\n")
-    assert done.stderr.startswith("error: ghost_9 is no run; nearest in ")
+    assert done.stderr.startswith("error: ghost_9: no such run, nor one in ")
 
 
 def test_it_draws_nothing_where_no_epoch_was_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

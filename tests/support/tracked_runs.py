@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import load_config
+from utils.files import write_csv
 from utils.runs.folder import CONFIG, CURVES, METRICS, write_record
-from utils.runs.metrics import COLUMNS, Row, best_values, write_rows
+from utils.runs.metrics import COLUMNS, Row, best_values
 from utils.tracking import mlflow_store
 from utils.tracking.parameters import study_parameters
 from utils.tracking.trackers import Trackers
@@ -54,7 +55,7 @@ class Run:
 
     def train(self, row: Row, *, told: bool = True) -> None:
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
-        write_rows(self.folder / METRICS, self.rows, COLUMNS)
+        write_csv(self.folder / METRICS, COLUMNS, self.rows)
         if told:
             self.trackers.log_epoch(row | best_values(self.rows))
 

@@ -27,11 +27,11 @@ from models.classifier import Classifier
 from tests.support.small_runs import assert_same_run, only_run, run
 from training import checkpoints
 from training.checkpoints import Checkpoints, read_checkpoint
+from utils import files
 from utils.config import CONFIG_FILE
 from utils.errors import DataError, RunError
-from utils.runs import folder as runs
 from utils.runs import lock as run_lock
-from utils.runs.folder import LAST
+from utils.runs.folder import LAST, make_run_folder
 from utils.runs.metrics import read_rows
 
 YEAR = 365 * 24 * 3600  # seconds
@@ -334,8 +334,8 @@ def test_runs_that_start_while_the_clock_goes_back_have_folders_of_their_own(tmp
         def now(cls, tz=None):
             return datetime(2026, 11, 23, 10, 15, next(cls.seconds), tzinfo=tz)
 
-    monkeypatch.setattr(runs, "datetime", Clock)
-    assert len({runs.make_run_folder(tmp_path, "ghost") for _ in range(20)}) == 20
+    monkeypatch.setattr(files, "datetime", Clock)
+    assert len({make_run_folder(tmp_path, "ghost") for _ in range(20)}) == 20
 
 
 def test_a_run_that_is_killed_when_it_has_stopped_early_ends_without_another_epoch(cars, tmp_path):

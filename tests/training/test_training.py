@@ -343,14 +343,6 @@ def test_a_photo_that_breaks_in_training_is_named_and_the_run_says_failed(tmp_pa
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
 
 
-def test_unknown_runs_are_answered_with_the_known(cars, four_epochs):
-    output = four_epochs.parent
-    with pytest.raises(ConfigError, match=f"runs that have one: {four_epochs.name}"):
-        train.main(["--resume", "ghost_1", "--set", f"output_path={output}"])
-    with pytest.raises(ConfigError, match=r"no run in .* has a checkpoint yet"):
-        train.main(["--resume", "last", "--set", f"output_path={output / 'empty'}"])
-
-
 def test_a_checkpoint_that_would_execute_something_is_not_loaded(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from utils.errors import RunError
-from utils.files import FORGOTTEN_SECONDS, remove_partial, replacing, write_text
+from utils.files import ABANDONED_SECONDS, remove_partial, replacing, write_text
 
 
 def dead_process() -> int:
@@ -38,7 +38,7 @@ def test_what_killed_processes_have_begun_is_removed_and_nothing_else(tmp_path):
     kept = [f".last.ckpt.{here}.{os.getpid()}.partial", ".best.ckpt.far.away.8.partial", ".training", "last.ckpt"]
     for name in (*gone, *kept):
         (tmp_path / name).write_text("half")
-    long_ago = time.time() - FORGOTTEN_SECONDS - 60
+    long_ago = time.time() - ABANDONED_SECONDS - 60
     os.utime(tmp_path / gone[-1], (long_ago, long_ago))
     remove_partial(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -1,1 +1,6 @@
-"""The folder of a run: what lies in it, how it is found, compared and drawn. Imports neither torch nor Lightning."""
+"""Run folders: their files, names, metrics and curves, and the comparison of runs. Nothing here imports torch."""
+
+from utils.runs.folder import BEST, LAST
+from utils.runs.resolve import list_runs, resolve_checkpoint, resolve_run
+
+__all__ = ["BEST", "LAST", "list_runs", "resolve_checkpoint", "resolve_run"]

@@ -3,9 +3,6 @@
 It needs no tracker and no torch: `config.yml`, `run.json`, `metrics.csv` and `speed.csv` of each run are all it reads.
 """
 
-import csv
-import difflib
-import io
 import math
 import re
 import textwrap
@@ -20,11 +17,12 @@ import yaml
 
 from utils.config.yaml_source import read_yaml_file
 from utils.errors import ConfigError
-from utils.files import write_text
+from utils.files import write_csv
 from utils.runs.curves import draw_curves
 from utils.runs.folder import CONFIG, LAST, LOG, METRICS, RECORD, SPEED, read_record
 from utils.runs.lock import LOCK, is_held
 from utils.runs.metrics import Row, best_values, read_rows
+from utils.runs.resolve import list_runs, resolve_run
 from utils.runs.summary import duration
 
 RANKED = ("valid_acc", "valid_loss", "train_acc", "train_loss", "valid_top5_acc", "train_top5_acc")
@@ -77,29 +75,17 @@ class Run:
         return counts[sort] if sort in counts else self.best.get(f"best_{sort}")
 
 
-def is_run(folder: Path) -> bool:
-    """Says whether `folder` is that of a run, even of one that ended before it wrote anything."""
-    return any((folder / name).exists() for name in (RECORD, METRICS, CONFIG, LAST.parent))
-
-
 def find_runs(names: Sequence[str], output_path: Path) -> list[Path]:
-    """Returns the folders of the runs `names`, each a path or a folder in `output_path`; without names, all there.
+    """Returns the folders of the runs `names`, as `resolve_run` takes them, each once; without names, all in `output_path`.
 
     Raises:
-        ConfigError: A name is none of a run, there are no runs, or the folder cannot be read.
+        ConfigError: A name is not a run's, there are no runs, or the folder cannot be read.
     """
-    try:
-        known = sorted(path for path in output_path.iterdir() if is_run(path)) if output_path.is_dir() else []
-        found = {name: [path for path in (Path(name), output_path / name) if is_run(path)] for name in names}
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
-    for name, folders in found.items():
-        if not folders:
-            close = difflib.get_close_matches(Path(name).name, [path.name for path in known], n=3, cutoff=0)
-            raise ConfigError(f"{name} is no run; nearest in {output_path}: {', '.join(close) or 'there are none'}")
-    if not names and not known:
-        raise ConfigError(f"{output_path} has no runs yet; make one: python train.py, or python train.py --demo")
-    return list({folders[0].resolve(): folders[0] for folders in found.values()}.values()) if names else known
+    if names:
+        return list({(run := resolve_run(name, output_path)).resolve(): run for name in names}.values())
+    if not (runs := list_runs(output_path)):
+        raise ConfigError(f"{output_path} has no runs yet; start one: python train.py, or python train.py --demo")
+    return runs
 
 
 def read_run(folder: Path) -> Run:
@@ -215,16 +201,14 @@ def format_table(columns: Sequence[Sequence[str]], *, width: int, widest: int = 
 def write_table(runs: Sequence[Run], path: Path) -> None:
     """Writes a CSV file of `runs`: each best value with every digit, and the settings that differ; or raises RunError."""
     differing = differences(runs)
-    bests = [f"best_{metric}{what}" for metric in RANKED for what in ("", "_epoch")]
     attributes = ("name", "folder", "experiment_id", "status", "epochs", "num_params", "seconds")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*attributes, *bests, *PHOTOS, *differing])
+    bests = [f"best_{metric}{what}" for metric in RANKED for what in ("", "_epoch")]
+    rows = []
     for index, run in enumerate(runs):
-        settings = ["" if values[index] is MISSING else _text(values[index]) for values in differing.values()]
-        known = [*(getattr(run, name) for name in attributes), *map(run.best.get, bests), *map(run.record.get, PHOTOS)]
-        writer.writerow(known + settings)
-    write_text(path, text.getvalue())
+        settings = {key: values[index] for key, values in differing.items()}
+        settings = {key: "" if value is MISSING else _text(value) for key, value in settings.items()}
+        rows.append(settings | run.record | run.best | {name: getattr(run, name) for name in attributes})
+    write_csv(path, [*attributes, *bests, *PHOTOS, *differing], rows)
 
 
 def draw_runs(runs: Sequence[Run], path: Path) -> None:

@@ -1,26 +1,14 @@
 """The metrics of a run, epoch by epoch: as rows, as a CSV file, and the best of them."""
 
 import csv
-import io
 import math
 from pathlib import Path
-
-from utils.files import write_text
 
 Row = dict[str, float]
 
 METRICS = ("train_loss", "train_acc", "valid_loss", "valid_acc", "lr")  # as the study logged them
 COLUMNS = ("epoch", *METRICS, "train_top5_acc", "valid_top5_acc")
 SPEED_COLUMNS = ("epoch", "seconds", "images_per_second")
-
-
-def write_rows(path: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
-    """Writes `rows` as CSV, with every digit that a float has, so that equal files mean equal runs."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def read_rows(path: Path) -> list[Row]:
