@@ -101,10 +101,10 @@ def load_annotations(config: Config) -> DataSplits:
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    annotations, _ = clip_boxes(read_data(config.stanford_data_path, raw_path=config.stanford_raw_data_path))
+    annotations, _ = clip_boxes(read_data(config.data_path, raw_path=config.raw_data_path))
     if len(annotations.train) < 2 or not annotations.valid:
         raise DataError(
-            f"{config.stanford_data_path} has {len(annotations.train)} training and {len(annotations.valid)} validation "
+            f"{config.data_path} has {len(annotations.train)} training and {len(annotations.valid)} validation "
             "photos; expected at least 2 and 1"
         )
     return annotations

@@ -30,7 +30,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
     )
     parser.add_argument("experiments", metavar="EXPERIMENT", nargs="*", help=f"such as C-1 C-7; {ALL}: every one")
-    parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of stanford_data_path")
+    parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of data_path")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of all; may be repeated"
     )
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> list[Comparison]:
     start_logging("INFO")
     unfinished = Unfinished()
     if not (arguments.report or arguments.table):
-        data = [f"stanford_data_path={json.dumps(arguments.data)}"] if arguments.data else []
+        data = [f"data_path={json.dumps(arguments.data)}"] if arguments.data else []
         jobs = plan(
             names, overrides=[*arguments.set, *data], repeat=arguments.repeat, folder=folder, shorten=arguments.shorten
         )

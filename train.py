@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; may be repeated"
     )
-    parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of stanford_data_path")
+    parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of data_path")
     work = parser.add_mutually_exclusive_group()
     work.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or name, or 'last'")
     work.add_argument("--check", action="store_true", help="look at configuration and data, and train nothing")
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
     """Returns the configuration, and the folder of the run that goes on."""
-    overrides = arguments.set + ([f"stanford_data_path={json.dumps(arguments.data)}"] if arguments.data else [])
+    overrides = arguments.set + ([f"data_path={json.dumps(arguments.data)}"] if arguments.data else [])
     if arguments.resume is None:
         return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
     if arguments.config:
@@ -86,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:
-        write_demo_data(config.stanford_data_path)
+        write_demo_data(config.data_path)
     if arguments.check:
         check_data(
-            config.stanford_data_path,
+            config.data_path,
             partial(assembly.build_data, config),
-            archive_folder=config.stanford_raw_data_path,
+            archive_folder=config.raw_data_path,
             output_path=config.output_path,
         )
         return {}

@@ -80,7 +80,7 @@ def arguments(archives: Path, work: Path, changes: Sequence[str] = ()) -> list[s
     settings = [
         "image_size=[32, 32]", "batch_size=16", f"num_epochs={NUM_EPOCHS}", "num_workers=0", "width_multiplier=0.35",
         "optimizer_params.lr=0.002", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[mlflow]",
-        f"stanford_raw_data_path={archives}", f"stanford_data_path={work / 'data'}", f"output_path={work / 'output'}",
+        f"raw_data_path={archives}", f"data_path={work / 'data'}", f"output_path={work / 'output'}",
         f"cache_path={work / 'cache'}", *changes,
     ]  # fmt: skip
     return [word for setting in settings for word in ("--set", setting)]

@@ -109,7 +109,7 @@ def command(*words: str) -> list[str]:
 
 def data_override(folder: str) -> str:
     """Returns the override that names the folder of the data set."""
-    return f"stanford_data_path={json.dumps(folder)}"
+    return f"data_path={json.dumps(folder)}"
 
 
 def settings(overrides: Iterable[str]) -> list[str]:

@@ -20,8 +20,8 @@ from utils.tracking.mlflow_store import STORE
 WHERE = (
     "output_path",
     "cache_path",
-    "stanford_data_path",
-    "stanford_raw_data_path",
+    "data_path",
+    "raw_data_path",
     "num_workers",
     "checkpoint_interval",
 )

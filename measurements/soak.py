@@ -46,7 +46,7 @@ def start(folder: Path, epochs: int) -> subprocess.Popen:
     """Starts the training; the data lies in `folder`."""
     settings = [
         "image_size=[32, 32]", "batch_size=16", f"num_epochs={epochs}", f"num_workers={WORKERS}", "width_multiplier=0.35",
-        "early_stopping_patience=null", "accelerator=cpu", "trackers=[mlflow]", f"stanford_data_path={folder / 'data'}",
+        "early_stopping_patience=null", "accelerator=cpu", "trackers=[mlflow]", f"data_path={folder / 'data'}",
         f"output_path={folder / 'output'}", f"cache_path={folder / 'cache'}",
     ]  # fmt: skip
     command = [sys.executable, "train.py", *(word for setting in settings for word in ("--set", setting))]

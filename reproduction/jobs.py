@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from datamodules import DataSplits, read_data
 from reproduction.published import EXPERIMENTS
 from reproduction.shortening import TAG, factor_of, shortened
-from utils.config import RESUME_KEYS, Config, load_config
-from utils.config.yaml_source import read_yaml_file
+from utils.config import LOCAL_KEYS, RESUMABLE_KEYS, Config, load_config, read_config_file
 from utils.errors import ConfigError
 from utils.runs.folder import CONFIG, LAST, RECORD, has_ended, read_record
 
@@ -27,11 +26,8 @@ AS_PUBLISHED = ("devices=1", "precision=32-true")
 DATA_TAG = "data "
 # May change in a run that goes on, but make another result.
 OTHER_RESULT = ("num_epochs", "early_stopping_patience", "stop_on_nonfinite_loss")
-# Where a run is trained and how it is logged; its seed stands beside the settings.
-NOT_SETTINGS = {
-    *(key for key in RESUME_KEYS if key not in OTHER_RESULT), "seed", "experiment_id", "description", "tags", "output_path",
-    "neptune_api_token",
-}  # fmt: skip
+# Its seed stands beside the settings, and its devices of all machines are counted together.
+NOT_SETTINGS = {*LOCAL_KEYS, "seed", "num_nodes"}
 OWN_KEYS = {"experiment_id": "it is the experiment's name", "output_path": "use --output"}
 # A configuration that was written before a key was added lacks it.
 DEFAULTS = {name: field.default for name, field in Config.model_fields.items() if not field.is_required()}
@@ -89,7 +85,7 @@ class Job:
         else:
             source = ["--resume", str(run)]
             overrides = [
-                each for each in self.overrides if _key(each) in RESUME_KEYS and _key(each) not in OTHER_RESULT
+                each for each in self.overrides if _key(each) in RESUMABLE_KEYS and _key(each) not in OTHER_RESULT
             ]
         return [*source, *(word for each in overrides for word in ("--set", each))]
 
@@ -175,8 +171,8 @@ def read_data_set(config: Config) -> DataSet:
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    annotations = read_data(config.stanford_data_path, raw_path=config.stanford_raw_data_path)
-    return DataSet(config.stanford_data_path.resolve().name, digest_of_annotations(annotations))
+    annotations = read_data(config.data_path, raw_path=config.raw_data_path)
+    return DataSet(config.data_path.resolve().name, digest_of_annotations(annotations))
 
 
 def digest_of_annotations(annotations: DataSplits) -> str:
@@ -229,7 +225,7 @@ def _key_of(run: Path) -> Key | None:
     if data is None:
         return None
     try:
-        values = read_yaml_file(run / CONFIG).values
+        values = read_config_file(run / CONFIG).values
         return Key(values["experiment_id"], values["seed"], digest(settings_of(values)), data.digest)
     except (ConfigError, KeyError, TypeError) as error:
         logger.warning("%s is damaged or of another version and does not count: %s", run, error)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from reproduction.jobs import RunIndex, changes_of, data_set_of
 from reproduction.published import IMAGES, place
 from reproduction.training import read_facts
-from utils.config.yaml_source import read_yaml_file
+from utils.config import read_config_file
 from utils.errors import ConfigError
 from utils.files import write_text
 from utils.runs.folder import CONFIG, has_ended, read_record
@@ -183,7 +183,7 @@ def write_measured(path: Path, rows: Iterable[Measured]) -> None:
 
 def _measured(key: Any, run: Path, record: dict[str, Any]) -> Measured:
     data, facts, best = data_set_of(record), read_facts(run), record["best"]
-    values = read_yaml_file(run / CONFIG).values
+    values = read_config_file(run / CONFIG).values
     return Measured(
         experiment=key.experiment,
         seed=key.seed,

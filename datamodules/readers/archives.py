@@ -67,7 +67,7 @@ def extract_archive(archive: Path, destination: Path, member: str) -> None:
     except OSError as error:
         raise DataError(
             f"{archive} cannot be extracted to {destination}: {error.strerror or error}. Make room, or set "
-            "stanford_data_path to a folder that can be written to and stanford_raw_data_path to that of the archives"
+            "data_path to a folder that can be written to and raw_data_path to that of the archives"
         ) from error
 
 

@@ -196,10 +196,10 @@ def _incomplete(here: DataFolder) -> DataError:
         lines += [f"  {base}: {_listing(base)}" for base in here.bases]
     meant = _suggest_folder(here.folder, inside=not begun)
     if meant is not None:
-        lines.append(f"Did you mean {meant}? Set stanford_data_path (-d) to the folder that holds those of the photos.")
+        lines.append(f"Did you mean {meant}? Set data_path (-d) to the folder that holds those of the photos.")
     else:
         lines.append(WHERE_TO_GET)
-        lines.append(f"Put it into {here.folder}, or set stanford_data_path (-d) to the folder that has it.")
+        lines.append(f"Put it into {here.folder}, or set data_path (-d) to the folder that has it.")
     lines.append("`python train.py --demo` needs no data: it trains on drawn cars.")
     return DataError("\n".join(lines))
 

@@ -90,8 +90,8 @@ def read_photos(
     Raises:
         DataError: The data set is wrong, has a class that the network does not know, or no photo in the split.
     """
-    folder = data or trained.config.stanford_data_path
-    archives = None if data else trained.config.stanford_raw_data_path
+    folder = data or trained.config.data_path
+    archives = None if data else trained.config.raw_data_path
     annotations, _ = clip_boxes(read_data(folder, raw_path=archives))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
     unknown = [name for name in annotations.class_names if name not in label_of]

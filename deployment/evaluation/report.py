@@ -34,7 +34,7 @@ def write_report(
     Raises:
         RunError: The folder cannot be written.
     """
-    photos = f"{split} of {data or trained.config.stanford_data_path}"
+    photos = f"{split} of {data or trained.config.data_path}"
     folder = output or trained.folder / "evaluation" / "_".join(
         [trained.path.stem, split, *([data.resolve().name] if data else [])]
     )
@@ -68,7 +68,7 @@ def write_report(
     )
     title = (
         f"{trained.folder.name}, {trained.path.name}: {correct:,} of {count:,} right ({100 * correct / count:.2f} %), "
-        f"{split} of {(data or trained.config.stanford_data_path).name}"
+        f"{split} of {(data or trained.config.data_path).name}"
     )
     draw_confusion_matrix(evaluation, names, folder / "confusion_matrix.png", title=title)
     sheet = folder / "confused_pairs.png"
@@ -132,7 +132,7 @@ def _comparison(trained: Trained, evaluation: Evaluation) -> tuple[str, bool | N
 
 def _caution(trained: Trained, data: Path | None, split: str) -> list[str]:
     """Returns what a reader of the accuracy must know of the photos."""
-    if data is not None and data.resolve() != trained.config.stanford_data_path.resolve():
+    if data is not None and data.resolve() != trained.config.data_path.resolve():
         return [f"The photos are named by --data: an independent figure if no photo of {data} was trained on."]
     if split == "valid":
         return [

@@ -23,7 +23,7 @@ from utils.errors import ConfigError
 
 SAME = [
     ("num_workers=3",), ("trackers=[tensorboard]",), ("accelerator=cpu",), ("devices=[1]",), ("loglevel=DEBUG",),
-    ("checkpoint_interval=1",), ("tags=[mine]",), ("stanford_data_path=elsewhere",), ("cache_path=null",),
+    ("checkpoint_interval=1",), ("tags=[mine]",), ("data_path=elsewhere",), ("cache_path=null",),
     ("num_epochs=200",), ("optimizer_params={weight_decay: 0.6, lr: 0.001}",),
 ]  # fmt: skip
 OTHER = [
@@ -137,7 +137,7 @@ def test_a_data_set_is_known_by_its_annotations_wherever_it_lies(tmp_path):
     for name in ("one", "two"):
         write_updated_release(tmp_path / name)
     write_updated_release(tmp_path / "other", seed=1)
-    config = load_config(overrides=[f"stanford_data_path={tmp_path / 'one'}"])
+    config = load_config(overrides=[f"data_path={tmp_path / 'one'}"])
     digests = {name: digest_of_annotations(read_data(tmp_path / name)) for name in ("one", "two", "other")}
     assert read_data_set(config) == DataSet("one", digests["one"])
     assert digests["one"] == digests["two"] != digests["other"]

@@ -1,15 +1,27 @@
 """Loads and checks the configuration. Nothing here imports torch: a typo is answered in well under a second."""
 
-from utils.config.loading import CONFIG_FILE, RESUME_KEYS, Config, Problems, load_config, load_run_config, parse_config
+from utils.config.loading import (
+    CONFIG_FILE,
+    Config,
+    Problems,
+    load_config,
+    load_run_config,
+    parse_config,
+    read_config_file,
+)
+from utils.config.schema import LOCAL_KEYS, RENAMED_KEYS, RESUMABLE_KEYS
 from utils.errors import ConfigError
 
 __all__ = [
     "CONFIG_FILE",
-    "RESUME_KEYS",
+    "LOCAL_KEYS",
+    "RENAMED_KEYS",
+    "RESUMABLE_KEYS",
     "Config",
     "ConfigError",
     "Problems",
     "load_config",
     "load_run_config",
     "parse_config",
+    "read_config_file",
 ]

@@ -14,6 +14,7 @@ import yaml
 from pydantic import PrivateAttr, ValidationError
 
 from utils.config.checks import MOST_PROBLEMS, check_values
+from utils.config.schema import RENAMED_KEYS, RESUMABLE_KEYS
 from utils.config.schema import Config as _Schema
 from utils.config.yaml_source import SET, Key, SourcedMapping, cut, number_hint, read_yaml_file, read_yaml_value, shown
 from utils.errors import ConfigError
@@ -21,12 +22,6 @@ from utils.nearest import nearest
 
 __all__ = ["Config", "ConfigError", "Problems", "load_config", "load_run_config", "parse_config"]
 
-# What may change when a run goes on: how long and on which machine, not what it trains.
-RESUME_KEYS = (
-    "num_epochs", "early_stopping_patience", "checkpoint_interval", "num_workers", "accelerator", "devices", "num_nodes",
-    "strategy", "stanford_data_path", "stanford_raw_data_path", "cache_path", "cache_on_device", "loglevel", "logging_dir",
-    "stop_on_nonfinite_loss", "trackers", "log_to_neptune", "neptune_username", "neptune_project_name",
-)  # fmt: skip
 LONGEST_PROBLEM = 1000  # characters of what a library says of a value
 LONGEST_CHOICE = 40
 # What pydantic says of types, in the words of YAML.
@@ -53,24 +48,75 @@ class Config(_Schema):
         return self.model_dump(mode="json", exclude={SECRET})
 
 
-def load_config(path: Path | str | None = None, *, overrides: Sequence[str] = ()) -> Config:
-    """Loads `config.yml` with what the file `path` and `overrides` change of it.
+def load_config(
+    path: Path | str | None = None, *, overrides: Sequence[str] = (), with_config_yml: bool = True
+) -> Config:
+    """Loads a configuration file on top of its bases, and applies `overrides`.
 
     Args:
-        path: A YAML file with whole keys that replace those of `config.yml`; None for `config.yml` alone.
+        path: A YAML file; each of its keys replaces the whole key of its base. The key `base` names the base, relative to
+            the file; without `base` it is `config.yml`, with `base: null` there is none. None: `config.yml`.
         overrides: Texts such as "optimizer_params.lr=0.01"; the value is YAML.
+        with_config_yml: False: leave out `config.yml`; what no other file sets has its default.
 
     Raises:
         ConfigError: Lists every problem with its place, its value and what was expected.
     """
-    source = read_yaml_file(CONFIG_FILE)
-    if path is not None and Path(path).resolve() != CONFIG_FILE:
-        changes = read_yaml_file(Path(path))
-        source.replace(changes)
-        for key in ("experiment_id", "description"):  # another configuration is not the experiment of config.yml
-            if key not in changes.values:
-                source.set((key,), None, str(path))
+    path = CONFIG_FILE if path is None else Path(path)
+    source = SourcedMapping()
+    for layer in reversed(_layers(path, with_config_yml)):
+        for key in ("experiment_id", "description"):  # a file that changes an experiment is another one
+            source.values.pop(key, None)
+        source.replace(layer)
     return parse_config(_overridden(source, overrides))
+
+
+def read_config_file(path: Path) -> SourcedMapping:
+    """Reads the keys of one configuration file, those with a former name under their present one.
+
+    Raises:
+        ConfigError: The file cannot be read, or sets a key under both names.
+    """
+    source = read_yaml_file(path)
+    _rename_keys(source)
+    return source
+
+
+def _rename_keys(source: SourcedMapping) -> None:
+    for former, name in RENAMED_KEYS.items():
+        if former in source.values:
+            if name in source.values:
+                places = f"{source.place((former,))} and {source.place((name,))}"
+                raise ConfigError(f"{places}: {former} is the former name of {name}; remove one of them")
+            source.rename(former, name)
+
+
+def _layers(path: Path | None, with_config_yml: bool) -> list[SourcedMapping]:
+    """Returns the file `path` and its bases, each without the key `base`."""
+    layers: list[SourcedMapping] = []
+    files: list[Path] = []
+    named = 0  # position of the first file that is reached from `path`, or from config.yml, by the key `base` alone
+    place = ""
+    while path is not None and path.resolve() not in files[:named]:
+        if path.resolve() in files:
+            chain = " → ".join(file.name for file in [*files[files.index(path.resolve()) :], path])
+            raise ConfigError(f"{place}: base: the bases form a cycle: {chain}")
+        try:
+            layer = read_config_file(path)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: base: {error}" if place else str(error)) from error
+        layers.append(layer)
+        files.append(path.resolve())
+        place = layer.places.get(("base",), "")
+        if place:
+            base = layer.values.pop("base")
+            if base is not None and (not isinstance(base, str) or not base.strip()):
+                raise ConfigError(f"{place}: base: {shown(base)}; expected the path of a configuration file, or null")
+            path = None if base is None else path.resolve().parent / Path(base).expanduser()
+        else:
+            path = CONFIG_FILE if with_config_yml and CONFIG_FILE.resolve() not in files else None
+            named = len(files)
+    return layers
 
 
 def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
@@ -85,23 +131,29 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
     """
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if key not in RESUME_KEYS:
+        if RENAMED_KEYS.get(key, key) not in RESUMABLE_KEYS:
             raise ConfigError(
-                f"--set {cut(key)}: a run that goes on keeps its {cut(key)}; only {', '.join(RESUME_KEYS)} can be changed. "
+                f"--set {cut(key)}: a run that goes on keeps its {cut(key)}; only {', '.join(RESUMABLE_KEYS)} can be changed. "
                 "For another training start a new run, without --resume"
             )
-    source = _overridden(read_yaml_file(folder / "config.yml"), overrides)
+    source = _overridden(read_config_file(folder / "config.yml"), overrides)
     source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
     return parse_config(source)
 
 
 def _overridden(source: SourcedMapping, overrides: Sequence[str]) -> SourcedMapping:
+    used: dict[str, str] = {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {cut(key)}: write --set key=value, such as --set optimizer_params.lr=0.01")
-        name = f"--set {cut(key)}"
-        source.set(tuple(key.strip().split(".")), read_yaml_value(text, name), SET)
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"--set {cut(path)}: write --set key=value, such as --set optimizer_params.lr=0.01")
+        key, *rest = path.strip().split(".")
+        if key == "base":
+            raise ConfigError("--set base: only a file can name its base; use --config FILE")
+        name = RENAMED_KEYS.get(key, key)
+        if used.setdefault(name, key) != key:
+            raise ConfigError(f"--set {used[name]} and --set {key} are names of the same key; give one of them")
+        source.set((name, *rest), read_yaml_value(text, f"--set {cut(path)}"), SET)
     return source
 
 
@@ -111,6 +163,7 @@ def parse_config(source: SourcedMapping) -> Config:
     Raises:
         ConfigError: As `load_config`.
     """
+    _rename_keys(source)  # of a checkpoint's configuration
     problems: list[tuple[Key, str]] = []
     config, wrong = None, set()
     try:
@@ -186,7 +239,7 @@ def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
         path = _written_path(detail["loc"])
         kind = detail["type"]
         if kind == "extra_forbidden":
-            allowed = list(Config.model_fields) if len(path) == 1 else ["mean", "std"]
+            allowed = [*Config.model_fields, "base"] if len(path) == 1 else ["mean", "std"]
             problems[path] = f"unknown key.{nearest(str(path[-1]), allowed)}"
         elif kind == "missing":
             problems[path] = "this key is missing"

@@ -67,6 +67,13 @@ class SourcedMapping:
         self.values.update(other.values)
         self.places.update(other.places)
 
+    def rename(self, former: str, name: str) -> None:
+        """Renames a top-level key."""
+        self.values = {name if key == former else key: value for key, value in self.values.items()}
+        self.places = {
+            (name, *path[1:]) if path[:1] == (former,) else path: place for path, place in self.places.items()
+        }
+
     def forget(self, path: Key) -> None:
         """Drops the places of the value at `path` and of all below it."""
         self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from utils.config.yaml_source import read_yaml_file
+from utils.config import read_config_file
 from utils.errors import ConfigError
 from utils.files import write_csv
 from utils.runs.curves import draw_curves
@@ -97,7 +97,7 @@ def read_run(folder: Path) -> Run:
     settings = {}
     if (folder / CONFIG).exists():
         try:
-            settings = read_yaml_file(folder / CONFIG).values
+            settings = read_config_file(folder / CONFIG).values
         except ConfigError as error:
             problems.append(f"{error}; its settings are not known")
     status, seconds = record.get("status"), _number(record.get("seconds"))

@@ -275,5 +275,5 @@ def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "car_ims.tgz")
-    with pytest.raises(DataError, match=r"cannot be extracted to .*/data: Not a directory.*set stanford_data_path to"):
+    with pytest.raises(DataError, match=r"cannot be extracted to .*/data: Not a directory.*set data_path to"):
         extract_archive(archive, archive / "data", "car_ims")

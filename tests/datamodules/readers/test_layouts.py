@@ -38,7 +38,7 @@ def test_without_data_the_message_tells_what_to_get_where_and_that_the_demo_need
         assert name in message
     for words in (*MIRRORS, "cars_test_annos_withlabels.mat", "python train.py --demo", "this folder does not exist"):
         assert words in message
-    assert f"Put it into {folder}, or set stanford_data_path" in message
+    assert f"Put it into {folder}, or set data_path" in message
     assert not folder.exists()
 
     folder.mkdir()
