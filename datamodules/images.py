@@ -1,61 +1,88 @@
 """Reads images, cuts them to their boxes and resizes them."""
 
-from collections.abc import Callable, Sequence
+import functools
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import DataError
 
-if TYPE_CHECKING:  # readers.records reads the headers of images through this module
+if TYPE_CHECKING:  # readers.records reads the sizes of images through this module
     from datamodules.readers.records import BoundingBox, ImageRecord
 
-# Of all that Pillow can open, what photos are: it would hand PostScript under the name of a photo to another program.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# The formats of photos only: Pillow would hand PostScript under the name of a photo to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12
+
+MAX_FULL_PIXELS = 89_478_485  # Pillow's own limit; larger images are read at half their width and height
+MAX_PIXELS = 4 * MAX_FULL_PIXELS
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # else Pillow takes the photo of a phone for an attack
+
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
 Crop = Literal["no", "box", "box on white"]
 
+logger = logging.getLogger(__name__)
 
-def read_image(path: Path) -> Image.Image:
-    """Reads a photo of any colour mode as an RGB image; its rotation note (EXIF) is left alone, as boxes are.
+
+def read_image(source: Path | bytes | BinaryIO, *, upright: bool = False, name: str | None = None) -> Image.Image:
+    """Reads an image of any color mode as RGB; of an animation, the first frame.
+
+    An image of more than `MAX_FULL_PIXELS` is read at half its width and height (`info["reduction"]` is 2). A JPEG whose
+    file ends before its end marker, but after its last pixel, is read with a warning (`info["lacks_end"]` is True).
+
+    Args:
+        source: A file, its content or its path.
+        upright: Whether to turn the image as its EXIF orientation asks. HEIC and TIFF are always turned.
+        name: Of the image in messages; by default its path.
 
     Raises:
         DataError: The file cannot be read or decoded.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if (
-                image.mode in ("I", "F") and image.format != "PNG"
-            ):  # "I" is what older Pillows call the 16 bits of a PNG
-                raise DataError(
-                    f"{path}: this photo has 32 bits a pixel and does not say which value is white; save it with 8 bits"
-                )
-            if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip instead of scale
-                image = image.convert("I").point(lambda value: value / 256).convert("L")
-            elif "transparency" in image.info:
-                image = image.convert("RGBA")
-            return image.convert("RGB")
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path}: this photo cannot be decoded: by its first bytes it is no {', '.join(FORMATS[:-1])} or "
-            f"{FORMATS[-1]}, and no other formats are read; save it as one of these"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: this photo has disappeared; bring it or its folder back and start again, a training that has a "
-            "checkpoint with --resume"
-        ) from error
-    except Exception as error:  # Pillow's plugins answer damaged bytes with errors of a dozen kinds
-        raise DataError(
-            f"{path}: this photo cannot be decoded ({str(error) or type(error).__name__}); replace it by a whole copy"
-        ) from error
+    name = name or _name(source)
+    with _errors_naming(name), _open(source) as opened:
+        try:
+            image = _decode(opened)
+        except OSError as error:
+            if "truncated" not in str(error) or not _has_all_pixels(content := _read_bytes(source)):
+                raise
+            _warn_lacks_end(name)
+            image = _decode(_open(content + JPEG_END))
+            image.info["lacks_end"] = True
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def read_size(source: Path | bytes | BinaryIO, *, upright: bool = False, name: str | None = None) -> tuple[int, int]:
+    """Returns the width and height of an image, pixels, from the head of its file; the arguments are `read_image`'s.
+
+    Raises:
+        DataError: The head of the file cannot be read.
+    """
+    with _errors_naming(name or _name(source)), _open(source) as image:
+        width, height = image.size
+        # Pillow turns a TIFF by itself.
+        turned = upright and image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
 
 
 def cut_to_box(image: Image.Image, box: "BoundingBox", *, erase_background: bool) -> Image.Image:
-    """Cuts `image` to `box`; with `erase_background` the cut-out lies in the centre of a white image of the old size."""
-    cut_out = image.crop(box)
+    """Cuts an image of `read_image` to a box.
+
+    Args:
+        image: The whole image.
+        box: Pixels of the image in its full size.
+        erase_background: Whether to paste the cut-out in the center of a white image of the old size.
+    """
+    cut_out = image.crop(box_within(image, box))
     if not erase_background:
         return cut_out
     canvas = Image.new("RGB", image.size, "white")
@@ -63,38 +90,149 @@ def cut_to_box(image: Image.Image, box: "BoundingBox", *, erase_background: bool
     return canvas
 
 
+def box_within(image: Image.Image, box: "BoundingBox") -> tuple[int, int, int, int]:
+    """Returns a box in pixels of an image of `read_image`, which may have been read at a reduced size."""
+    reduction = image.info.get("reduction", 1)
+    x1, y1, x2, y2 = box
+    return x1 // reduction, y1 // reduction, -(-x2 // reduction), -(-y2 // reduction)
+
+
 class ImageSource(Protocol):
-    """The photos of a split at the size that the network sees, before any augmentation."""
+    """The images of a split at the size that the model sees, before any augmentation."""
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """Returns a photo, RGB or gray."""
+        """Returns an image, RGB or gray."""
         ...
 
 
 class DecodedImages:
-    """Decodes, cuts and resizes a photo each time it is asked for.
+    """Decodes, cuts and resizes an image at each access; the other `ImageSource` is the cache.
 
     Args:
-        annotations: Path and box of each photo.
-        resize: From an RGB image of any size to the size and colours that the network sees.
-        crop: Whether to cut each photo to its box, or also to paste the cut-out on white.
+        annotations: Path and box of each image.
+        resize: From an RGB image of any size to the size and colors that the model sees.
+        crop: Whether to cut each image to its box, or also to paste the cut-out on white.
+        upright: Whether to turn images by their EXIF orientation.
     """
 
     def __init__(
-        self, annotations: "Sequence[ImageRecord]", resize: Callable[[Image.Image], Image.Image], *, crop: Crop = "no"
+        self,
+        annotations: "Sequence[ImageRecord]",
+        resize: Callable[[Image.Image], Image.Image],
+        *,
+        crop: Crop = "no",
+        upright: bool = False,
     ) -> None:
         self.annotations = annotations
         self.resize = resize
         self.crop = crop
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def image(self, index: int) -> Image.Image:
-        annotation = self.annotations[index]
-        photo = read_image(annotation.path)
-        if self.crop != "no":
-            photo = cut_to_box(photo, annotation.bounding_box, erase_background=self.crop == "box on white")
-        return self.resize(photo)
+        return self.resize(self.cut(read_image(self.annotations[index].path, upright=self.upright), index))
+
+    def cut(self, image: Image.Image, index: int) -> Image.Image:
+        """Cuts a whole image to its box, where `crop` asks for it."""
+        if self.crop == "no":
+            return image
+        return cut_to_box(image, self.annotations[index].bounding_box, erase_background=self.crop == "box on white")
+
+
+def _name(source: Path | bytes | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else getattr(source, "name", "an image without a name")
+
+
+def _read_bytes(source: Path | bytes | BinaryIO, count: int = -1) -> bytes:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return file.read(count)
+    if isinstance(source, bytes):
+        return source[: count if count >= 0 else None]
+    source.seek(0)
+    return source.read(count)
+
+
+def _open(source: Path | bytes | BinaryIO) -> Image.Image:
+    """Opens an image without decoding it."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        head = _read_bytes(source, 12)
+        if head[4:8] != b"ftyp" or head[8:] not in HEIF_BRANDS:
+            raise
+        try:
+            import pillow_heif
+        except ImportError as error:
+            raise ImportError("to read HEIC, run: pip install pillow-heif") from error
+        pillow_heif.register_heif_opener()
+        image = Image.open(file, formats=("HEIF",))
+    if (pixels := image.width * image.height) > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"{pixels / 1e6:,.0f} megapixels; at most {MAX_PIXELS / 1e6:,.0f} are read")
+    return image
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    """Returns the pixels of an opened image as RGB."""
+    size, is_large = image.size, image.width * image.height > MAX_FULL_PIXELS
+    if is_large:
+        image.draft(None, (image.width // 2, image.height // 2))  # only a JPEG can be decoded at half its size
+    # "I" is the name of a PNG's 16 bits in older versions of Pillow.
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise ValueError("32 bits a pixel without a value for white; save it with 8 bits")
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if is_large:
+        image = image.reduce(2) if image.size == size else image
+        image.info["reduction"] = 2
+    return image
+
+
+def _has_all_pixels(content: bytes) -> bool:
+    """Whether a file that ends too early is a JPEG whose decoder needs no more of it.
+
+    Where pixels are missing, they depend on the bits that follow the end.
+    """
+    if not content.startswith(JPEG_START):
+        return False
+    content = content.removesuffix(JPEG_END[:1])
+    images = [
+        np.asarray(_decode(_open(content + 64 * bits + JPEG_END))) for bits in (b"\x00", b"\x55", b"\xaa", b"\xfe")
+    ]
+    return all(np.array_equal(images[0], image) for image in images[1:])
+
+
+@functools.cache  # once a process, not once an epoch
+def _warn_lacks_end(name: str) -> None:
+    logger.warning("%s lacks the end of its file; its pixels are complete, and it is used", name)
+
+
+@contextmanager
+def _errors_naming(name: str) -> Iterator[None]:
+    """Turns all that can be wrong with an image into a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        formats = f"{', '.join(FORMATS)} or HEIC"
+        raise DataError(f"{name}: this image cannot be decoded: its first bytes are not those of {formats}") from error
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{name}: no such file; restore it and start again, with --resume where there is a checkpoint"
+        ) from error
+    except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged bytes
+        raise DataError(
+            f"{name}: this image cannot be decoded ({str(error) or type(error).__name__}); replace it with an intact copy"
+        ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from datamodules.images import read_image
@@ -64,11 +64,7 @@ def read_upright(path: Path) -> Image.Image:
         raise DataError(f"{path}: this link leads nowhere")
     if not path.exists():
         raise DataError(f"{path}: there is no such file")
-    image = read_image(path)
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow answers damaged notes with errors of a dozen kinds
-        raise DataError(f"{path}: what its camera noted (EXIF) is damaged ({error}); remove that note") from error
+    return read_image(path, upright=True)
 
 
 def predict(trained: Trained, paths: Sequence[Path], *, batch_size: int = 32) -> Iterator[Prediction]:

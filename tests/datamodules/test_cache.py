@@ -103,7 +103,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_begun(data, t
 def test_a_broken_photo_is_named_and_leaves_nothing(data, tmp_path):
     path = photos(data).annotations[7].path
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(DataError, match=f"{path.name}: this photo cannot be decoded"):
+    with pytest.raises(DataError, match=f"{path.name}: this image cannot be decoded"):
         open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
     assert not list((tmp_path / "cache").iterdir())
 

@@ -1,88 +1,177 @@
-"""Photos of every colour mode, broken ones, and what is cut from them."""
+"""Images of every color mode, size and orientation, damaged ones, and what is cut from them."""
+
+import io
+import sys
 
 import numpy as np
+import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from datamodules import BoundingBox
-from datamodules.images import cut_to_box, read_image
+from datamodules import BoundingBox, images
+from datamodules.images import cut_to_box, read_image, read_size
 from utils.errors import DataError
 
-COLOUR = (200, 120, 40)
+COLOR = (200, 120, 40)
+
+
+def picture(size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """An image whose four corners differ, without noise that a JPEG would lose."""
+    x, y = np.meshgrid(np.linspace(0, 200, size[0]), np.linspace(0, 255, size[1]))
+    return Image.fromarray(np.stack([x, y, 255 - x], 2).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("mode", "suffix", "expected"),
     [
-        ("RGB", "jpg", COLOUR),
+        ("RGB", "jpg", COLOR),
         ("L", "jpg", (135, 135, 135)),
-        ("CMYK", "jpg", COLOUR),
-        ("RGB", "png", COLOUR),
-        ("RGBA", "png", COLOUR),
-        ("P", "png", COLOUR),
+        ("CMYK", "jpg", COLOR),
+        ("RGB", "png", COLOR),
+        ("RGBA", "png", COLOR),
+        ("P", "png", COLOR),
         ("L", "png", (135, 135, 135)),
         ("LA", "png", (135, 135, 135)),
         ("1", "png", (255, 255, 255)),
+        ("P", "gif", COLOR),
     ],
 )
-def test_each_colour_mode_is_read_as_rgb(tmp_path, mode, suffix, expected):
-    image = Image.new("RGB", (40, 30), COLOUR)
+def test_each_color_mode_is_read_as_rgb(tmp_path, mode, suffix, expected):
+    image = Image.new("RGB", (40, 30), COLOR)
     image = image.quantize(4) if mode == "P" else image.convert(mode)
-    image.save(tmp_path / f"photo.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
-    read = read_image(tmp_path / f"photo.{suffix}")
+    image.save(tmp_path / f"a.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
+    read = read_image(tmp_path / f"a.{suffix}")
     assert (read.mode, read.size) == ("RGB", (40, 30))
     assert np.abs(np.asarray(read, int) - np.array(expected)).max() <= (
-        0 if suffix == "png" and mode != "1" else 255 if mode == "1" else 4
+        255 if mode == "1" else 4 if suffix == "jpg" else 0
     )
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    assert read_image(tmp_path / "deep.png").getpixel((0, 0)) == (156, 156, 156)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / f"deep.{suffix}")
+    assert read_image(tmp_path / f"deep.{suffix}").getpixel((0, 0)) == (156, 156, 156)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_a_photo_of_32_bits_is_refused_instead_of_being_black(tmp_path, kind):
+def test_an_image_of_32_bits_is_refused_instead_of_being_black(tmp_path, kind):
     Image.fromarray(np.full((8, 8), 200, kind)).save(tmp_path / "deep.tif")
-    with pytest.raises(DataError, match=r"deep\.tif: this photo has 32 bits a pixel.*save it with 8 bits"):
+    with pytest.raises(DataError, match=r"deep\.tif: this image cannot be decoded \(32 bits a pixel.*save it with 8"):
         read_image(tmp_path / "deep.tif")
 
 
-def test_sixteen_bits_of_a_tiff_are_scaled_too(tmp_path):
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.tif")
-    assert read_image(tmp_path / "deep.tif").getpixel((0, 0)) == (156, 156, 156)
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_of_an_animation_the_first_frame_is_read(tmp_path, suffix):
+    first, second = (Image.new("RGB", (40, 30), color) for color in (COLOR, "blue"))
+    options = {"lossless": True} if suffix == "webp" else {}
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second], duration=100, **options)
+    with Image.open(tmp_path / f"a.{suffix}") as written:
+        assert written.n_frames == 2
+    assert read_image(tmp_path / f"a.{suffix}").getpixel((20, 15)) == COLOR
 
 
-@pytest.mark.parametrize("suffix", ["gif", "ppm"])
-def test_a_sound_photo_of_another_format_is_answered_with_the_formats_that_are_read(tmp_path, suffix):
-    Image.new("RGB", (8, 8), COLOUR).save(tmp_path / f"photo.{suffix}")
-    with pytest.raises(DataError, match=r"no JPEG, PNG, WEBP, BMP or TIFF, and no other .* are read") as error:
-        read_image(tmp_path / f"photo.{suffix}")
-    assert "whole copy" not in str(error.value)
+def test_an_intact_image_of_another_format_gets_the_formats_that_are_read(tmp_path):
+    Image.new("RGB", (8, 8), COLOR).save(tmp_path / "a.ppm")
+    with pytest.raises(DataError, match=r"a\.ppm: .* not those of JPEG, PNG, WEBP, BMP, TIFF, GIF or HEIC$"):
+        read_image(tmp_path / "a.ppm")
 
 
 def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
-    Image.new("RGB", (8, 8), COLOUR).quantize(4).save(tmp_path / "p.png", transparency=b"\x00\x80")
-    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == COLOUR
+    Image.new("RGB", (8, 8), COLOR).quantize(4).save(tmp_path / "p.png", transparency=b"\x00\x80")
+    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == COLOR
 
 
-def test_the_rotation_note_of_a_camera_is_left_alone(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_the_image_only_where_asked(tmp_path, suffix, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").size == (40, 30)  # boxes were drawn on the photo as it is stored
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    picture().save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    stored = picture() if suffix != "jpg" else Image.open(io.BytesIO(jpeg(picture())))
+    for upright in (False, True):
+        image = stored
+        if upright or suffix == "tif":  # Pillow turns TIFF by itself
+            stored.getexif()[0x0112] = orientation
+            image = ImageOps.exif_transpose(stored)
+        read = read_image(path, upright=upright)
+        assert read.size == read_size(path, upright=upright) == image.size
+        assert np.abs(np.asarray(read, int) - np.asarray(image, int)).max() <= (20 if suffix == "jpg" else 0)
+
+
+def test_heic_is_read_and_turned(tmp_path):
+    path = tmp_path / "a.heic"
+    pillow_heif.from_pillow(picture((64, 48))).save(path, quality=90)
+    for source in (path, path.read_bytes()):
+        read = read_image(source)
+        assert (read.mode, read.size, read_size(source)) == ("RGB", (64, 48), (64, 48))
+        assert np.abs(np.asarray(read, int) - np.asarray(picture((64, 48)), int)).mean() < 6
+
+
+def test_heic_without_its_package_is_answered_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic" + bytes(40))
+    with pytest.raises(DataError, match=r"a\.heic: .*pip install pillow-heif"):
+        read_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_large_image_is_read_at_half_its_size_and_its_box_with_it(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(images, "MAX_FULL_PIXELS", 80 * 60)
+    image = Image.new("RGB", (161, 121), "white")
+    image.paste((0, 0, 0), (41, 20, 81, 60))
+    image.save(tmp_path / f"a.{suffix}", quality=95)
+    read = read_image(tmp_path / f"a.{suffix}")
+    assert read.size == (81, 61) and read_size(tmp_path / f"a.{suffix}") == (161, 121)
+    cut = np.asarray(cut_to_box(read, BoundingBox(41, 20, 81, 60), erase_background=False))
+    assert cut.shape == (20, 21, 3) and cut[2:-2, 3:-2].max() < 20
+    small = tmp_path / f"small.{suffix}"
+    image.crop((0, 0, 80, 60)).save(small)
+    assert read_image(small).size == (80, 60)
+
+
+def test_the_photos_of_todays_phones_are_within_the_limit_and_more_is_refused_with_it(tmp_path, monkeypatch):
+    assert images.MAX_PIXELS > 16_320 * 12_240
+    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    picture((2000, 1000)).save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg: this image cannot be decoded \(2 megapixels; at most 1 are read\)"):
+        read_image(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "missing"])
-def test_a_photo_that_cannot_be_decoded_is_named(tmp_path, damage):
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, damage):
     path = tmp_path / "000123.jpg"
     Image.effect_noise((200, 200), 90).save(path)
     content = {"truncated": path.read_bytes()[:3000], "empty": b"", "text": b"<html>", "missing": b""}[damage]
     path.write_bytes(content)
     if damage == "missing":
         path.unlink()
-    with pytest.raises(DataError, match=r"000123\.jpg: this photo (cannot be decoded|has disappeared; bring it or)"):
+    with pytest.raises(DataError, match=r"000123\.jpg: (this image cannot be decoded|no such file; restore it)"):
         read_image(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_warning(tmp_path, caplog, progressive, lost):
+    image = Image.merge("RGB", [Image.effect_noise((200, 150), sigma) for sigma in (60, 70, 80)])
+    whole, path = jpeg(image, progressive=progressive), tmp_path / f"{progressive}{lost}.jpg"
+    path.write_bytes(whole[:-lost])
+    expected = read_image(whole)
+    with path.open("rb") as file:
+        images_read = [read_image(source) for source in (path, file)]
+    for read in images_read:
+        assert np.array_equal(np.asarray(read), np.asarray(expected)) and read.info["lacks_end"]
+    assert caplog.messages == [f"{path} lacks the end of its file; its pixels are complete, and it is used"]
+    assert "lacks_end" not in expected.info
+    for missing in (6, 20, 60, 600):
+        with pytest.raises(DataError, match=r"row 7: this image cannot be decoded .*truncated"):
+            read_image(whole[:-missing], name="row 7")
 
 
 def test_cut_to_box_takes_its_edges_as_pil_does():
@@ -92,12 +181,11 @@ def test_cut_to_box_takes_its_edges_as_pil_does():
     cut = np.asarray(cut_to_box(image, BoundingBox(7, 2, 19, 5), erase_background=False))
     assert cut.shape == (3, 12, 3) and cut.min() == 255
     wider = np.asarray(cut_to_box(image, BoundingBox(6, 1, 20, 6), erase_background=False))
-    assert (
-        wider.shape == (5, 14, 3) and wider[0].max() == wider[-1].max() == wider[:, 0].max() == wider[:, -1].max() == 0
-    )
+    assert wider.shape == (5, 14, 3)
+    assert wider[0].max() == wider[-1].max() == wider[:, 0].max() == wider[:, -1].max() == 0
 
 
-def test_erased_background_is_white_and_the_cut_out_stands_in_the_centre():
+def test_erased_background_is_white_and_the_cut_out_stands_in_the_center():
     image = Image.new("RGB", (21, 11), (10, 20, 30))
     erased = np.asarray(cut_to_box(image, BoundingBox(0, 0, 6, 3), erase_background=True))
     assert erased.shape == (11, 21, 3)

@@ -103,7 +103,7 @@ def test_a_broken_photo_is_named_and_the_others_are_predicted(
     for index in (1, 4):
         found = [(row["name"], row["probability"]) for row in entries[index]["classes"]]
         assert_top_five(found, reference(trained, Path(entries[index]["photo"])))
-    assert "half.jpg: this photo cannot be decoded" in err and "text.png: this photo cannot be decoded" in err
+    assert "half.jpg: this image cannot be decoded" in err and "text.png: this image cannot be decoded" in err
     assert "gone.jpg: there is no such file" in err and "3 of 5 photos could not be read" in err
 
 

@@ -197,9 +197,7 @@ def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_t
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "on_train_batch_end", unplug)
-        with pytest.raises(
-            DataError, match=rf"^{data}/car_ims/\d+\.jpg: this photo has disappeared; bring it or its folder back"
-        ):
+        with pytest.raises(DataError, match=rf"^{data}/car_ims/\d+\.jpg: no such file; restore it"):
             run(data, tmp_path / "output", "num_epochs=4", "cache_path=null", f"num_workers={workers}")
     assert multiprocessing.active_children() == []  # the command would not end before them
     gone.rename(data)

@@ -338,7 +338,7 @@ def test_a_photo_that_breaks_in_training_is_named_and_the_run_says_failed(tmp_pa
     with pytest.raises(DataError) as caught:
         cache_path = "null" if cache == "null" else tmp_path / cache
         run(data, tmp_path / "output", f"num_workers={workers}", f"cache_path={cache_path}")
-    assert str(caught.value).startswith(f"{photo}: this photo cannot be decoded") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{photo}: this image cannot be decoded") and "\n" not in str(caught.value)
     (folder,) = (tmp_path / "output").iterdir()
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
 

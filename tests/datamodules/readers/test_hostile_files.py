@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules import clip_boxes, read_data
-from datamodules.images import read_image
+from datamodules.images import MAX_FULL_PIXELS, read_image
 from datamodules.readers import archives
 from datamodules.readers.archives import extract_archive
 from deployment.prediction import read_upright
@@ -125,7 +125,7 @@ def photos(*, jpeg: bool) -> list[bytes]:
 def read_either_way(path: Path) -> None:
     for read in (read_image, read_upright):
         image = read(path)
-        assert image.mode == "RGB" and image.width * image.height <= 2 * Image.MAX_IMAGE_PIXELS
+        assert image.mode == "RGB" and image.width * image.height <= MAX_FULL_PIXELS
         image.close()
 
 
@@ -174,7 +174,7 @@ def png_bomb(width: int, height: int) -> bytes:
 )
 def test_photos_made_to_be_huge_are_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    assert "a.jpg: this photo cannot be decoded" in outcome(lambda: read_image(tmp_path / "a.jpg"), DataError)
+    assert "a.jpg: this image cannot be decoded" in outcome(lambda: read_image(tmp_path / "a.jpg"), DataError)
 
 
 def test_postscript_under_the_name_of_a_photo_is_not_handed_to_another_program(tmp_path, monkeypatch):
