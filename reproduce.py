@@ -103,4 +103,4 @@ def report(folder: Path, names: Sequence[str], *, add_to_table: bool) -> list[Co
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, outlives_terminal=True))

@@ -136,7 +136,7 @@ def _become_training(arguments: Sequence[str], log: Path) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(descriptor, stream.fileno())
         sys.argv = ["train.py", *arguments]
-        code = run_command(train.main)
+        code = run_command(train.main, outlives_terminal=True)
         atexit._run_exitfuncs()
     except BaseException:  # nothing may come back into the process that forked
         traceback.print_exc()

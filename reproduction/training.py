@@ -40,7 +40,7 @@ def _work(job: Job, arguments: list[str], output: Path) -> None:
     import train
 
     environment = dict(os.environ)
-    code = run_command(train.main)
+    code = run_command(train.main, outlives_terminal=True)
     if code == 0:
         _leave_group(environment)
         _note_facts(RunIndex(job.folder).runs()[job.key][0])

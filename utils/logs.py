@@ -1,4 +1,4 @@
-"""Sends messages to the terminal and to the run's log file, and keeps other libraries' noise out of both."""
+"""Logs to the terminal and to the run's log file, without secrets and without the noise of libraries."""
 
 import logging
 import os
@@ -10,10 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import RunError
+from utils.files import make_folder
 from utils.processes import is_first_process
 
-# Said by the libraries to those who write programs with them, of no use to those who run this one.
-NOISE = (
+# Warnings of libraries that are meant for programmers, not for the users of this project.
+IGNORED_WARNINGS = (
     r".*does not have many workers.*",
     r".*is smaller than the logging interval.*",
     r".*exists and is not empty.*",
@@ -21,20 +22,19 @@ NOISE = (
     r".*Trying to infer the `batch_size`.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*lr_scheduler.step\(\).*before.*optimizer.step\(\).*",
-    r".*GPU available but not used.*",  # it was configured so
-    r".*Please use the new API settings to control TF32.*",  # to Lightning, which asks for them
-    r".*TensorFloat32 tensor cores.*",  # precision is a key
-    r".*when logging on epoch level in distributed setting.*",  # the metrics that are logged are those of all processes
+    r".*GPU available but not used.*",  # as configured
+    r".*Please use the new API settings to control TF32.*",  # caused by Lightning
+    r".*TensorFloat32 tensor cores.*",  # the configuration has a key for it
+    r".*when logging on epoch level in distributed setting.*",  # the metrics are already reduced over all processes
 )
 
-
-# Their DEBUG messages hold what they send, API tokens too.
-TALKATIVE = ("bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib")
+# Their DEBUG messages contain requests with API tokens.
+VERBOSE_LOGGERS = ("bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib")
 SECRETS = ("NEPTUNE_API_TOKEN", "WANDB_API_KEY")  # environment variables
 
 
 def without_secrets(text: str) -> str:
-    """Returns `text` with the name of each secret of the environment in its place."""
+    """Returns `text` with each secret of the environment replaced by its name."""
     for name in SECRETS:
         if secret := os.environ.get(name, "").strip():
             text = text.replace(secret, f"<{name}>")
@@ -42,24 +42,37 @@ def without_secrets(text: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Writes messages, whoever they are of, without the secrets of the environment."""
+    """Formats messages without the secrets of the environment."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
 
 
 class _Terminal(logging.Handler):
-    """Writes to stderr above a moving progress bar; information stands alone, anything graver after its level."""
+    """Writes to stderr above a progress bar, with the level in front of warnings and errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        tqdm.write(level + self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(level + self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 class _File(logging.FileHandler):
-    """Writes to the run's log; a disk that is full is said once, and nothing but the log suffers from it."""
+    """Writes the run's log. A full disk is reported once and does not stop the run."""
 
-    failed = False
+    failed = terminal_lost = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        # Set by utils.cli, whose streams drop what nobody can read any more.
+        if (reason := getattr(sys.stderr, "lost", None)) and not self.terminal_lost:
+            self.terminal_lost = True
+            message = (
+                f"stderr cannot be written ({reason}): process {os.getpid()} continues, with this file as its only log"
+            )
+            super().emit(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": message}))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -75,7 +88,7 @@ class _File(logging.FileHandler):
 
 
 def start_logging(level: str) -> None:
-    """Shows messages of at least `level` in the terminal; may be called again. All but the first process tell errors alone."""
+    """Shows messages from `level` on in the terminal, of other processes than the first only errors; may be called again."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, (_Terminal, logging.FileHandler))]:
         root.removeHandler(handler)
@@ -86,7 +99,7 @@ def start_logging(level: str) -> None:
     root.addHandler(terminal)
     root.setLevel(level)
     logging.captureWarnings(True)
-    for message in NOISE:
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for library in (
         "pytorch_lightning",
@@ -103,21 +116,21 @@ def start_logging(level: str) -> None:
         "pytorch_lightning.utilities.rank_zero",
         "pytorch_lightning.trainer.connectors.signal_connector",
         "lightning_fabric.utilities.distributed",
-        *TALKATIVE,
+        *VERBOSE_LOGGERS,
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def log_to_file(path: Path) -> None:
-    """Writes messages to the file `path` too, with their times; only the first process does.
+    """Also writes messages to the file `path`, with their times, in the first process only.
 
     Raises:
         RunError: The file cannot be written.
     """
     if not is_first_process():
         return
+    make_folder(path.parent, key="folder")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handler = _File(path, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}; make room, or set another folder") from error
