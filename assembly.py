@@ -95,13 +95,22 @@ def _check_memory(network: torch.nn.Module) -> None:
         raise ConfigError(f"its weights alone take {size / 1e9:,.0f} GB; this machine has {memory / 1e9:,.0f} GB")
 
 
+def read_splits(config: Config) -> DataSplits:
+    """Reads the records of the data set of `config`.
+
+    Raises:
+        DataError: The data set is missing, incomplete or damaged.
+    """
+    return read_data(config.data_path, raw_path=config.raw_data_path, exif_orientation=config.exif_orientation)
+
+
 def load_annotations(config: Config) -> DataSplits:
     """Reads, extracts where needed, and checks the data set of `config`.
 
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    annotations, _ = clip_boxes(read_data(config.data_path, raw_path=config.raw_data_path))
+    annotations, _ = clip_boxes(read_splits(config))
     if len(annotations.train) < 2 or not annotations.valid:
         raise DataError(
             f"{config.data_path} has {len(annotations.train)} training and {len(annotations.valid)} validation "

@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         write_demo_data(config.data_path)
     if arguments.check:
         check_data(
-            config.data_path,
+            assembly.read_splits(config),
             partial(assembly.build_data, config),
-            archive_folder=config.raw_data_path,
+            folder=config.data_path,
             output_path=config.output_path,
         )
         return {}

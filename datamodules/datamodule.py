@@ -129,7 +129,7 @@ class CarsDataModule(LightningDataModule):
                 name,
                 photos,
                 pipeline,
-                DecodedImages(photos, pipeline.resize, crop=cut),
+                DecodedImages(photos, pipeline.resize, crop=cut, upright=annotations.upright),
                 None if batched is None else batched[number],
             )
             for number, (name, photos, pipeline, cut) in enumerate(

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 from torchvision import transforms
 
-from datamodules import DataSplits, ImageRecord, clip_boxes, read_data
+from datamodules import DataSplits, ImageRecord, clip_boxes
 from datamodules.check.figures import SampleRow
 from datamodules.check.report import REPORT, CheckedPhoto, Findings, write_report
 from datamodules.datamodule import CarsDataModule, Split
@@ -30,18 +30,18 @@ SAMPLE_EPOCHS = 6
 
 
 def check_data(
-    folder: Path,
+    data: DataSplits,
     build_data: Callable[[DataSplits], CarsDataModule],
     *,
-    archive_folder: Path | None,
+    folder: Path,
     output_path: Path,
 ) -> Path:
     """Decodes every photo of a data set once, prints a short report and writes a long one with pictures.
 
     Args:
-        folder: Where the data lies, in any published layout.
-        build_data: Makes the data module of the training that is to come.
-        archive_folder: Where else archives and annotation files may lie.
+        data: The records of the data set; their image files may be damaged.
+        build_data: Builds the data module of the training to come.
+        folder: The data set's, for the report.
         output_path: Where the report's folder is made, `check_<timestamp>`.
 
     Returns:
@@ -52,36 +52,34 @@ def check_data(
             without a report.
         RunError: The report cannot be written.
     """
-    findings = examine_data(folder, build_data, archive_folder=archive_folder)
+    findings = examine_data(data, build_data, folder=folder)
     report = write_report(findings, output_path)
     raise_data_errors(findings.broken, f"the photos; {report / REPORT} lists all")
     return report
 
 
-def examine_data(
-    folder: Path, build_data: Callable[[DataSplits], CarsDataModule], *, archive_folder: Path | None = None
-) -> Findings:
+def examine_data(data: DataSplits, build_data: Callable[[DataSplits], CarsDataModule], *, folder: Path) -> Findings:
     """Decodes every photo of a data set once; the arguments are those of `check_data`.
 
     Raises:
         DataError: The annotations are wrong, or too few photos for a training can be decoded.
     """
     began = time.monotonic()
-    readable, broken = _without_unreadable(read_data(folder, raw_path=archive_folder))
+    readable, broken = _without_unreadable(data)
     annotations, _ = clip_boxes(readable)
     clipped = [
         f"{old.path.name}: {tuple(old.bounding_box)} to {tuple(new.bounding_box)}"
         for old, new in zip(readable.train + readable.valid, annotations.train + annotations.valid, strict=True)
         if old is not new
     ]
-    data = build_data(annotations)
-    photos, levels, undecodable = _examine_all(data)
+    module = build_data(annotations)
+    photos, levels, undecodable = _examine_all(module)
     broken += undecodable
-    train, valid = (sum(photo.split == split.name for photo in photos) for split in (data.train, data.valid))
+    train, valid = (sum(photo.split == split.name for photo in photos) for split in (module.train, module.valid))
     if train < 2 or not valid:
         few = f"{train} training and {valid} validation photos can be used, expected at least 2 and 1"
         raise_data_errors([few, *broken], folder)
-    normalize = data.train.pipeline.augment.transforms[-1]
+    normalize = module.train.pipeline.augment.transforms[-1]
     return Findings(
         folder=folder,
         description=annotations.description,
@@ -90,11 +88,11 @@ def examine_data(
         broken=broken,
         clipped=clipped,
         levels=levels,
-        image_size=tuple(data.train.pipeline(Image.new("RGB", (8, 8))).shape[1:]),
-        crop=data.train.source.crop,
+        image_size=tuple(module.train.pipeline(Image.new("RGB", (8, 8))).shape[1:]),
+        crop=module.train.source.crop,
         configured=_numbers(normalize) if isinstance(normalize, transforms.Normalize) else None,
-        samples=draw_samples(data, {photo.path for photo in photos}),
-        sampled_by=_way_of_sampling(data),
+        samples=draw_samples(module, {photo.path for photo in photos}),
+        sampled_by=_way_of_sampling(module),
         began=began,
     )
 
@@ -117,10 +115,8 @@ def draw_samples(data: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
     for number, index in enumerate(chosen):
         annotation = annotations[index]
         draws = [_displayed(epoch[number], data.train) for epoch in epochs]
-        rows.append(
-            SampleRow(read_image(annotation.path), annotation.bounding_box, annotation.path.name,
-                      annotation.label, draws)
-        )  # fmt: skip
+        photo = read_image(annotation.path, upright=data.train.source.upright)
+        rows.append(SampleRow(photo, annotation.bounding_box, annotation.path.name, annotation.label, draws))
     return rows
 
 
@@ -202,7 +198,7 @@ def _examine(split: Split, annotation: ImageRecord) -> tuple[CheckedPhoto, np.nd
     path = annotation.path
     try:
         content = path.read_bytes()
-        photo = read_image(path)
+        photo = read_image(path, upright=split.source.upright)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             mode = image.mode
     except DataError as error:

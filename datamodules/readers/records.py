@@ -4,12 +4,11 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
-from datamodules.images import FORMATS
+from datamodules.images import read_size
 from utils.errors import ConfigError, DataError
 from utils.progress import progress_bar
 
@@ -35,7 +34,7 @@ class ImageRecord:
     Attributes:
         path: The file.
         label: Index into the class names.
-        bounding_box: In pixels of the stored image; None where the data set has none.
+        bounding_box: In pixels; None where the data set has none.
     """
 
     path: Path
@@ -54,6 +53,7 @@ class DataSplits:
         description: What was found, such as "updated release of Stanford Cars".
         valid_from: The split of the data set that serves as `valid`: its test split where it has no validation split,
             as in the study of Stanford Cars.
+        upright: Whether images are turned by their EXIF orientation; boxes are in pixels of the image as it is read.
     """
 
     train: tuple[ImageRecord, ...]
@@ -63,6 +63,7 @@ class DataSplits:
     description: str
     test: tuple[ImageRecord, ...] = ()
     valid_from: Literal["valid", "test"] = "valid"
+    upright: bool = False
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
@@ -81,7 +82,7 @@ def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
     """
     records = data.records
     with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(_clipped, records)
+        results = pool.map(partial(_clipped, upright=data.upright), records)
         checked = list(progress_bar(results, description="checking images", unit=" images", total=len(records)))
     raise_data_errors([result for result in checked if isinstance(result, str)], "the images")
     count = sum(new is not old for new, old in zip(checked, records, strict=True))
@@ -119,13 +120,12 @@ def raise_data_errors(problems: list[str], where: object) -> None:
         raise DataError("\n  ".join([f"{count} in {where}:", *problems[:MAX_LISTED_PROBLEMS], *more]))
 
 
-def _clipped(record: ImageRecord) -> ImageRecord | str:
+def _clipped(record: ImageRecord, *, upright: bool) -> ImageRecord | str:
     """Returns the record with its box inside the image, or the problem."""
     try:
-        with record.path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-    except Exception as error:  # Pillow's plugins raise a dozen kinds of errors on damaged headers
-        return f"{record.path}: cannot be read ({str(error) or type(error).__name__})"
+        width, height = read_size(record.path, upright=upright)
+    except DataError as error:
+        return str(error)
     if record.bounding_box is None:
         return record
     x1, y1, x2, y2 = box = record.bounding_box

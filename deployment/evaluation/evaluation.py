@@ -92,7 +92,7 @@ def read_photos(
     """
     folder = data or trained.config.data_path
     archives = None if data else trained.config.raw_data_path
-    annotations, _ = clip_boxes(read_data(folder, raw_path=archives))
+    annotations, _ = clip_boxes(read_data(folder, raw_path=archives, exif_orientation=trained.config.exif_orientation))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
     unknown = [name for name in annotations.class_names if name not in label_of]
     if unknown:

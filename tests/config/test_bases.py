@@ -35,6 +35,7 @@ data_path: mine/cars
 raw_data_path: mine/archives
 output_path: mine/output
 image_size: [64, 48]
+exif_orientation: True
 convert_to_grayscale: True
 normalize: False
 normalization_params_rgb: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}

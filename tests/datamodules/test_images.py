@@ -2,14 +2,16 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
-from datamodules import BoundingBox, images
-from datamodules.images import cut_to_box, read_image, read_size
+from datamodules import BoundingBox, clip_boxes, images, read_data
+from datamodules.images import DecodedImages, cut_to_box, read_image, read_size
+from tests.support.data_sets import write_updated_release
 from utils.errors import DataError
 
 COLOR = (200, 120, 40)
@@ -192,3 +194,20 @@ def test_erased_background_is_white_and_the_cut_out_stands_in_the_center():
     inside = (erased == (10, 20, 30)).all(axis=2)
     assert inside.sum() == 18 and inside[4:7, 7:13].all()
     assert (erased[~inside] == 255).all()
+
+
+@pytest.mark.parametrize(("setting", "upright"), [("auto", False), (False, False), (True, True)])
+def test_stanford_cars_is_read_as_stored_unless_configured_otherwise(tmp_path, setting, upright):
+    first = write_updated_release(tmp_path, train_per_class=1)[0]
+    image, exif = Image.new("RGB", (64, 48), "white"), Image.Exif()
+    exif[0x0112] = 6
+    image.paste((0, 0, 0), (0, 0, 64, 20))  # at the right once it is turned
+    image.save(tmp_path / first.name, exif=exif)
+    data = read_data(tmp_path, exif_orientation=setting)
+    width, height = (48, 64) if upright else (64, 48)
+    record = replace(data.train[0], bounding_box=BoundingBox(0, 0, 99, 99))
+    data, clipped = clip_boxes(replace(data, train=(record,)))
+    assert (clipped, data.train[0].bounding_box) == (1, (0, 0, width, height))
+    read = DecodedImages(data.train, lambda image: image, crop="box", upright=data.upright).image(0)
+    assert read.size == (width, height)
+    assert read.getpixel((width - 5, height // 2 + 5))[0] < 30 if upright else read.getpixel((width - 5, 5))[0] < 30

@@ -116,6 +116,9 @@ class Config(BaseModel):
     image_size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] = Field(
         description="[height, width] of the resized images, in pixels."
     )
+    exif_orientation: Literal["auto"] | bool = Field(
+        "auto", description="Turn images by their EXIF orientation; auto: all but those of Stanford Cars."
+    )
     convert_to_grayscale: bool = Field(description="One gray channel instead of three color channels.")
     normalize: bool = Field(description="Subtract the mean of each channel and divide by its standard deviation.")
     normalization_params_rgb: Normalization | None = Field(description="Used without convert_to_grayscale.")

@@ -58,7 +58,8 @@ def configuration(tmp_path: Path, *settings: str) -> Config:
 def examine(tmp_path: Path, *settings: str) -> tuple[str, str]:
     """Returns the short and the full report, without pictures."""
     build_data = partial(assembly.build_data, configuration(tmp_path, *settings))
-    findings = examine_data(tmp_path / "data", build_data)
+    data = read_data(tmp_path / "data")
+    findings = examine_data(data, build_data, folder=tmp_path / "data")
     lines = summary_lines(findings)
     return "\n".join(lines), full_report(findings, lines)
 
@@ -185,7 +186,8 @@ def test_mean_and_std_equal_those_of_all_pixels(tmp_path, photos, crop, gray):
             pixels.append(np.asarray(resized.convert("L") if gray else resized, np.float64).reshape(32 * 48, -1) / 255)
     pixels = np.concatenate(pixels)
     config = configuration(tmp_path, crop, f"convert_to_grayscale={gray}")
-    findings = examine_data(tmp_path / "data", partial(assembly.build_data, config))
+    data = read_data(tmp_path / "data")
+    findings = examine_data(data, partial(assembly.build_data, config), folder=tmp_path / "data")
     mean, std = findings.normalization
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-12)

@@ -196,8 +196,8 @@ def test_a_box_outside_its_photo_and_unreadable_photos_are_listed(tmp_path: Path
     assert heading == "3 problems in the images:"
     assert lines[0].startswith(f"  {tmp_path / photos[0].name}: its box (64, ")
     assert lines[0].endswith("lies outside its 64×48 pixels")
-    assert lines[1].startswith(f"  {path}: cannot be read (")
-    assert lines[2].startswith(f"  {tmp_path / photos[4].name}: cannot be read (")
+    assert lines[1].startswith(f"  {path}: this image cannot be decoded (")
+    assert lines[2].startswith(f"  {tmp_path / photos[4].name}: this image cannot be decoded: its first bytes")
     assert len(lines) == 3
 
 
