@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from training.signals import SignalHandler
 from utils.config import Config, ConfigError, Problems
 from utils.errors import DataError
 from utils.machine import total_memory, worker_count
-from utils.processes import is_first_process
+from utils.processes import check_launch
 from utils.seeding import mix
 from utils.tracking.parameters import study_parameters
 from utils.tracking.trackers import check_trackers
@@ -69,8 +68,9 @@ def check_buildable(config: Config) -> None:
     for key in ("trackers", "log_to_neptune"):
         with problems.of(key):
             check_trackers(config, key)
+    trainer = None
     with problems.of("accelerator"):
-        build_trainer(config, Path(), [])
+        trainer = build_trainer(config, Path(), [])
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = None
     with problems.of("optimizer_params"):
@@ -87,6 +87,7 @@ def check_buildable(config: Config) -> None:
                     raise ValueError(f"it makes the learning rate {lr} in epoch {epoch}")
                 step_lr_scheduler(lr_scheduler, valid_loss=1.0)
     problems.raise_any()
+    check_launch(rank=trainer.global_rank, world_size=trainer.world_size)
 
 
 def _check_memory(network: torch.nn.Module) -> None:
@@ -281,23 +282,14 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        _check_processes(trainer)
+        if (environment := getattr(trainer.strategy, "cluster_environment", None)) is not None:
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
     except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"accelerator {config.accelerator!r} with devices {config.devices!r}, strategy {config.strategy!r} and "
             f"precision {config.precision!r} cannot be used here: {str(error).splitlines()[0]}"
         ) from error
     return trainer
-
-
-def _check_processes(trainer: Trainer) -> None:
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if environment is not None:
-        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
-    if trainer.is_global_zero != is_first_process() or trainer.world_size < int(os.environ.get("WORLD_SIZE", 1)):
-        raise ValueError(
-            "each of the processes that were started would train alone; set devices to those on one machine"
-        )
 
 
 def _build_network(config: Config, num_classes: int) -> torch.nn.Module:

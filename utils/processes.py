@@ -1,7 +1,7 @@
-"""Which of several training processes this is, asked before Lightning has started: the environment tells.
+"""Which of several training processes this is, known from the environment before Lightning starts.
 
-torchrun and srun start all of them at once. Lightning's own launcher starts the others late, by running the command again
-when the first one has come to the training.
+torchrun and srun start all processes at once. Lightning's own launcher starts the others late: it runs the command again
+when the first process has reached the training.
 """
 
 import ctypes
@@ -11,31 +11,61 @@ import sys
 import time
 from types import FrameType
 
-SAME_SIGNAL = 1.0  # seconds within which a second signal is the first one, delivered twice, as notebooks do
+from utils.errors import ConfigError
+
+SAME_SIGNAL = 1.0  # seconds within which a second signal counts as the first one, which notebooks deliver twice
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # by torchrun, by srun, and two by Lightning's launcher
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # of torchrun, of srun, and two of Lightning's launcher
 
 
 def is_first_process() -> bool:
-    """Says whether this process writes and speaks: it is the only one, or rank zero."""
-    return not any(int(os.environ.get(name) or 0) for name in RANKS)
+    """Returns whether this process writes files and logs: it is the only one or has rank zero."""
+    return not any(_read_variable(name) for name in RANKS)
+
+
+def check_launch(*, rank: int, world_size: int) -> None:
+    """Checks that the trainer's processes are those that the environment describes.
+
+    Args:
+        rank: The trainer's rank of this process.
+        world_size: The trainer's number of processes.
+
+    Raises:
+        ConfigError: They are not, so that each process would train alone or wait for others forever.
+    """
+    if (rank == 0) == is_first_process() and _read_variable("WORLD_SIZE") <= world_size and rank < world_size:
+        return
+    names = [name for name in RANKS if _read_variable(name)] + ["WORLD_SIZE"] * (_read_variable("WORLD_SIZE") > 1)
+    found = ", ".join(f"{name}={os.environ[name]}" for name in names)
+    raise ConfigError(
+        f"the environment has {found}, as if this were one of several processes, but devices and num_nodes make "
+        f"{world_size}: run `unset {' '.join(names)}` if that is left over in this shell, else set devices and num_nodes "
+        "to what was started"
+    )
+
+
+def _read_variable(name: str) -> int:
+    try:
+        return int(os.environ.get(name) or 0)
+    except ValueError:
+        raise ConfigError(f"environment variable {name}={os.environ[name]}: expected a number; unset it") from None
 
 
 def end_with_parent() -> None:
-    """Lets Linux end this process as soon as the one that has started it is gone, whatever has ended that."""
+    """Makes Linux end this process as soon as its parent has ended, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ignore_signals(worker: int) -> None:
-    """Begins a process that reads photos: what is sent to all is for the one that trains, which ends its workers in time."""
-    end_with_parent()  # or else it would hold the run's lock for seconds after that one has been killed
-    came: list[float] = []
+    """Initializes a DataLoader worker: a signal to all processes is for the training process, which ends its workers."""
+    end_with_parent()  # else it would hold the run's lock for seconds after the training process was killed
+    received: list[float] = []
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        came.append(time.monotonic())
-        # A later one ends this process: Python sends it to workers that are still there when it exits, and waits.
-        if came[-1] - came[0] > SAME_SIGNAL:
+        received.append(time.monotonic())
+        # A later one ends this worker: Python sends it to the remaining workers at exit, and waits for them.
+        if received[-1] - received[0] > SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

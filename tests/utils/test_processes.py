@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,8 @@ from datamodules import read_data
 from datamodules.sampler import EpochBatchSampler
 from tests.support.data_sets import write_updated_release
 from utils.config import CONFIG_FILE, load_config
-from utils.errors import DataError
-from utils.processes import RANKS, is_first_process
+from utils.errors import ConfigError, DataError
+from utils.processes import RANKS, check_launch, is_first_process
 
 PROJECT = CONFIG_FILE.parent
 
@@ -39,6 +40,38 @@ def test_the_first_process_is_known_by_the_environment(monkeypatch, environment,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first_process() is first
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "world_size", "message"),
+    [
+        ({"NODE_RANK": "1"}, 0, 1, r"the environment has NODE_RANK=1, .* make 1: run `unset NODE_RANK` if"),
+        ({"NODE_RANK": "1"}, 2, 2, r"the environment has NODE_RANK=1, .* make 2: "),  # devices: 2
+        (
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+            0,
+            1,
+            r"has WORLD_SIZE=2, .*set devices and num_nodes to",
+        ),
+        ({"LOCAL_RANK": "one"}, 0, 1, r"environment variable LOCAL_RANK=one: expected a number"),
+        ({"NODE_RANK": "1"}, 2, 4, None),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1, 2, None),
+        ({}, 0, 2, None),  # Lightning starts the second one
+    ],
+)
+def test_a_rank_left_over_in_the_environment_is_named(monkeypatch, environment, rank, world_size, message):
+    for name in (*RANKS, "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        check_launch(rank=rank, world_size=world_size)
+
+
+def test_the_command_names_a_rank_left_over_in_the_shell(monkeypatch):
+    monkeypatch.setenv("NODE_RANK", "1")
+    with pytest.raises(ConfigError, match=r"^the environment has NODE_RANK=1, "):
+        assembly.check_buildable(load_config())
 
 
 @pytest.mark.parametrize("processes", [2, 3])
