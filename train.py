@@ -18,7 +18,7 @@ from utils.processes import end_with_parent, is_first_process
 from utils.runs import resolve_checkpoint
 from utils.runs.folder import LAST, LOG, METRICS, has_ended, make_run_folder, read_record
 from utils.runs.metrics import read_rows
-from utils.runs.summary import summarise
+from utils.runs.summary import summarize
 
 PROJECT = Path(__file__).resolve().parent
 DEMO = PROJECT / "experiments" / "demo.yml"
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if resumed and has_ended(resumed) and not any(change.startswith(LONGER) for change in arguments.set):
         if is_first_process():
             print(
-                f"{summarise(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N"
+                f"{summarize(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N"
             )
         return read_record(resumed)["best"]
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         logger.info(assembly.augmentation_path(config))
         trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        print(summarise(folder))
+        print(summarize(folder))
     return record.values["best"]
 
 

@@ -81,7 +81,7 @@ def test_every_command_takes_the_same_names(output: Path, trained_run: Path, mon
         before = (trained_run / METRICS).read_bytes()
         best = train.main(["--resume", name, "--set", f"output_path={trained_run.parent}"])
         assert best["best_valid_acc"] > 0 and (trained_run / METRICS).read_bytes() == before
-        assert f"all of it is in {trained_run}:" in capsys.readouterr().out
+        assert f"files in {trained_run}:" in capsys.readouterr().out
         (run,) = compare.main([name, "--output", str(trained_run.parent), "--picture", str(output / "curves.png")])
         assert run.folder.resolve() == trained_run and run.name == trained_run.name
     for name in (".", "checkpoints/best.ckpt"):

@@ -5,11 +5,20 @@ import platform
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from utils.errors import RunError
-from utils.files import ABANDONED_SECONDS, remove_partial, replacing, write_text
+from utils.files import (
+    ABANDONED_SECONDS,
+    make_folder,
+    make_timestamped_folder,
+    remove_partial,
+    replacing,
+    write_csv,
+    write_text,
+)
 
 
 def dead_process() -> int:
@@ -26,6 +35,54 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         partial.write_text("half of")
         raise OSError("the disk")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_reading_is_not_blamed_on_the_file_that_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"image\.jpg"), replacing(tmp_path / "model.onnx") as partial:
+        partial.write_text("half of")
+        (tmp_path / "image.jpg").read_bytes()
+    with (
+        pytest.raises(RunError, match=r"model\.onnx cannot be written: No such file or directory; make room"),
+        replacing(tmp_path / "missing" / "model.onnx") as partial,
+    ):
+        partial.write_text("half of")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot flush a folder")
+def test_a_renamed_file_is_flushed_with_its_folder_after_the_rename(tmp_path, monkeypatch):
+    calls, rename, flush = [], os.replace, os.fsync
+
+    def renamed(source, target):
+        calls.append(f"rename to {Path(target).name}")
+        rename(source, target)
+
+    def flushed(descriptor):
+        calls.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", flushed)
+    write_text(tmp_path / "run.json", "new")
+    assert [call.partition(".run.json")[0] for call in calls] == [
+        "flush ", "rename to run.json", f"flush {tmp_path.name}"
+    ]  # fmt: skip
+
+
+def test_csv_files_keep_every_digit_and_fill_what_is_missing(tmp_path):
+    write_csv(tmp_path / "a.csv", ("x", "y"), [{"x": 0.1 + 0.2, "z": 1}, {"x": 'a "b", c', "y": None}])
+    assert (tmp_path / "a.csv").read_bytes() == b'x,y\n0.30000000000000004,\n"a ""b"", c",\n'
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_key_that_decides_on_it(tmp_path):
+    (tmp_path / "file").touch()
+    for make in (make_folder, lambda path: make_timestamped_folder(path, "check")):
+        with pytest.raises(
+            RunError, match=r"file/below cannot be written: Not a directory; make room, or set another out"
+        ):
+            make(tmp_path / "file" / "below")
+    with pytest.raises(RunError, match=r"make room, or set another --output$"):
+        make_folder(tmp_path / "file", key="--output")
 
 
 def test_what_killed_processes_have_begun_is_removed_and_nothing_else(tmp_path):

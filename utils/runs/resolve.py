@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from utils.errors import ConfigError, RunError
-from utils.runs.folder import BEST, LAST, is_run, read_record
+from utils.runs.folder import BEST, LAST, METRICS, is_run, read_record
+from utils.runs.metrics import read_rows
 
 NEWEST = "last"
 MAX_SUGGESTIONS = 3
@@ -71,7 +72,9 @@ def resolve_checkpoint(name: str, output_path: Path, *, which: Path = BEST) -> P
     if (folder / which).is_file():
         return folder / which
     if (folder / LAST).is_file():
-        raise RunError(f"{folder} has no {which}: no epoch has finished yet; name {folder / LAST} to use it")
+        rows = read_rows(folder / METRICS)
+        reason = "no epoch had a finite validation loss" if rows else "no epoch has finished yet"
+        raise RunError(f"{folder} has no {which}: {reason}; name {folder / LAST} to use it")
     others = [run for run in list_runs(output_path) if (run / which).is_file()]
     advice = f"; the newest run with one: {max(others, key=_age_key).name}" if others else ""
     raise RunError(f"{folder} has no checkpoint yet{advice}")
