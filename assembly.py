@@ -28,7 +28,7 @@ from training.run_record import RunRecord
 from training.signals import SignalHandler
 from utils.config import Config, ConfigError, Problems
 from utils.errors import DataError
-from utils.machine import total_memory, worker_count
+from utils.machine import total_memory
 from utils.processes import check_launch
 from utils.seeding import mix
 from utils.tracking.parameters import study_parameters
@@ -148,7 +148,7 @@ def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
         train_transform=train_transform,
         valid_transform=valid_transform,
         batch_size=config.batch_size,
-        num_workers=worker_count(config.num_workers),
+        num_workers=config.num_workers,
         crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
         seed=config.seed,
         cache_path=config.cache_path,

@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     signals = SignalHandler()
     explaining = error_hints(
         batch_size=config.batch_size,
-        num_workers=data.num_workers,
+        num_workers=lambda: data.num_workers,
         find_max_batch_size=partial(find_max_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
         signals=signals,
     )

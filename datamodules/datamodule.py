@@ -1,11 +1,13 @@
-"""Stanford Cars as a Dataset, and the LightningDataModule that serves both of its splits.
+"""The Dataset of one split, and the LightningDataModule that serves the splits in batches.
 
 Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR-13, 2013. The study trains on the 8,144
-photos of the training split and both chooses and judges its models on the 8,041 of the test split: there is no third.
+images of the training split, and both selects and evaluates its models on the 8,041 of the test split: there is no third.
 """
 
 import hashlib
 import logging
+import multiprocessing
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,7 +17,6 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,21 +27,25 @@ from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import DeviceLoader
 from datamodules.sampler import EpochBatchSampler, Item
 from datamodules.transforms import Pipeline, Transform
-from utils.errors import DataError, RunError
+from utils.errors import RunError
+from utils.machine import worker_count
 from utils.processes import ignore_signals
 from utils.seeding import generator, seeded
+
+SHARED_MEMORY = Path("/dev/shm")  # where workers put the batches that they make
+PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 
 logger = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset):
-    """The photos of one split; an item is (epoch, index), and its random draws depend on nothing but the seed and these.
+    """The images of one split. An item is (epoch, index); its random draws depend on the seed and the item alone.
 
     Args:
-        source: The photos at the size that the network sees.
+        source: The images at the model's input size.
         labels: The label of each.
-        augment: From such a photo to a tensor (C, H, W).
-        seed: Start of the random draws.
+        augment: From such an image to a tensor (C, H, W).
+        seed: Seed of the random draws.
     """
 
     def __init__(self, source: ImageSource, labels: Sequence[int], augment: Transform, *, seed: int = 0) -> None:
@@ -55,67 +60,89 @@ class ImageDataset(Dataset):
     def __getitem__(self, item: Item) -> tuple[Tensor, int]:
         epoch, index = item
         image = self.source.image(index)
-        with seeded(self.seed, "photo", epoch, index):
+        with seeded(self.seed, "photo", epoch, index):  # the word is part of the seed: another one changes every draw
             return self.augment(image), self.labels[index]
+
+
+class WorkerLoader(DataLoader):
+    """A DataLoader that can end its workers at any time, whether or not they outlive an epoch."""
+
+    def __iter__(self) -> Any:
+        if self.persistent_workers:
+            return super().__iter__()
+        self._iterator = self._get_iterator()
+        return self._iterator
+
+    def close(self) -> None:
+        """Ends the workers. Left to the end of this process, each takes seconds."""
+        if hasattr(self._iterator, "_shutdown_workers"):
+            self._iterator._shutdown_workers()
+        self._iterator = None
 
 
 @dataclass
 class Split:
-    """What one split is made of; `batched` is None where photos are augmented one at a time."""
+    """One split; `batched` is None where images are augmented one at a time, on the CPU."""
 
     name: str
-    annotations: Sequence[ImageRecord]
+    records: Sequence[ImageRecord]
     pipeline: Pipeline
     source: ImageSource
     batched: BatchedAugmentations | None
 
     @property
     def labels(self) -> list[int]:
-        return [annotation.label for annotation in self.annotations]
+        return [record.label for record in self.records]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the model gets."""
+        return tuple(self.pipeline(Image.new("RGB", (8, 8))).shape)
 
 
 def _fingerprint(*splits: Sequence[ImageRecord]) -> str:
-    """Returns what stays the same as long as the photos keep their names, sizes, labels and boxes, wherever they lie."""
+    """Returns a digest of the names, sizes, labels and boxes of the images, wherever they lie."""
     digest = hashlib.blake2b(digest_size=16)
-    for annotation in chain(*splits):
-        path = annotation.path
-        numbers = map(int, (path.stat().st_size, annotation.label, *annotation.bounding_box))
-        digest.update(repr((path.name, *numbers)).encode())
+    for record in chain(*splits):
+        numbers = map(int, (record.path.stat().st_size, record.label, *(record.bounding_box or ())))
+        digest.update(repr((record.path.name, *numbers)).encode())
     return digest.hexdigest()
 
 
-def with_boxes_of_others(annotations: Sequence[ImageRecord], seed: int = 0) -> tuple[ImageRecord, ...]:
-    """Gives each photo the box of another one: the fault behind the published runs C-10 and C-11, as a fixed shuffle."""
-    order = torch.randperm(len(annotations), generator=generator(seed, "boxes")).tolist()
-    boxes = {photo: annotations[other].bounding_box for photo, other in zip(order, order[1:] + order[:1], strict=True)}
-    return tuple(replace(annotation, bounding_box=boxes[index]) for index, annotation in enumerate(annotations))
+def with_boxes_of_others(records: Sequence[ImageRecord], seed: int = 0) -> tuple[ImageRecord, ...]:
+    """Gives each image the box of another one: the fault behind the published runs C-10 and C-11, as a fixed shuffle."""
+    order = torch.randperm(len(records), generator=generator(seed, "boxes")).tolist()
+    boxes = {image: records[other].bounding_box for image, other in zip(order, order[1:] + order[:1], strict=True)}
+    return tuple(replace(record, bounding_box=boxes[index]) for index, record in enumerate(records))
 
 
 class CarsDataModule(LightningDataModule):
     """Serves batches of images (N, C, H, W) and labels (N,).
 
     Args:
-        annotations: Both splits and the class names.
+        splits: The records of the training and the validation split.
         train_transform, valid_transform: From an RGB image to a tensor.
-        batch_size: Photos a step, for each process.
-        num_workers: Processes that read and augment photos.
-        crop: Whether training photos are cut to their boxes, and what stands around the cut-out.
-        seed: Start of the order of the training photos and of their augmentation.
-        cache_path: Folder in which resized photos are kept, so that each is decoded once; None for none.
-        batched: The augmentations of training and of validation for whole batches, on the device that trains; they take
-            the place of `num_workers` and need the cache. None: photo by photo.
-        cache_on_device: Whether the cache lies in the device's memory; "auto": where it takes at most half of what is free.
+        batch_size: Training images a step, for each process.
+        num_workers: Processes that read and augment images; "auto": one a core, shared by the trainings on this machine
+            that belong together. They end with a validation, so that those of both splits are never at work together.
+        crop: Whether training images are cut to their boxes, and what surrounds the cut-out.
+        seed: Seed of the order and of the augmentations.
+        cache_path: Folder of the cache of resized images, in which each is decoded once; None for no cache.
+        batched: The augmentations of training and of validation, batched on the training device. They replace
+            the workers and need the cache. None: per image, on the CPU.
+        cache_on_device: Whether the cache lies in the device's memory; "auto": where both splits together take at most half
+            of what is free.
         compile_augmentations: Whether `batched` runs as fused kernels on CUDA.
     """
 
     def __init__(
         self,
-        annotations: DataSplits,
+        splits: DataSplits,
         *,
         train_transform: Pipeline,
         valid_transform: Pipeline,
         batch_size: int,
-        num_workers: int,
+        num_workers: Literal["auto"] | int,
         crop: Crop = "no",
         seed: int = 0,
         cache_path: Path | None = None,
@@ -124,33 +151,24 @@ class CarsDataModule(LightningDataModule):
         compile_augmentations: bool = False,
     ) -> None:
         super().__init__()
-        self.train, self.valid = (
-            Split(
-                name,
-                photos,
-                pipeline,
-                DecodedImages(photos, pipeline.resize, crop=cut, upright=annotations.upright),
-                None if batched is None else batched[number],
-            )
-            for number, (name, photos, pipeline, cut) in enumerate(
-                (
-                    ("train", annotations.train, train_transform, crop),
-                    ("valid", annotations.valid, valid_transform, "no"),
-                )
-            )
-        )
+        train_batched, valid_batched = batched or (None, None)
+        train_images = DecodedImages(splits.train, train_transform.resize, crop=crop, upright=splits.upright)
+        valid_images = DecodedImages(splits.valid, valid_transform.resize, upright=splits.upright)
+        self.train = Split("train", splits.train, train_transform, train_images, train_batched)
+        self.valid = Split("valid", splits.valid, valid_transform, valid_images, valid_batched)
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.configured_workers = num_workers
         self.seed = seed
         self.cache_path = cache_path
         self.cache_on_device = cache_on_device
         self.compile_augmentations = compile_augmentations
-        self.resumed_images: int | None = None  # a step, of the run that goes on
-        self.fingerprint = ""  # of the photos; tells a run that goes on whether they are still the same
-        self.loaders: list[DataLoader] = []  # with processes of their own
+        self.fingerprint = ""  # shows whether a resumed run still has the same images
+        self.loaders: list[WorkerLoader] = []
+        self._num_workers: int | None = None  # decided with the first loader
+        self._cache_fits: bool | None = None
 
     def check_cache_path(self) -> None:
-        """Looks whether caches can be written, before anything is begun.
+        """Checks that caches can be written.
 
         Raises:
             ConfigError: They cannot.
@@ -159,104 +177,126 @@ class CarsDataModule(LightningDataModule):
             check_cache_folder(self.cache_path)
 
     def prepare_data(self) -> None:
-        """Builds the caches where they are missing: one process of each machine does, while the others wait."""
+        """Builds missing caches, in one process of each machine, while the others wait."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        """Opens the caches, and builds those that are missing."""
-        self.fingerprint = self.fingerprint or _fingerprint(self.train.annotations, self.valid.annotations)
+        """Opens the caches, and builds missing ones."""
+        self.fingerprint = self.fingerprint or _fingerprint(self.train.records, self.valid.records)
         if self.cache_path is None:
             return
         for split in (self.train, self.valid):
             if isinstance(split.source, DecodedImages) and len(split.source):
-                shape = tuple(split.pipeline(Image.new("RGB", (8, 8))).shape)
-                split.source = open_cache(self.cache_path, split.name, split.source, shape)
+                split.source = open_cache(self.cache_path, split.name, split.source, split.image_shape)
 
     def train_dataloader(self) -> Iterable:
-        batches = self._batches(self.train, shuffle=True)
+        batches = self._sampler(self.train, shuffle=True)
         if self.trainer is not None:
-            # Lightning tells a resumed epoch's number only after the first batches have been fetched.
+            # Lightning sets a resumed epoch's number only after the first batches have been fetched.
             epochs = self.trainer.fit_loop.epoch_progress.current
             batches.set_epoch(epochs.processed)
             if epochs.ready > epochs.processed:  # resumed within an epoch
-                if self.resumed_images not in (None, batches.batch_size):
-                    raise RunError(
-                        f"this run was broken off within an epoch with {self.resumed_images} images a step, and would go on "
-                        f"with {batches.batch_size}; set devices and num_nodes to as many processes as it had"
-                    )
                 batches.first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
         return self.loader(self.train, batches, self._device())
 
     def val_dataloader(self) -> Iterable:
-        return self.loader(self.valid, self._batches(self.valid, shuffle=False), self._device())
+        return self.loader(self.valid, self._sampler(self.valid, shuffle=False), self._device())
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "images_per_step": self._batches(self.train, shuffle=True).batch_size,
-            "fingerprint": self.fingerprint,
-        }
+        return {"images_per_step": self._images_per_step, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.resumed_images = state["images_per_step"]
+        """Checks that the resumed run trains on the same images, and on as many a step.
+
+        Raises:
+            RunError: It would train on another number of images a step.
+        """
+        if (before := state["images_per_step"]) != self._images_per_step:
+            batch_size, rest = divmod(before, self.trainer.world_size)
+            change = f"batch_size={batch_size}" if batch_size >= 2 and rest == 0 else None
+            raise RunError(
+                f"this run trained on {before} images a step (batch_size × devices × num_nodes) and would continue with "
+                f"{self.batch_size} × {self.trainer.num_devices} × {self.trainer.num_nodes} = {self._images_per_step}; "
+                f"resume with the devices and num_nodes that it had{f', or with --set {change}' if change else ''}",
+                change=change,
+            )
         if state.get("fingerprint", self.fingerprint) != self.fingerprint:
             logger.warning(
-                "the photos are not those that this run was trained with: a name, a size, a label or a box has changed; "
-                "it goes on with what is there now"
+                "the images are not those that this run was trained on: a name, size, label or box has changed; it continues "
+                "with the present ones"
             )
 
-    def photos(self, split: Split) -> ImageDataset:
-        """Returns the photos of a split, one at a time."""
+    def dataset(self, split: Split) -> ImageDataset:
+        """Returns the images of a split, augmented one at a time."""
         return ImageDataset(split.source, split.labels, split.pipeline.augment, seed=self.seed)
 
-    def _batches(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        count = len(split.source)
-        if count < world_size:
-            raise DataError(f"{world_size} processes cannot share {count} photos of the split {split.name}")
-        return EpochBatchSampler(
-            count, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
-        )
-
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-
     def loader(self, split: Split, batches: EpochBatchSampler, device: torch.device) -> Iterable:
-        """Returns what serves `batches` of a split: of whole batches on `device`, or photo by photo on the CPU."""
+        """Returns the loader of a split: batched on `device`, or per image on the CPU."""
         if split.batched is not None and isinstance(split.source, ImageCache):
-            on_device = self._fits(split, device) if self.cache_on_device == "auto" else self.cache_on_device
+            on_device = self._fits(device) if self.cache_on_device == "auto" else self.cache_on_device
             return DeviceLoader(
                 split.source, split.labels, batches, split.batched, device=device, on_device=on_device, seed=self.seed,
-                compiled=self.compile_augmentations and device.type == "cuda",  # a CPU skips what a photo did not draw
+                compiled=self.compile_augmentations and device.type == "cuda",  # a CPU skips what an image did not draw
             )  # fmt: skip
-        loader = DataLoader(
-            self.photos(split),
+        # A worker of validation ends with it, as the idle ones of training stay. Where it is not forked it takes seconds to
+        # start, so there it stays too.
+        stays = split is self.train or multiprocessing.get_start_method() != "fork"
+        loader = WorkerLoader(
+            self.dataset(split),
             batch_sampler=batches,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            prefetch_factor=PREFETCH_FACTOR if self.num_workers else None,
+            persistent_workers=self.num_workers > 0 and stays,
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_signals,
         )
         self.loaders.append(loader)
         return loader
 
-    def _fits(self, split: Split, device: torch.device) -> bool:
-        """Says, also to the log, whether the cache takes at most half of the free memory of a CUDA device."""
-        if device.type != "cuda":
-            return False
-        free = torch.cuda.mem_get_info(device)[0]
-        fits = 2 * split.source.size <= free
-        logger.info(
-            "%s photos: the cache of %.2f GB %s, with %.1f GB free", split.name, split.source.size / 1e9,
-            "lies on the device" if fits else "stays in its file", free / 1e9,
-        )  # fmt: skip
-        return fits
+    @property
+    def num_workers(self) -> int:
+        """Processes that read images: as configured, or as many as shared memory has room for, which is logged."""
+        if self._num_workers is None:
+            processes = self.trainer.num_devices if self.trainer else 1
+            self._num_workers = wanted = worker_count(self.configured_workers, processes=processes)
+            if wanted and SHARED_MEMORY.is_dir():
+                batch = 4 * self.batch_size * torch.Size(self.train.image_shape).numel()  # bytes
+                room = shutil.disk_usage(SHARED_MEMORY).free // processes - batch  # one is with this process
+                self._num_workers = max(0, min(wanted, room // (PREFETCH_FACTOR * batch)))
+            if self._num_workers < wanted:
+                logger.warning(
+                    "%s is too small for %d processes that read images; %d are used. More room for Docker: "
+                    "docker run --shm-size=2g", SHARED_MEMORY, wanted, self._num_workers,
+                )  # fmt: skip
+        return self._num_workers
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.batch_size * (self.trainer.world_size if self.trainer else 1)
+
+    def _sampler(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return EpochBatchSampler(
+            len(split.source), self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
+        )
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _fits(self, device: torch.device) -> bool:
+        """Returns whether the caches of both splits together take at most half of the free memory of a CUDA device."""
+        if self._cache_fits is None and device.type == "cuda":
+            size = sum(split.source.size for split in (self.train, self.valid) if isinstance(split.source, ImageCache))
+            free = torch.cuda.mem_get_info(device)[0]
+            self._cache_fits = 2 * size <= free
+            logger.info(
+                "the cache of %.2f GB %s, with %.1f GB free", size / 1e9,
+                "lies on the device" if self._cache_fits else "stays in its files", free / 1e9,
+            )  # fmt: skip
+        return bool(self._cache_fits)
 
     def close(self) -> None:
-        """Ends the processes that read photos.
-
-        Lightning ends those of one split, where an error comes up in its loop, and forgets the other's: they would be ended
-        with this process alone, after seconds for each of them.
-        """
+        """Ends the workers of both splits."""
         for loader in self.loaders:
-            _shutdown_workers_and_reset_iterator(loader)
+            loader.close()
         self.loaders = []

@@ -1,27 +1,31 @@
-"""The order of photos: it comes from (seed, epoch) alone, so that a resumed run sees what an undisturbed one would."""
+"""The order of the images. It depends on (seed, epoch) alone, so a resumed run sees what an undisturbed run would."""
 
 from collections.abc import Iterator
 
 import torch
 
+from utils.errors import DataError
 from utils.seeding import generator
 
-Item = tuple[int, int]  # epoch, index of the photo: all that a photo's random draws depend on
+Item = tuple[int, int]  # (epoch, index of the image): all that an image's random draws depend on
 
 
 class EpochBatchSampler:
-    """The batches of each epoch, as lists of (epoch, index).
+    """Yields the batches of an epoch as lists of (epoch, index).
 
-    The last partial batch is kept. If it would hold one image, that image joins the batch before it: batch norm cannot
-    train on one. With several processes each takes its share of every batch of `batch_size` × `world_size` images; the last
-    batch has one for each of them at least.
+    Each process takes an equal share of every batch of `batch_size` × `world_size` images. The last partial batch is kept;
+    if it is too small for every process, its images join the batch before it. Too small means fewer than two images a
+    process in training, where batch norm needs two, and fewer than one in validation.
 
     Args:
-        count: Number of photos.
-        batch_size: Photos a step, for each process.
-        shuffle: Whether each epoch has an order of its own.
-        seed: Start of the order.
-        rank, world_size: Which of how many processes this is.
+        count: Number of images.
+        batch_size: Images a step, for each process.
+        shuffle: Whether this is for training; then each epoch has its own order.
+        seed: Seed of the order.
+        rank, world_size: Index of this process and number of processes.
+
+    Raises:
+        DataError: There are too few images for so many processes.
     """
 
     def __init__(
@@ -33,9 +37,15 @@ class EpochBatchSampler:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.min_images = (2 if shuffle else 1) * world_size  # in a batch
         self.epoch = 0
-        self.first_batch = 0  # above 0 where an epoch goes on in its middle
+        self.first_batch = 0  # above 0 when an epoch is resumed in its middle
         self.sampler = self  # where Lightning looks for set_epoch
+        if count < self.min_images:
+            raise DataError(
+                f"{count} {'training' if shuffle else 'validation'} images are too few for {world_size} "
+                f"process{'es' if world_size > 1 else ''}; expected at least {self.min_images}"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -54,8 +64,6 @@ class EpochBatchSampler:
 
     def _bounds(self) -> list[tuple[int, int]]:
         starts = list(range(0, self.count, self.batch_size))
-        # Too few images for every process, or one alone for batch norm: they join the batch before.
-        least = max(2 if self.shuffle else 1, self.world_size)
-        if len(starts) > 1 and self.count - starts[-1] < least:
+        if len(starts) > 1 and self.count - starts[-1] < self.min_images:
             starts.pop()
         return list(zip(starts, [*starts[1:], self.count], strict=True))

@@ -16,6 +16,7 @@ from datamodules.on_device.loader import DeviceLoader
 from datamodules.sampler import EpochBatchSampler
 from measurements.measuring import Step
 from utils.config import Config
+from utils.machine import worker_count
 from utils.seeding import generator
 
 TIMM_NETWORK = "ghostnet_100"  # timm's nearest; it has the paper's width of 1280
@@ -65,7 +66,7 @@ def torchvision_loader(config: Config, annotations: DataSplits) -> DataLoader:
         transforms.ToTensor(),
         transforms.Normalize(normalization.mean, normalization.std),
     ]
-    workers = assembly.worker_count(config.num_workers)
+    workers = worker_count(config.num_workers)
     return DataLoader(
         Photos(annotations, transforms.Compose(steps)), config.batch_size, shuffle=True, num_workers=workers,
         persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
@@ -77,7 +78,7 @@ def timm_loader(config: Config, annotations: DataSplits, device: torch.device) -
     from timm.data import create_loader
 
     normalization = config.normalization_params_rgb
-    workers = assembly.worker_count(config.num_workers)
+    workers = worker_count(config.num_workers)
     return create_loader(
         Photos(annotations, None), (3, *config.image_size), config.batch_size, is_training=True,
         scale=(0.81, 1.0), hflip=0.5, color_jitter=(0.2, 0.2, 0.2, 0.1), mean=normalization.mean, std=normalization.std,

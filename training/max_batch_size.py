@@ -1,4 +1,4 @@
-"""Which batch fits into the memory of the device, after one did not."""
+"""Finds a batch size that fits into the device's memory, after one did not."""
 
 import gc
 import traceback
@@ -9,34 +9,33 @@ from models.classifier import Classifier
 from models.optimization import build_optimizer
 from training.error_hints import is_out_of_memory
 
-SMALLEST_BATCH = 2  # batch norm needs two images
+MIN_BATCH_SIZE = 2  # batch norm needs two images
 
 
 def find_max_batch_size(
     classifier: Classifier, batch_size: int, image_shape: tuple[int, int, int], error: BaseException
 ) -> int | None:
-    """Tries a training step with half of `batch_size` images, half of that and so on, and returns the first that fits.
+    """Tries a training step with half of `batch_size`, a quarter and so on, and returns the first that fits.
 
-    For after a training that ran out of memory: it changes the weights of `classifier`, and empties the variables that
-    `error` holds on to, among them all that its step had in memory.
+    Call it only after a training ran out of memory: it changes the weights of `classifier`, and clears the frames of `error`,
+    which hold all that the failed step had in memory.
 
     Args:
-        classifier: Whose training it was.
+        classifier: The classifier of that training.
         batch_size: Images that did not fit.
         image_shape: (C, H, W).
-        error: What that training ended with.
+        error: What ended that training.
 
     Returns:
-        None where not even two images fit, or where it cannot be tried: with several processes, each would wait for the
-        others.
+        None if not even two images fit, or with several processes, where a trial step would wait for the others.
     """
     if classifier.trainer.world_size > 1:
         return None
     if classifier.full_batches is not None:
         classifier.full_batches = None
         torch.compiler.reset()  # CUDA graphs keep the memory of a full batch
-    while (batch_size := batch_size // 2) >= SMALLEST_BATCH:
-        _let_go(error)
+    while (batch_size := batch_size // 2) >= MIN_BATCH_SIZE:
+        _free_memory(error)
         try:
             _step(classifier, batch_size, image_shape)
             return batch_size
@@ -48,7 +47,7 @@ def find_max_batch_size(
 
 
 def _step(classifier: Classifier, batch_size: int, image_shape: tuple[int, int, int]) -> None:
-    """Trains with images of nothing; all that it has in memory belongs to this function."""
+    """Trains on all-zero images; only this function's frame holds what that needs."""
     classifier.to(classifier.trainer.strategy.root_device).train()
     optimizer = build_optimizer(*classifier.optimizer, classifier.parameters())
     precision = classifier.trainer.precision_plugin
@@ -61,10 +60,10 @@ def _step(classifier: Classifier, batch_size: int, image_shape: tuple[int, int, 
     optimizer.step(loss.detach)
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Frees the memory of what the functions had in hand that `error` went through."""
+def _free_memory(error: BaseException | None) -> None:
+    """Frees what the frames of `error` and of its causes hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
     gc.collect()
-    torch.cuda.empty_cache()  # does nothing where no CUDA device was used
+    torch.cuda.empty_cache()  # does nothing unless CUDA was used

@@ -45,9 +45,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def worker_count(configured: Literal["auto"] | int) -> int:
-    """Returns the number of processes that load images."""
-    return min(available_cores(), MAX_WORKERS) if configured == "auto" else configured
+def worker_count(configured: Literal["auto"] | int, *, processes: int = 1) -> int:
+    """Returns the number of workers that load images, for each of the `processes` that train on this machine."""
+    return max(1, min(available_cores() // processes, MAX_WORKERS)) if configured == "auto" else configured
 
 
 def versions() -> dict[str, str]:

@@ -106,7 +106,7 @@ def draw_samples(data: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
         data: The data module of the training.
         usable: The photos that can be decoded.
     """
-    annotations = data.train.annotations
+    annotations = data.train.records
     indices = [index for index, annotation in enumerate(annotations) if annotation.path in usable]
     count = min(SAMPLE_PHOTOS, len(indices))
     chosen = [indices[(2 * number + 1) * len(indices) // (2 * count)] for number in range(count)]
@@ -123,7 +123,7 @@ def draw_samples(data: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
 def _one_epoch(data: CarsDataModule, epoch: int, indices: list[int]) -> list[Tensor]:
     split = data.train
     if split.batched is None:
-        photos = data.photos(split)
+        photos = data.dataset(split)
         return [photos[epoch, index][0] for index in indices]
     images = [np.atleast_3d(np.asarray(split.source.image(index))).transpose(2, 0, 1) for index in indices]
     parameters = split.batched.draw(len(split.source), generator(data.seed, "rows", epoch))

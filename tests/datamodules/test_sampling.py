@@ -1,10 +1,13 @@
-"""The order of photos: every photo once an epoch, an order for each (seed, epoch), never a lone image."""
+"""The order of the images: each image once an epoch, an order for each (seed, epoch), never a training batch of one."""
 
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datamodules.sampler import EpochBatchSampler
+from utils.errors import DataError
 
 
 def epoch_of(batches: EpochBatchSampler, epoch: int = 0) -> list[list[int]]:
@@ -54,11 +57,36 @@ def test_an_epoch_that_goes_on_in_its_middle_has_the_rest_of_its_batches_once():
     assert epoch_of(batches, 3) == whole
 
 
-@pytest.mark.parametrize("count", [31, 32, 33, 34, 35, 64, 100])
-def test_processes_share_each_batch_without_repeating_a_photo(count):
-    whole = epoch_of(EpochBatchSampler(count, 32, shuffle=True), 2)
-    parts = [epoch_of(EpochBatchSampler(count, 16, shuffle=True, rank=rank, world_size=2), 2) for rank in (0, 1)]
-    assert len(parts[0]) == len(parts[1])  # both take every step
-    for batch, first, second in zip(whole, *parts, strict=True):
-        assert sorted(first + second) == sorted(batch)
-        assert abs(len(first) - len(second)) <= 1 and first and second
+@given(
+    count=st.integers(0, 300),
+    batch_size=st.integers(2, 17),
+    world_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+)
+def test_processes_share_every_image_and_none_trains_on_a_batch_of_one(count, batch_size, world_size, shuffle):
+    least = 2 if shuffle else 1
+
+    def share(rank: int) -> list[list[int]]:
+        return epoch_of(EpochBatchSampler(count, batch_size, shuffle=shuffle, rank=rank, world_size=world_size), 2)
+
+    if count < least * world_size:
+        with pytest.raises(DataError, match=f"too few for {world_size} .*expected at least {least * world_size}"):
+            share(0)
+        return
+    shares = [share(rank) for rank in range(world_size)]
+    sizes = [[len(batch) for batch in batches] for batches in zip(*shares, strict=True)]  # all take every step
+    assert sorted(itertools.chain(*itertools.chain(*shares))) == list(range(count))
+    assert all(min(step) >= least and max(step) - min(step) <= 1 for step in sizes)
+    assert all(step == [batch_size] * world_size for step in sizes[:-1])
+    assert max(sizes[-1]) <= batch_size + least
+    # As one process would with all of their images, but for a last batch that only one process can train on.
+    whole = epoch_of(EpochBatchSampler(count, batch_size * world_size, shuffle=shuffle), 2)
+    for batch, *parts in zip(whole[: len(sizes) - 1], *shares, strict=False):
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+
+
+@pytest.mark.parametrize("count", [130, 131])
+def test_two_processes_with_a_small_last_batch(count):
+    """A share of one image would end the training: batch norm needs two."""
+    shares = [EpochBatchSampler(count, 64, shuffle=True, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [[len(batch) for batch in share] for share in shares] == [[65 + count % 2], [65]]

@@ -1,16 +1,20 @@
 """The data module: which split gets what, and that photo, box and label are never confused."""
 
+import multiprocessing
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from datamodules import DataSplits, clip_boxes, read_data
+from datamodules import DataSplits, clip_boxes, datamodule, read_data
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.transforms import build_transforms
 from tests.support.data_sets import Photo, write_original_release, write_updated_release
+from utils import machine
 
 PLAIN = build_transforms(image_size=[16, 16])
 NOISY = build_transforms(image_size=[16, 16], image_augmentations={"RandomRotation": {"degrees": 90}})
@@ -42,23 +46,23 @@ def test_every_photo_comes_with_its_own_box_and_label(tmp_path, write, seed):
     data = data_module(annotations, crop="box")
     photos = by_name(written)
     for split in (data.train, data.valid):
-        for index, annotation in enumerate(split.annotations):
+        for index, annotation in enumerate(split.records):
             photo = photos[name(annotation.path)]
-            image, label = data.photos(split)[0, index]
+            image, label = data.dataset(split)[0, index]
             assert label == photo.label and tuple(annotation.bounding_box) == photo.box
             if split is data.train:  # cut to the box: its colour alone, to the last row and column
                 assert (image - colour(photo, box=True)[:, None, None]).abs().max() < 0.06
             else:  # validation photos are never cut
                 whole = Image.open(annotation.path).resize((16, 16), Image.Resampling.BILINEAR)
                 assert torch.equal(image, to_tensor(whole))
-    assert len(data.train.annotations) + len(data.valid.annotations) == len(written)
+    assert len(data.train.records) + len(data.valid.records) == len(written)
 
 
 def test_erased_backgrounds_are_white_around_the_box(tmp_path):
     photos = by_name(write_updated_release(tmp_path))
     data = data_module(read_data(tmp_path), crop="box on white")
-    for index, annotation in enumerate(data.train.annotations):
-        image, _ = data.photos(data.train)[0, index]
+    for index, annotation in enumerate(data.train.records):
+        image, _ = data.dataset(data.train)[0, index]
         assert (image[:, 8, 8] - colour(photos[name(annotation.path)], box=True)).abs().max() < 0.06
         assert (image[:, 0, 0] > 0.95).all()
 
@@ -66,8 +70,8 @@ def test_erased_backgrounds_are_white_around_the_box(tmp_path):
 def test_only_training_photos_are_augmented(tmp_path):
     write_updated_release(tmp_path)
     data = data_module(read_data(tmp_path), train_transform=NOISY)
-    assert not torch.equal(data.photos(data.train)[0, 0][0], data.photos(data.train)[1, 0][0])
-    assert torch.equal(data.photos(data.valid)[0, 0][0], data.photos(data.valid)[1, 0][0])
+    assert not torch.equal(data.dataset(data.train)[0, 0][0], data.dataset(data.train)[1, 0][0])
+    assert torch.equal(data.dataset(data.valid)[0, 0][0], data.dataset(data.valid)[1, 0][0])
 
 
 def test_shuffled_boxes_are_a_fixed_shuffle_that_leaves_none_in_its_place(tmp_path):
@@ -81,22 +85,58 @@ def test_shuffled_boxes_are_a_fixed_shuffle_that_leaves_none_in_its_place(tmp_pa
     assert sum(moved) > 0.9 * len(moved)  # some boxes are equal by chance, none is the photo's own by position
 
 
-@pytest.mark.parametrize("share", [0.49, 0.51])
-def test_the_cache_lies_on_the_card_where_it_takes_half_of_the_free_memory_and_that_is_said(
-    tmp_path, monkeypatch, caplog, share
+@pytest.mark.parametrize(("needed", "on_device"), [(0.49, True), (0.51, False)])
+def test_the_cache_lies_on_the_device_if_both_splits_take_at_most_half_of_its_free_memory(
+    tmp_path, monkeypatch, caplog, needed, on_device
 ):
-    write_updated_release(tmp_path / "data")
-    transform = build_transforms(image_size=[8, 8])
-    data = CarsDataModule(
-        read_data(tmp_path / "data"), train_transform=transform, valid_transform=transform, batch_size=2,
-        num_workers=0, cache_path=tmp_path / "cache",
-    )  # fmt: skip
+    write_updated_release(tmp_path / "data", train_per_class=5, valid_per_class=4)
+    data = data_module(read_data(tmp_path / "data"), cache_path=tmp_path / "cache")
     data.setup("fit")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (data.train.source.size / share, 0))
+    free = (data.train.source.size + data.valid.source.size) / needed
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
     with caplog.at_level("INFO"):
-        assert data._fits(data.train, torch.device("cuda")) == (share < 0.5)
-    assert ("lies on the device" if share < 0.5 else "stays in its file") in caplog.text
-    assert not data._fits(data.train, torch.device("cpu"))
+        assert data._fits(torch.device("cuda")) == on_device
+    assert ("lies on the device" if on_device else "stays in its files") in caplog.text
+    # What the training split has taken by then does not change the decision for the validation split.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free / 2 if on_device else 10 * free, 0))
+    assert data._fits(torch.device("cuda")) == on_device
+    assert not data_module(read_data(tmp_path / "data"))._fits(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(8, 1, 8), (8, 4, 2), (96, 2, 8), (2, 4, 1)])
+def test_automatic_workers_are_one_a_core_for_all_processes_of_a_machine(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr(machine, "available_cores", lambda: cores)
+    assert machine.worker_count("auto", processes=processes) == expected
+    assert machine.worker_count(5, processes=processes) == 5
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers that are not forked stay")
+def test_workers_of_validation_end_with_it_and_all_end_with_the_data_module(tmp_path):
+    write_updated_release(tmp_path, train_per_class=5)
+    data = data_module(read_data(tmp_path), num_workers=2)
+    training, validation = iter(data.train_dataloader()), iter(data.val_dataloader())
+    assert len(multiprocessing.active_children()) == 4
+    assert len(list(validation)) > 0 and len(multiprocessing.active_children()) == 2
+    next(iter(data.val_dataloader()))
+    next(training)
+    data.close()
+    assert multiprocessing.active_children() == []
+
+
+BATCH = 4 * 4 * 3 * 16 * 16  # bytes of four images
+
+
+@pytest.mark.parametrize(("free", "workers"), [(2 * BATCH, 0), (4 * BATCH, 1), (100 * BATCH, 2)])
+def test_fewer_workers_are_used_where_shared_memory_is_small(tmp_path, monkeypatch, caplog, free, workers):
+    """As in Docker, whose 64 MB hold one batch of 64 images of 227×227 pixels."""
+    write_updated_release(tmp_path, train_per_class=5)
+    monkeypatch.setattr(datamodule, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    data = data_module(read_data(tmp_path), num_workers=2)
+    assert data.train_dataloader().num_workers == data.val_dataloader().num_workers == workers
+    warning = f"{tmp_path} is too small for 2 processes that read images; {workers} are used. "
+    assert [warning in record.getMessage() for record in caplog.records] == [True] * (workers < 2)
+    assert workers == 2 or "docker run --shm-size=2g" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [1, 2])

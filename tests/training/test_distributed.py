@@ -94,7 +94,7 @@ def assert_validated_once(cars: Path, folder: Path) -> None:
     classifier.load_state_dict(read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
     classifier.eval()
     data = assembly.build_data(load_run_config(folder), read_data(cars))
-    images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(VALID_PHOTOS)), strict=True)
+    images, labels = zip(*(data.dataset(data.valid)[0, index] for index in range(VALID_PHOTOS)), strict=True)
     with torch.no_grad():
         logits = classifier(torch.stack(images))
     last = rows(folder)[-1]

@@ -84,7 +84,7 @@ def test_metrics_are_means_over_images_not_over_batches(four_epochs, cars):
     classifier.load_state_dict(checkpoint["state_dict"])
     classifier.eval()
     data = assembly.build_data(config, read_data(cars))
-    images, labels = zip(*(data.photos(data.valid)[0, index] for index in range(8)), strict=True)
+    images, labels = zip(*(data.dataset(data.valid)[0, index] for index in range(8)), strict=True)
     with torch.no_grad():
         logits = classifier(torch.stack(images))
     last = rows(four_epochs)[-1]

@@ -89,7 +89,7 @@ def test_more_processes_than_photos_are_refused(tmp_path):
     write_updated_release(tmp_path, valid_per_class=3)
     data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_data(tmp_path))
     data.trainer = SimpleNamespace(global_rank=0, world_size=10)
-    with pytest.raises(DataError, match="10 processes cannot share 9 photos of the split valid"):
+    with pytest.raises(DataError, match="9 validation images are too few for 10 processes"):
         data.val_dataloader()
 
 

@@ -152,7 +152,12 @@ class Config(BaseModel):
     )
 
     # Training
-    batch_size: int = Field(ge=2, description="Training images a step on each device; batch norm needs two.")
+    batch_size: int = Field(
+        ge=2,
+        description="Training images a step on each device; batch norm needs two. A resumed run may have another number of "
+        "devices if batch_size × devices × num_nodes stays the same.",
+        json_schema_extra=RESUMABLE,
+    )
     num_epochs: int = Field(ge=1, le=100_000, description="Maximum number of epochs.", json_schema_extra=RESUMABLE)
     early_stopping_patience: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
         "auto",
@@ -193,7 +198,9 @@ class Config(BaseModel):
 
     # Machine
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
-        "auto", description="Processes that load images; auto: one per core, at most 8.", json_schema_extra=LOCAL
+        "auto",
+        description="Processes that load images, for each device; auto: one per core, at most 8.",
+        json_schema_extra=LOCAL,
     )
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
         "auto", description="Kind of device.", json_schema_extra=LOCAL
