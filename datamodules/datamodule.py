@@ -265,7 +265,7 @@ class CarsDataModule(LightningDataModule):
                 self._num_workers = max(0, min(wanted, room // (PREFETCH_FACTOR * batch)))
             if self._num_workers < wanted:
                 logger.warning(
-                    "%s is too small for %d processes that read images; %d are used. More room for Docker: "
+                    "%s is too small for %d processes that load images; %d are used. More room for Docker: "
                     "docker run --shm-size=2g", SHARED_MEMORY, wanted, self._num_workers,
                 )  # fmt: skip
         return self._num_workers

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from losses.label_smoothing import LabelSmoothingCrossEntropy
 from utils.config.signatures import losses as known_losses
@@ -44,3 +44,27 @@ def build_loss(loss_function: str, loss_params: dict[str, Any] | None = None, *,
     if value.shape != ():
         raise ConfigError(f"'{loss_function}' gives {tuple(value.shape)} values instead of one; set reduction: mean")
     return loss
+
+
+def depends_on_labels(loss: nn.Module) -> bool:
+    """Returns whether the mean of `loss` is over something else than the images: class weights, or labels it ignores."""
+    return isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and (loss.weight is not None or loss.ignore_index >= 0)
+
+
+def mean_denominator(loss: nn.Module, labels: Tensor) -> Tensor:
+    """Returns what `reduction: mean` of `loss` divides the sum over a batch by; no copy to the host.
+
+    It is the number of images. With class weights it is the sum of the labels' weights, with smoothed labels too, as torch
+    defines it; ignored labels do not count.
+
+    Args:
+        loss: A loss of `build_loss`.
+        labels: (N,), or soft targets (N, classes), of which torch takes the mean over images whatever the weights.
+
+    Returns:
+        A scalar, float32 or the type of the weights.
+    """
+    if not depends_on_labels(loss) or labels.is_floating_point():
+        return torch.full((), len(labels), dtype=torch.float32, device=labels.device)
+    weights = torch.ones(len(labels), device=labels.device) if loss.weight is None else loss.weight[labels]
+    return (weights * (labels != loss.ignore_index)).sum()

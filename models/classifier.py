@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn, optim
 
+from losses import depends_on_labels, mean_denominator
 from models.compilation import CompileMode, FullBatches
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
 from utils.errors import RunError
@@ -15,24 +16,26 @@ from utils.runs.folder import LAST
 from utils.seeding import mix, seed_device
 
 TOP_K = 5
-FINITE = torch.iinfo(torch.int64).max  # in the place of a step, where every loss was finite
+FINITE = torch.iinfo(torch.int64).max  # instead of a step: every loss was finite
 
 
 class Classifier(LightningModule):
     """Trains `model` to classify images.
 
-    Each epoch it logs, as means over images (not over batches): train_loss, train_acc, valid_loss, valid_acc, both
-    splits' top-5 accuracy, and lr, the rate that the epoch was trained with. Accuracies are in 0 … 1.
+    Each epoch it logs train_loss, train_acc, valid_loss, valid_acc, the top-5 accuracy of both splits, and lr, the rate of
+    that epoch. Accuracies are correct predictions over images, in 0 … 1. Losses are means over the split, whatever the
+    reduction of `loss`: over images, or as torch weighs them with class weights. No value depends on how the images fall
+    into batches and processes, and each image counts once.
 
     Args:
         model: Turns images (N, C, H, W) into logits (N, classes).
-        loss: Turns logits and labels (N,) into one number.
+        loss: Turns logits and labels (N,) into a scalar.
         optimizer, optimizer_params, lr_scheduler, lr_scheduler_params: As in `config.yml`.
-        stop_on_nonfinite_loss: Whether a loss that is infinite or no number ends the training.
-        seed: Start of the random numbers of dropout, which depend on it and on the step alone.
-        channels_last: Whether images and weights lie in memory as NHWC.
-        compile_mode: Of torch.compile, through which a fit runs its full batches; None for none.
-        batch_size: How many images a full batch has.
+        stop_on_nonfinite_loss: Whether a NaN or infinite loss ends the training.
+        seed: Seed of dropout, whose random numbers depend on it and on the step alone.
+        channels_last: Whether images and weights have the memory format NHWC.
+        compile_mode: Mode of torch.compile for full batches in a fit; None for eager.
+        batch_size: Images of a full batch.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Classifier(LightningModule):
         batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        # LBFGS looks at all gradients as one row of numbers, which only the plain layout is.
+        # LBFGS flattens all gradients into one vector, which needs the contiguous format.
         self.memory_format = torch.channels_last if channels_last and optimizer != "LBFGS" else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
         self.loss = loss
@@ -62,17 +65,20 @@ class Classifier(LightningModule):
         self.compile_mode = compile_mode
         self.batch_size = batch_size
         self.full_batches: FullBatches | None = None  # in a fit with a compile_mode
-        self.nonfinite_step: Tensor | None = None  # the first step of this epoch with such a loss, or FINITE
+        self.nonfinite_step: Tensor | None = None  # first step of this epoch whose loss was NaN or infinite, or FINITE
         self.scheduler: optim.lr_scheduler.LRScheduler | None = None
-        self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
-        self.epoch_metrics: dict[str, float] = {}  # of the last epoch that ended
-        self.train_sums: Tensor | None = None  # of loss, correct, correct among the top 5, and images
+        self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that is resumed
+        self.epoch_metrics: dict[str, float] = {}  # of the last complete epoch
+        self.counted = False  # whether this batch is in train_sums: LBFGS evaluates one several times
+        self.train_sums: Tensor | None = (
+            None  # of loss, correct, correct among the top 5, images, denominators of the loss
+        )
         self.valid_sums: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        network = self.model if self.full_batches is None else self.full_batches
-        return network(images.to(memory_format=self.memory_format))
+        model = self.model if self.full_batches is None else self.full_batches
+        return model(images.to(memory_format=self.memory_format))
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compile_mode is not None:
@@ -80,7 +86,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> optim.Optimizer:
         optimizer = build_optimizer(*self.optimizer, self.parameters())
-        # Stepped by on_train_epoch_end, not by Lightning, which would do so after the epoch's checkpoint is written.
+        # Stepped in on_train_epoch_end: Lightning would do it after the epoch's checkpoint is written.
         self.scheduler = build_lr_scheduler(*self.lr_scheduler, optimizer)
         if self.scheduler is not None and self.scheduler_state is not None:
             self.scheduler.load_state_dict(self.scheduler_state)
@@ -88,18 +94,21 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.nonfinite_step = None
-        self.train_sums = None  # an epoch that is resumed in its middle does not start here, and keeps its sums
+        self.train_sums = None  # an epoch that is resumed in its middle skips this hook and keeps its sums
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         seed_device(self.device, mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank))
+        self.counted = False
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = self.loss(logits, labels)
-        self.train_sums = self._accumulate(self.train_sums, logits, labels, loss)
+        loss, denominator = self._loss(logits, labels)
+        if not self.counted:
+            self.train_sums = self._accumulate(self.train_sums, logits, labels, loss, denominator)
+            self.counted = True
         self._track_nonfinite(loss.detach())
-        return loss * self._ddp_weight(labels)
+        return self._shared(loss * self._ddp_weight(denominator))
 
     def on_validation_epoch_start(self) -> None:
         self.valid_sums = None
@@ -107,16 +116,16 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        self.valid_sums = self._accumulate(self.valid_sums, logits, labels, self.loss(logits, labels))
+        self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *self._loss(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)
 
     def check_finite(self) -> None:
-        """Waits for the device and looks at the training losses of this epoch so far.
+        """Checks the training losses of this epoch so far, which waits for the device.
 
         Raises:
-            RunError: One was infinite or no number; no checkpoint has been written since.
+            RunError: One was NaN or infinite; no checkpoint has been written since.
         """
         if not self.stop_on_nonfinite_loss or self.nonfinite_step is None:
             return
@@ -124,7 +133,7 @@ class Classifier(LightningModule):
             raise self._not_finite("training", f", step {step}")
 
     def on_train_epoch_end(self) -> None:
-        """Closes the epoch; the callbacks that stop and write checkpoints come after it and see it whole."""
+        """Completes the epoch; the callbacks that stop and write checkpoints run after it."""
         self.check_finite()
         if self.stop_on_nonfinite_loss and not math.isfinite(self.epoch_metrics["valid_loss"]):
             raise self._not_finite("validation")
@@ -138,8 +147,11 @@ class Classifier(LightningModule):
             checkpoint["lr_scheduler"] = self.scheduler.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.train_sums = checkpoint["train_sums"] if self.trainer.is_global_zero else None  # those of all processes
-        self.scheduler_state = checkpoint.get("lr_scheduler")  # the scheduler itself is built later
+        # The sums of all processes continue in the first. The first format had no denominators: they were the images.
+        sums = checkpoint["train_sums"]
+        sums = torch.cat([sums, sums[3:]]) if len(sums) == 4 else sums
+        self.train_sums = sums if self.trainer.is_global_zero else torch.zeros_like(sums)
+        self.scheduler_state = checkpoint.get("lr_scheduler")  # it is built later
 
     def _not_finite(self, split: str, step: str = "") -> RunError:
         checkpoint, change = Path(self.trainer.default_root_dir, LAST), "stop_on_nonfinite_loss=False"
@@ -147,49 +159,69 @@ class Classifier(LightningModule):
         return RunError(
             f"the {split} loss was not finite in epoch {self.trainer.current_epoch}{step}, at a learning rate of {lr:.3g}; "
             f"{f'the last checkpoint from before is {checkpoint}' if checkpoint.is_file() else 'there is no checkpoint yet'}. "
-            f"Lower optimizer_params.lr or set precision: 32-true in a new run, or train on regardless with --set {change}",
+            f"Lower optimizer_params.lr or set precision: 32-true in a new run, or continue regardless with --set {change}",
             change=change,
         )
 
-    def _ddp_weight(self, labels: Tensor) -> Tensor | float:
-        """What the loss of this process is multiplied by, so that many processes train as one with all of their images.
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss of a batch and the denominator of its mean; both are 0 where every label is ignored."""
+        loss, denominator = self.loss(logits, labels), mean_denominator(self.loss, labels)
+        if depends_on_labels(self.loss):
+            loss = torch.where(denominator > 0, loss, torch.zeros_like(loss))
+        return loss, denominator
 
-        The engine takes the mean of the gradients over processes. That of a step is to be over images, but the last batch
-        of an epoch may give a process one image more than another.
+    def _ddp_weight(self, denominator: Tensor) -> Tensor | float:
+        """Returns the factor of this process's loss that makes several processes train as one on all of their images.
+
+        DDP averages the gradients over processes, as if their shares of a batch were equal. They are not in the last batch of
+        an epoch, where a process may have one image more than another, nor with class weights.
         """
         processes = self.trainer.world_size
-        if getattr(self.loss, "reduction", "mean") == "sum":
+        if self._reduction == "sum":
             return processes
-        if processes == 1 or not self.trainer.is_last_batch:
+        if processes == 1 or not (self.trainer.is_last_batch or depends_on_labels(self.loss)):
             return 1
-        count = torch.full((), len(labels), dtype=torch.float32, device=labels.device)
-        return processes * count / self._over_processes(count, "sum")
+        return processes * denominator / self._over_processes(denominator, "sum")
+
+    def _shared(self, loss: Tensor) -> Tensor:
+        """Returns the loss with the value over all processes for LBFGS, which decides by it how long to search."""
+        if self.optimizer[0] != "LBFGS" or self.trainer.world_size == 1:
+            return loss
+        return loss + (self._over_processes(loss.detach(), "mean") - loss.detach())
+
+    @property
+    def _reduction(self) -> str:
+        return getattr(self.loss, "reduction", "mean")
 
     def _over_processes(self, value: Tensor, operation: str) -> Tensor:
         return self.trainer.strategy.reduce(value.clone(), reduce_op=operation)  # which works in place
 
     def _track_nonfinite(self, loss: Tensor) -> None:
-        """Notes on the device, without waiting for it, the first step whose loss is not finite."""
+        """Keeps the first step whose loss is NaN or infinite, without waiting for the device."""
         step = torch.where(loss.isfinite(), FINITE, self.trainer.global_step)
         self.nonfinite_step = step if self.nonfinite_step is None else torch.minimum(self.nonfinite_step, step)
 
     @torch.no_grad()
-    def _accumulate(self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    def _accumulate(
+        self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor, denominator: Tensor
+    ) -> Tensor:
         """Adds a batch to the sums on the device, without waiting for it."""
         k = min(TOP_K, logits.shape[1])
         hits = logits.topk(k, dim=1).indices == labels[:, None]  # (N, k)
         count = torch.full((), len(labels), device=logits.device)
-        total_loss = loss.detach() * (1 if getattr(self.loss, "reduction", "mean") == "sum" else count)
-        batch = torch.stack([total_loss, hits[:, 0].sum(), hits.any(dim=1).sum(), count])
+        total_loss = loss.detach() if self._reduction == "sum" else loss.detach() * denominator
+        batch = torch.stack([total_loss, hits[:, 0].sum(), hits.any(dim=1).sum(), count, denominator])
         batch = batch.to(torch.float32 if logits.device.type == "mps" else torch.float64)
         return batch if sums is None else sums.to(batch.device) + batch
 
     def _log_means(self, split: str, sums: Tensor) -> None:
         total = self._over_processes(sums, "sum")
-        loss, correct, correct_top_k, count = total.tolist()  # the one time in an epoch that the device is waited for
-        means = {"loss": loss / count, "acc": correct / count, f"top{TOP_K}_acc": correct_top_k / count}
+        # The one time in an epoch that the host waits for the device.
+        loss, correct, correct_top_k, count, denominator = total.tolist()
+        means = {"acc": correct / count, f"top{TOP_K}_acc": correct_top_k / count}
+        means = {"loss": loss / denominator if denominator else math.nan} | means
         self._log({f"{split}_{name}": value for name, value in means.items()})
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.epoch_metrics |= metrics
-        self.log_dict(metrics, logger=False)  # for callbacks such as early stopping; trackers get epoch_metrics
+        self.log_dict(metrics, logger=False)  # for early stopping; trackers get epoch_metrics

@@ -74,18 +74,18 @@ def error_hints(
         worker_ended = re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", text)
         if "allocate shared memory" in text or (worker_ended and "Bus error" in text):
             raise RunError(
-                "/dev/shm is too small for the batches of the processes that read images; in Docker: docker run "
+                "/dev/shm is too small for the batches of the processes that load images; in Docker: docker run "
                 "--shm-size=2g, or --set num_workers=0",
                 change="num_workers=0",
             ) from error
         if worker_ended and signals.signal_number is not None:
             raise Interrupted(
-                f"{signal.Signals(signals.signal_number).name} ended the training and the processes that read its images",
+                f"{signal.Signals(signals.signal_number).name} ended the training and the processes that load its images",
                 signal_number=signals.signal_number,
             ) from error
         if worker_ended:
             raise RunError(
-                "the system ended a process that reads images, most often for lack of memory; try "
+                "the system ended a process that loads images, most often for lack of memory; try "
                 f"--set num_workers={num_workers() // 2}"
             ) from error
         raise

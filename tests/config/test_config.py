@@ -287,8 +287,8 @@ def test_a_run_that_goes_on_keeps_what_it_trains(tmp_path):
     # A run that was logged offline, without a project, can get one.
     config = load_run_config(tmp_path, overrides=["neptune_username=somebody", "neptune_project_name=cars"])
     assert (config.neptune_username, config.neptune_project_name) == ("somebody", "cars")
-    with pytest.raises(ConfigError, match="a run that goes on keeps its batch_size"):
-        load_run_config(tmp_path, overrides=["batch_size=32"])
+    with pytest.raises(ConfigError, match="a run that goes on keeps its image_size"):
+        load_run_config(tmp_path, overrides=["image_size=[32, 32]"])
 
 
 def test_a_typo_is_answered_before_torch_is_imported(tmp_path):

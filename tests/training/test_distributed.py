@@ -312,7 +312,7 @@ def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars,
     assert codes == [128 + signal.SIGTERM, 0] and status(folder) == "interrupted"
     assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 1
     copy = shutil.copytree(folder, tmp_path / "copies" / "copy")
-    with pytest.raises(RunError, match="within an epoch with 8 images a step, and would go on with 4"):
+    with pytest.raises(RunError, match=r"on 8 images a step .* would continue with 4 × 1 × 1 = 4; .* --set batch_size=8"):
         train.main(["--resume", str(copy), "--set", "devices=1"])
     codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
     assert codes == [0, 0] and status(folder) == "completed"
@@ -320,6 +320,17 @@ def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars,
     longer = ("--set", "num_epochs=3", "--set", "devices=2")
     codes, _ = train_on_two(["--resume", str(folder), *longer], others=["--resume", str(copy), *longer])
     assert codes == [1, 2] and len(rows(folder)) == 2  # they do not go on with different runs
+
+
+def test_a_finished_epoch_resumed_on_one_device_needs_the_same_images_a_step(cars, undisturbed, tmp_path, capsys):
+    folder = shutil.copytree(undisturbed[0], tmp_path / "output" / "run")
+    words = ["--resume", str(folder), "--set", "num_epochs=3", "--set", "devices=1"]
+    with pytest.raises(RunError, match=r"on 8 images a step \(batch_size × devices × num_nodes\) .*--set batch_size=8"):
+        train.main(words)
+    assert f"--resume {folder} --set batch_size=8\n" in capsys.readouterr().err
+    assert len(rows(folder)) == 2
+    train.main([*words, "--set", "batch_size=8"])
+    assert len(rows(folder)) == 3
 
 
 def assert_same(folder: Path, other: Path) -> None:

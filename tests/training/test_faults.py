@@ -176,7 +176,7 @@ def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, fo
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageDataset, "__getitem__", killed)
-        with pytest.raises(RunError, match=r"the system ended a process that reads photos.* --set num_workers=1"):
+        with pytest.raises(RunError, match=r"the system ended a process that loads images.* --set num_workers=1"):
             run(cars, tmp_path, "num_epochs=4", "num_workers=2")
     folder = only_run(tmp_path)
     train.main(["--resume", str(folder), "--set", "num_workers=0"])

@@ -119,12 +119,12 @@ def test_an_epoch_mixes_no_tensor_of_the_host_with_those_of_the_device(tmp_path,
     sums, sizes = None, []
     for images, labels in data.loader(data.train, EpochBatchSampler(10, 4, shuffle=True), device):
         logits = classifier(images)
-        loss = classifier.loss(logits, labels)
+        loss, denominator = classifier._loss(logits, labels)
         loss.backward()
         optimizer.step()
-        sums = classifier._accumulate(sums, logits, labels, loss)
+        sums = classifier._accumulate(sums, logits, labels, loss, denominator)
         sizes.append(len(labels))
-    assert sizes == [4, 4, 2] and sums.device == device and sums.shape == (4,)
+    assert sizes == [4, 4, 2] and sums.device == device and sums.shape == (5,)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         sums.tolist()
 

@@ -318,7 +318,7 @@ def test_nothing_is_written_for_a_wrong_configuration_or_wrong_data(cars, tmp_pa
     wrong = [
         "optimizer_params={lr: -1}",
         "loss_params={epsilon: 2}",
-        "accelerator=tpu",
+        "accelerator=mps",
         "image_augmentations={CenterCrop: {size: 9}}",
     ]
     with pytest.raises(ConfigError) as caught:
