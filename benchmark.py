@@ -11,8 +11,8 @@ from utils.cli import run_command
 from utils.config import load_config
 from utils.config.architectures import ARCHITECTURE_LIMITS
 from utils.config.checks import image_size_problem
-from utils.errors import ConfigError, RunError
-from utils.files import write_text
+from utils.errors import ConfigError
+from utils.files import make_folder, write_text
 from utils.logs import start_logging
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ def main(argv: Sequence[str] | None = None) -> list["Row"]:
     arguments = parse_arguments(argv)
     start_logging("WARNING")
     check_image_size(arguments.networks or list(ARCHITECTURE_LIMITS), arguments.image_size)
-    folder = arguments.output or load_config().output_path / "benchmark"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from error
+    folder = make_folder(arguments.output or load_config().output_path / "benchmark")
 
     # Torch takes seconds to import: a wrong argument has been answered by now.
     from deployment.profiling.benchmark import build_rows, measure

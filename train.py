@@ -14,13 +14,13 @@ from utils.cli import run_command
 from utils.config import Config, load_config, load_run_config
 from utils.errors import ConfigError
 from utils.logs import log_to_file, start_logging
+from utils.machine import PROJECT
 from utils.processes import end_with_parent, is_first_process
 from utils.runs import resolve_checkpoint
 from utils.runs.folder import LAST, LOG, METRICS, has_ended, make_run_folder, read_record
 from utils.runs.metrics import read_rows
 from utils.runs.summary import summarize
 
-PROJECT = Path(__file__).resolve().parent
 DEMO = PROJECT / "experiments" / "demo.yml"
 LONGER = ("num_epochs=", "early_stopping_patience=")  # changes that give an ended run something to do
 

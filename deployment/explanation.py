@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deployment.prediction import Prediction, read_upright
 from deployment.trained import Trained
 from utils.errors import ConfigError, RunError
-from utils.files import replacing
+from utils.files import make_folder, replacing
 
 OPACITY = 0.6  # of the colour where the network looked most
 LONGEST_SIDE = 1024  # pixels of an overlay
@@ -42,10 +42,7 @@ class Explainer:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--explain needs a folder; {folder} is a file")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written: {error.strerror}") from error
+        make_folder(folder, key="--explain folder")
         self.grad_cam = LayerGradCam(trained.classifier.model, last_feature_map(trained))
 
     def heat(self, image: Tensor, label: int) -> Tensor:

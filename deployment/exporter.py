@@ -16,7 +16,7 @@ from deployment.formats import FORMATS, INT8, Facts, Opened, Run, write_int8
 from deployment.profiling.measure import Seconds, interleaved, spread, threads_restored
 from deployment.trained import Trained
 from utils.errors import RunError
-from utils.files import replacing
+from utils.files import make_folder, replacing
 from utils.progress import progress_bar
 
 LARGEST_DIFFERENCE = 1e-3  # of two logits in 32 bits, as a part of the largest logit (or of 1, if that is larger)
@@ -103,10 +103,7 @@ def export(trained: Trained, format_name: str, annotations: DataSplits, output: 
     judges = evenly(annotations.valid, photos)
     image = load_image(trained, judges[0])[None]
     facts = facts_of(trained)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{output.parent} cannot be written: {error.strerror}") from error
+    make_folder(output.parent)
     with replacing(output) as partial, tempfile.TemporaryDirectory() as folder:
         runs: dict[str, Run] = {"eager": trained.logits}
         if format_name == INT8:

@@ -32,11 +32,12 @@ from typing import Any
 import assembly
 from measurements.arguments import at_least, new_folder, some_seconds
 from measurements.generated import write_data_set
-from measurements.measuring import PROJECT, best_device, command, conditions, data_override, settings, write_report
+from measurements.measuring import best_device, command, conditions, data_override, settings, write_report
 from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import RunError
 from utils.files import write_text
+from utils.machine import PROJECT
 from utils.progress import progress_bar
 from utils.runs.folder import RECORD, SPEED, read_record
 

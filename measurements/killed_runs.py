@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from utils.machine import PROJECT
+
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: threads do not survive a fork
 
 from measurements.arguments import at_least, report
@@ -41,7 +43,6 @@ from utils.machine import available_cores, versions
 from utils.progress import progress_bar
 from utils.runs.folder import LAST
 
-PROJECT = Path(__file__).resolve().parents[1]
 NUM_EPOCHS = 4
 PHOTOS = {"training_photos": 12, "validation_photos": 5, "other_photos": 1000}  # the first two of each of 15 models
 LONGEST = 120.0  # seconds of one training

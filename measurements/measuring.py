@@ -16,7 +16,6 @@ from torch import Tensor
 from utils.files import write_text
 from utils.machine import available_cores, commit, versions
 
-PROJECT = Path(__file__).resolve().parents[1]
 Step = Callable[[Tensor, Tensor], None]
 UNCOUNTED = 3  # batches, while the processes of a loader fill their queues
 

@@ -27,12 +27,11 @@ from measurements.arguments import at_least, report
 from utils.cli import run_command
 from utils.errors import RunError
 from utils.files import write_text
-from utils.machine import available_cores, versions
+from utils.machine import PROJECT, available_cores, versions
 from utils.progress import progress_bar
 from utils.runs.folder import METRICS
 from utils.runs.metrics import read_rows
 
-PROJECT = Path(__file__).resolve().parents[1]
 PHOTOS = {"training_photos": 4, "validation_photos": 1}  # of each of 15 models
 WORKERS = 2  # of each split: they stay from epoch to epoch
 POLL_SECONDS = 0.05

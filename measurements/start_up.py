@@ -19,7 +19,6 @@ from pathlib import Path
 import assembly
 from measurements.arguments import at_least, report
 from measurements.measuring import (
-    PROJECT,
     best_device,
     command,
     conditions,
@@ -33,6 +32,7 @@ from measurements.measuring import (
 from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import RunError
+from utils.machine import PROJECT
 from utils.progress import progress_bar
 from utils.runs.folder import LAST
 

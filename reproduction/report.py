@@ -1,7 +1,5 @@
 """Writes the comparison: tables as CSV, all of it as Markdown, and a picture."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from reproduction.figure import draw_comparison
 from reproduction.order import Order
 from reproduction.published import IMAGES, REPEATS, Published, Section
 from reproduction.results import Measured
-from utils.files import write_text
+from utils.files import write_csv, write_text
 from utils.runs.comparison import format_table
 from utils.runs.summary import duration
 
@@ -46,8 +44,8 @@ def write_report(folder: Path, measured: Sequence[Measured], published: Mapping[
     """
     comparisons = compare(measured, published)
     rows = [list(experiment_rows(comparison, published)) for comparison in comparisons]
-    _write_csv(folder / TABLE, [row for part in rows for row in part])
-    _write_csv(folder / PAIRS, [row for comparison in comparisons for row in pair_rows(comparison)])
+    write_csv(folder / TABLE, [row for part in rows for row in part])
+    write_csv(folder / PAIRS, [row for comparison in comparisons for row in pair_rows(comparison)])
     figures = {str(comparison.condition): comparison.figures for comparison in comparisons}
     draw_comparison(figures, published, folder / PICTURE)
     spread = published_spread(published).variance ** 0.5
@@ -237,11 +235,3 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -1,7 +1,6 @@
 """What was measured: a row for each finished run, and the means over the seeds of an experiment."""
 
 import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +12,7 @@ from reproduction.published import IMAGES, place
 from reproduction.training import read_facts
 from utils.config import read_config_file
 from utils.errors import ConfigError
-from utils.files import write_text
+from utils.files import write_csv
 from utils.runs.folder import CONFIG, has_ended, read_record
 
 
@@ -174,11 +173,8 @@ def read_measured(path: Path) -> list[Measured]:
 def write_measured(path: Path, rows: Iterable[Measured]) -> None:
     """Writes measured.csv; of rows of the same run the last one counts."""
     unique = {row.key: row for row in rows}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Measured)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in sorted(unique.values(), key=lambda row: (place(row.experiment), row.key)))
-    write_text(path, text.getvalue())
+    ordered = sorted(unique.values(), key=lambda row: (place(row.experiment), row.key))
+    write_csv(path, [asdict(row) for row in ordered], [field.name for field in fields(Measured)])
 
 
 def _measured(key: Any, run: Path, record: dict[str, Any]) -> Measured:

@@ -56,14 +56,14 @@ class Recorder(Checkpoint):
         self.rows = [old for old in self.rows if old["epoch"] < trainer.current_epoch] + [row]
         if not trainer.is_global_zero:
             return
-        write_csv(self.folder / METRICS, COLUMNS, self.rows)
+        write_csv(self.folder / METRICS, self.rows, COLUMNS)
         speed = {
             "epoch": trainer.current_epoch,
             "seconds": round(time.monotonic() - self.started, 3),
             "images_per_second": round(self.images / max(self.trained - self.started, 1e-9), 1),
         }
         known = [old for old in read_rows(self.folder / SPEED) if old["epoch"] < trainer.current_epoch]
-        write_csv(self.folder / SPEED, SPEED_COLUMNS, [*known, speed])
+        write_csv(self.folder / SPEED, [*known, speed], SPEED_COLUMNS)
         self.trackers.log_epoch(row | best_values(self.rows))
         logger.info(describe_epoch(self.rows, speed, trainer.max_epochs))
 

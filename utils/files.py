@@ -1,12 +1,13 @@
 """Writes files and folders: a file is complete or absent, and one error explains what cannot be written."""
 
 import csv
+import errno
 import io
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -71,18 +72,21 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns `rows` as CSV: other keys are dropped, missing values stay empty, floats keep every digit."""
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Returns `rows` as CSV: other keys than `columns` are dropped, missing values stay empty, floats keep every digit.
+
+    Without `columns`, the keys of the first row are the columns.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(*rows[:1]), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes `csv_text(columns, rows)` to `path`."""
-    write_text(path, csv_text(columns, rows))
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Writes `csv_text(rows, columns)` to `path`."""
+    write_text(path, csv_text(rows, columns))
 
 
 def make_folder(folder: Path, *, key: str = "output_path") -> Path:
@@ -97,6 +101,8 @@ def make_folder(folder: Path, *, key: str = "output_path") -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise _not_writable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), key) from error
     except OSError as error:
         raise _not_writable(folder, error, key) from error
     return folder

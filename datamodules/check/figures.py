@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from utils.files import replacing
-from utils.runs.curves import COLOURS, SPLITS
+from utils.runs.curves import COLOURS, SPLITS, escape_dollars
 
 if TYPE_CHECKING:  # matplotlib takes half a second that a typo need not wait for
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def draw_class_balance(counts: Mapping[str, Sequence[int]], class_names: Sequenc
             axes.bar_label(bars, [str(value) for value in values], padding=2, fontsize=5.5, color="#555555")
             for place in places[np.equal(values, 0)]:
                 axes.plot(0, place, "x", color=NETWORK, markersize=4, clip_on=False)
-        axes.set_yticks(range(len(labels)), [_literal(class_names[label]) for label in labels], fontsize=7.5)
+        axes.set_yticks(range(len(labels)), [escape_dollars(class_names[label]) for label in labels], fontsize=7.5)
         axes.set(xlim=(0, 1.08 * most), ylim=(length - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         _finish(axes)
@@ -132,7 +132,9 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
         places[0].imshow(photo)
         style = {"fill": False, "edgecolor": COLOURS[3], "linewidth": 1.6}
         places[0].add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, clip_on=False, **style))
-        caption = places[0].set_title(f"{_literal(class_names[row.label])}\n{_literal(row.name)}", fontsize=8, pad=3)
+        caption = places[0].set_title(
+            f"{escape_dollars(class_names[row.label])}\n{escape_dollars(row.name)}", fontsize=8, pad=3
+        )
         caption.set_in_layout(False)  # there is room for it between the rows
         for epoch, (axes, draw) in enumerate(zip(places[1:], row.draws, strict=True)):
             axes.imshow(np.repeat(draw, 3, axis=2) if draw.shape[2] == 1 else draw, interpolation="antialiased")
@@ -141,7 +143,7 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
         for axes in places:
             axes.axis("off")
     figure.suptitle(
-        f"training photos with their boxes, and what the network will see of them: {_literal(title)}", fontsize=12
+        f"training photos with their boxes, and what the network will see of them: {escape_dollars(title)}", fontsize=12
     )
     _save(figure, path)
 
@@ -166,7 +168,3 @@ def _finish(axes: "Axes", *, both: bool = False) -> None:
 def _save(figure: "Figure", path: Path) -> None:
     with replacing(path) as partial:
         figure.savefig(partial, dpi=DPI, format="png")
-
-
-def _literal(text: str) -> str:
-    return text.replace("$", r"\$")  # else two of them enclose a formula

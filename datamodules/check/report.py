@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.check.figures import SampleRow, draw_class_balance, draw_samples, draw_sizes
-from utils.errors import RunError
-from utils.files import write_text
+from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
 
 REPORT, BALANCE, SIZES, SAMPLES = "report.md", "class_balance.png", "sizes.png", "samples.png"
@@ -107,7 +106,7 @@ def write_report(findings: Findings, output_path: Path) -> Path:
     Raises:
         RunError: The folder cannot be written.
     """
-    folder = _make_folder(output_path)
+    folder = make_timestamped_folder(output_path, "check")
     draw_class_balance(findings.class_counts, findings.class_names, folder / BALANCE)
     sizes = {split: [photo.size for photo in findings.photos if photo.split == split] for split in SPLITS}
     draw_sizes(sizes, findings.image_size, folder / SIZES)
@@ -251,19 +250,3 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
             "",
         ]
     )  # fmt: skip
-
-
-def _make_folder(output_path: Path) -> Path:
-    name = f"check_{datetime.now():%Y%m%d%H%M%S}"
-    number = 1
-    while True:
-        folder = output_path / (name if number == 1 else f"{name}_{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:  # started in the same second
-            number += 1
-        except OSError as error:
-            raise RunError(
-                f"output_path {output_path} cannot be written: {error.strerror}; make room, or set another output_path"
-            ) from error

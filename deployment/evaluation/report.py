@@ -1,17 +1,12 @@
 """Writes down what an evaluation found, and says it in a few lines."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from deployment.evaluation.evaluation import Evaluation, class_rows, confused_pairs, photo_rows, wilson_interval
 from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import Trained
-from utils.errors import RunError
-from utils.files import write_text
+from utils.files import make_folder, write_csv, write_text
 from utils.machine import versions
 
 NAMED_PAIRS = 5  # in the terminal
@@ -38,10 +33,7 @@ def write_report(
     folder = output or trained.folder / "evaluation" / "_".join(
         [trained.path.stem, split, *([data.resolve().name] if data else [])]
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from error
+    make_folder(folder)
     count = len(evaluation.photos)
     correct = round(evaluation.metrics["valid_acc"] * count)
     low, high = wilson_interval(correct, count)
@@ -50,22 +42,10 @@ def write_report(
     is_own = data is None and split == "valid"
     said, agrees = _comparison(trained, evaluation) if is_own else (None, None)
 
-    _write_table(folder / "classes.csv", class_rows(evaluation, names))
-    _write_table(folder / "photos.csv", photo_rows(evaluation, names))
-    _write_table(
-        folder / "confused_pairs.csv",
-        [
-            dict(
-                zip(
-                    PAIR_COLUMNS,
-                    (names[pair.first], names[pair.second], pair.times, pair.forth, pair.back),
-                    strict=True,
-                )
-            )
-            for pair in pairs
-        ],
-        PAIR_COLUMNS,
-    )
+    write_csv(folder / "classes.csv", class_rows(evaluation, names))
+    write_csv(folder / "photos.csv", photo_rows(evaluation, names))
+    rows = [(names[pair.first], names[pair.second], pair.times, pair.forth, pair.back) for pair in pairs]
+    write_csv(folder / "confused_pairs.csv", [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in rows], PAIR_COLUMNS)
     title = (
         f"{trained.folder.name}, {trained.path.name}: {correct:,} of {count:,} right ({100 * correct / count:.2f} %), "
         f"{split} of {(data or trained.config.data_path).name}"
@@ -140,11 +120,3 @@ def _caution(trained: Trained, data: Path | None, split: str) -> list[str]:
             "An independent set: --data FOLDER --split all.",
         ]
     return ["The network was trained on these photos: the figure says what it remembers, not how good it is."]
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from utils.machine import PROJECT
+
 STATUS = Path("/proc/self/status")
 
 

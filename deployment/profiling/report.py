@@ -1,7 +1,5 @@
 """Shows measured networks as a table: in the terminal, in Markdown and in CSV."""
 
-import csv
-import io
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ import torch
 
 from deployment.profiling.benchmark import BATCH_SIZE, GPU_BATCH_SIZE, Row
 from deployment.profiling.measure import Seconds
+from utils.files import csv_text
 from utils.machine import available_cores, cpu_name
 
 MILLION = 1e6
@@ -91,22 +90,18 @@ def as_markdown(cells: list[list[str]], said: Sequence[str]) -> str:
 def as_csv(rows: Sequence[Row]) -> str:
     """Returns every measured number, unrounded: sizes in bytes, times in milliseconds, accuracy in 0 … 1."""
     threads = sorted({key for row in rows for key in row.seconds})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     timed = [
         f"{runtime}_{count}_{part}_ms" for runtime, count in threads for part in ("median", "quartile_1", "quartile_3")
     ]
-    writer.writerow(
-        ["network", "architecture", "height", "width", "accuracy", "parameters", "multiply_adds", "fp32_bytes",
-         "int8_bytes", *timed, "images_per_second", "memory_bytes", "gpu_images_per_second", "gpu_memory_bytes"]
-    )  # fmt: skip
-    for row in rows:
-        writer.writerow(
-            [row.name, row.architecture, *row.image.shape[2:], row.accuracy, row.parameters, row.multiply_adds,
-             row.fp32_size, row.int8_size, *(1e3 * value for key in threads for value in row.seconds[key]),
-             row.images_per_second, row.memory, row.gpu_images_per_second, row.gpu_memory]
-        )  # fmt: skip
-    return text.getvalue()
+    columns = ["network", "architecture", "height", "width", "accuracy", "parameters", "multiply_adds", "fp32_bytes",
+               "int8_bytes", *timed, "images_per_second", "memory_bytes", "gpu_images_per_second", "gpu_memory_bytes"]  # fmt: skip
+    values = [
+        [row.name, row.architecture, *row.image.shape[2:], row.accuracy, row.parameters, row.multiply_adds,
+         row.fp32_size, row.int8_size, *(1e3 * value for key in threads for value in row.seconds[key]),
+         row.images_per_second, row.memory, row.gpu_images_per_second, row.gpu_memory]
+        for row in rows
+    ]  # fmt: skip
+    return csv_text([dict(zip(columns, row, strict=True)) for row in values], columns)
 
 
 def _milliseconds(seconds: Seconds | None) -> str:

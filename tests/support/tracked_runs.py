@@ -55,7 +55,7 @@ class Run:
 
     def train(self, row: Row, *, told: bool = True) -> None:
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
-        write_csv(self.folder / METRICS, COLUMNS, self.rows)
+        write_csv(self.folder / METRICS, self.rows, COLUMNS)
         if told:
             self.trackers.log_epoch(row | best_values(self.rows))
 

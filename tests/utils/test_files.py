@@ -70,7 +70,7 @@ def test_a_renamed_file_is_flushed_with_its_folder_after_the_rename(tmp_path, mo
 
 
 def test_csv_files_keep_every_digit_and_fill_what_is_missing(tmp_path):
-    write_csv(tmp_path / "a.csv", ("x", "y"), [{"x": 0.1 + 0.2, "z": 1}, {"x": 'a "b", c', "y": None}])
+    write_csv(tmp_path / "a.csv", [{"x": 0.1 + 0.2, "z": 1}, {"x": 'a "b", c', "y": None}], ("x", "y"))
     assert (tmp_path / "a.csv").read_bytes() == b'x,y\n0.30000000000000004,\n"a ""b"", c",\n'
 
 

@@ -208,7 +208,7 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
         settings = {key: values[index] for key, values in differing.items()}
         settings = {key: "" if value is MISSING else _text(value) for key, value in settings.items()}
         rows.append(settings | run.record | run.best | {name: getattr(run, name) for name in attributes})
-    write_csv(path, [*attributes, *bests, *PHOTOS, *differing], rows)
+    write_csv(path, rows, [*attributes, *bests, *PHOTOS, *differing])
 
 
 def draw_runs(runs: Sequence[Run], path: Path) -> None:

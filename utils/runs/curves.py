@@ -41,7 +41,7 @@ def draw_curves(runs: Mapping[str, list[Row]], path: Path, *, title: str = "") -
         _draw_one(figure, *runs.values())
     else:
         _draw_several(figure, runs)
-    figure.suptitle(_literal(title), fontsize=12)
+    figure.suptitle(escape_dollars(title), fontsize=12)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
 
@@ -104,7 +104,7 @@ def _draw_legend(axes: "Axes", names: list[str], colours: list) -> None:
     lines = [Line2D([], [], color=colour, linewidth=2.4) for colour in colours[:shown]]
     room = 60 if shown <= LEGEND_LINES else 40  # characters; a longer name loses its middle
     cut = [name if len(name) <= room else f"{name[: room // 2]}…{name[1 - room // 2 :]}" for name in names[:shown]]
-    labels = [f"{number}  {_literal(name)}" for number, name in enumerate(cut, start=1)]
+    labels = [f"{number}  {escape_dollars(name)}" for number, name in enumerate(cut, start=1)]
     if shown < len(names):
         labels[-1] += f"   … and {len(names) - shown} more"
     axes.axis("off")
@@ -150,5 +150,6 @@ def _finish(axes: "Axes", runs: list[list[Row]], metric: str, *, title: str) -> 
     axes.set_title(title, fontsize=11)
 
 
-def _literal(text: str) -> str:
-    return text.replace("$", r"\$")  # else two of them enclose a formula
+def escape_dollars(text: str) -> str:
+    """Returns `text` for matplotlib, which typesets what stands between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
