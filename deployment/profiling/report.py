@@ -94,7 +94,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         f"{runtime}_{count}_{part}_ms" for runtime, count in threads for part in ("median", "quartile_1", "quartile_3")
     ]
     columns = ["network", "architecture", "height", "width", "accuracy", "parameters", "multiply_adds", "fp32_bytes",
-               "int8_bytes", *timed, "images_per_second", "memory_bytes", "gpu_images_per_second", "gpu_memory_bytes"]  # fmt: skip
+               "int8_bytes", *timed, "images_per_second", "memory_bytes", "gpu_images_per_second",
+               "gpu_memory_bytes"]  # fmt: skip
     values = [
         [row.name, row.architecture, *row.image.shape[2:], row.accuracy, row.parameters, row.multiply_adds,
          row.fp32_size, row.int8_size, *(1e3 * value for key in threads for value in row.seconds[key]),
