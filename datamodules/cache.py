@@ -1,14 +1,16 @@
-"""The resized photos of a split in one file, decoded once: the same as those of `DecodedImages`, to the bit."""
+"""The resized images of a split in one file, each decoded once; bit-equal to those of `DecodedImages`."""
 
 import hashlib
 import logging
 import os
 import tempfile
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +26,21 @@ from utils.machine import available_cores
 from utils.progress import progress_bar
 
 FORMAT = 2  # part of a cache's name; raised when its layout changes
+SUFFIX = ".photos"
 CHECKSUM = np.dtype("<u4")  # CRC-32
-PHOTOS_AT_ONCE = 256  # that are checked, or copied to a device
+IMAGES_PER_PART = 256  # checked, or copied to a device, at a time
+MAX_UNUSED_SECONDS = 7 * 24 * 3600  # after which a cache is removed
 MEGABYTE = 1_000_000
 
 logger = logging.getLogger(__name__)
 
 
 class ImageCache:
-    """Photos from one file: (N, channels, height, width) bytes, then a checksum of each photo.
+    """The images of one file: (N, channels, height, width) bytes, followed by a checksum of each image.
 
-    Read by position and not mapped into memory: where a disk fails or the file is cut, that is an error that can be told,
-    and no signal that kills. The file is opened where it is first read, by each process for itself, and stays open: a
-    training goes on with its photos although another one has put new ones in their place.
+    The file is read by position rather than mapped into memory: a failing disk or a truncated file then raises an error
+    instead of a signal that kills the process. Each process opens it at its first read and keeps it open, so that it can
+    read on if the file is removed or replaced.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
@@ -53,59 +57,57 @@ class ImageCache:
 
     @property
     def size(self) -> int:
-        """Bytes of the photos."""
+        """Bytes of the images."""
         return int(np.prod(self.shape))
 
     def image(self, index: int) -> Image.Image:
-        photo = self.batch([index])[0].numpy()
-        return Image.fromarray(np.ascontiguousarray(photo.transpose(1, 2, 0)) if len(photo) == 3 else photo[0])
+        image = self.batch([index])[0].numpy()
+        return Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)) if len(image) == 3 else image[0])
 
     def batch(self, indices: Sequence[int], out: Tensor | None = None) -> Tensor:
-        """Returns photos as uint8 (N, C, H, W), in `out` if given; other threads run while they are read.
+        """Returns images as uint8 (N, C, H, W), in `out` if given; reading releases the GIL.
 
         Raises:
-            RunError: The file cannot be read, or has become shorter.
+            RunError: The file cannot be read, or is shorter than when it was opened.
         """
         indices = np.asarray(indices)
         if not ((indices >= 0) & (indices < len(self))).all():
-            raise IndexError(f"there are {len(self)} photos, and not those at {indices.tolist()}.")
+            raise IndexError(f"expected indices below {len(self)}, not {indices.tolist()}.")
         out = torch.empty(len(indices), *self.shape[1:], dtype=torch.uint8) if out is None else out
         for place, index in zip(out.numpy(), indices.tolist(), strict=True):
             self._read(place, index * place.nbytes)
         return out
 
     def to(self, device: torch.device) -> Tensor:
-        """Returns all photos as uint8 (N, C, H, W) on a device."""
+        """Returns all images as uint8 (N, C, H, W) on a device."""
         stored = torch.empty(self.shape, dtype=torch.uint8, device=device)
         for part in self._parts():
             stored[part.start : part.stop] = self.batch(part).to(device)
         return stored
 
-    def is_whole(self, description: str) -> bool:
-        """Reads the file once, and says whether its length and the checksums of all photos are right."""
+    def is_intact(self, description: str) -> bool:
+        """Reads the whole file and compares its length and the checksum of each image."""
         try:
             if self.path.stat().st_size != self.size + len(self) * CHECKSUM.itemsize:
                 return False
             checksums = np.empty(len(self), CHECKSUM)
             self._read(checksums, self.size)
 
-            def is_right(part: range) -> bool:
+            def is_equal(part: range) -> bool:
                 return all(
-                    zlib.crc32(photo) == checksums[i] for i, photo in zip(part, self.batch(part).numpy(), strict=True)
+                    zlib.crc32(image) == checksums[i] for i, image in zip(part, self.batch(part).numpy(), strict=True)
                 )
 
             parts = self._parts()
             with ThreadPoolExecutor(available_cores()) as pool:
-                checked = progress_bar(
-                    pool.map(is_right, parts), description=description, unit=" parts", total=len(parts)
-                )
-                return all(checked)
+                results = pool.map(is_equal, parts)
+                return all(progress_bar(results, description=description, unit=" parts", total=len(parts)))
         except (OSError, RunError):
             return False
 
     def _parts(self) -> list[range]:
-        starts = range(0, len(self), PHOTOS_AT_ONCE)
-        return [range(start, min(start + PHOTOS_AT_ONCE, len(self))) for start in starts]
+        starts = range(0, len(self), IMAGES_PER_PART)
+        return [range(start, min(start + IMAGES_PER_PART, len(self))) for start in starts]
 
     def _read(self, place: np.ndarray, offset: int) -> None:
         """Fills an array from the file, from `offset` on."""
@@ -113,7 +115,7 @@ class ImageCache:
         try:
             while view:
                 if (count := self._read_some(view, offset)) == 0:
-                    raise RunError(f"{self.path}: this cache has become shorter; it is built anew when the run goes on")
+                    raise RunError(f"{self.path}: this cache was truncated; resume the run, and it is rebuilt")
                 view, offset = view[count:], offset + count
         except OSError as error:
             raise RunError(f"{self.path}: this cache cannot be read: {error.strerror or error}") from error
@@ -125,7 +127,7 @@ class ImageCache:
                 weakref.finalize(self, os.close, self._descriptor)
         if hasattr(os, "preadv"):
             return os.preadv(self._descriptor, [view], offset)
-        with self._lock:  # Windows reads from where the file stands, which is the same place for all threads
+        with self._lock:  # on Windows all threads share one position in the file
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             found = os.read(self._descriptor, len(view))
         view[: len(found)] = found
@@ -133,12 +135,12 @@ class ImageCache:
 
 
 def check_cache_folder(folder: Path) -> None:
-    """Looks whether caches can be written to `folder`, unless some are there already.
+    """Checks that caches can be written to `folder`, unless it holds some already.
 
     Raises:
         ConfigError: They cannot.
     """
-    if any(folder.glob("*.photos")):
+    if any(folder.glob(f"*{SUFFIX}")):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,73 +152,79 @@ def check_cache_folder(folder: Path) -> None:
         ) from error
 
 
-def open_cache(folder: Path, name: str, photos: DecodedImages, shape: tuple[int, int, int]) -> ImageCache:
-    """Returns the cache of `photos` in `folder`, building it where there is none for just these photos.
+def open_cache(folder: Path, name: str, images: DecodedImages, shape: tuple[int, int, int]) -> ImageCache:
+    """Returns the cache of `images` in `folder`; builds it where there is none of exactly these images.
+
+    Caches of other images or settings stay: another run may use them. Those that no run has opened for a week are
+    removed when a new one is built.
 
     Args:
-        folder: Where caches lie; made if need be.
+        folder: Of the caches; created where it is missing.
         name: Of the split, such as "train".
-        photos: What is cached. Paths, sizes and times of the files, boxes, crop and shape make the key: a changed photo
-            or setting gets a new cache, and the old one of the same split and shape is removed.
+        images: The images to cache. Paths, sizes and times of the files, boxes, crop, orientation and shape make the key.
         shape: Channels, height and width.
 
     Raises:
-        DataError: A photo cannot be decoded.
+        DataError: An image cannot be decoded.
         RunError: The cache cannot be written.
     """
-    whole = (len(photos), *shape)
-    folder_digest = hashlib.blake2b(str(photos.annotations[0].path.parent).encode(), digest_size=4).hexdigest()
-    kind = f"{name}-{'x'.join(map(str, whole))}-{photos.crop.replace(' ', '-')}-{folder_digest}"
-    path = folder / f"{kind}-{_digest(photos, shape)}.photos"
-    cached = ImageCache(path, whole)
+    full_shape = (len(images), *shape)
+    folder_digest = hashlib.blake2b(str(images.records[0].path.parent).encode(), digest_size=4).hexdigest()
+    kind = f"{name}-{'x'.join(map(str, full_shape))}-{images.crop.replace(' ', '-')}-{folder_digest}"
+    path = folder / f"{kind}-{_digest(images, shape)}{SUFFIX}"
+    cache = ImageCache(path, full_shape)
     if path.is_file():
-        if cached.is_whole(f"checking {name}"):
-            return cached
-        logger.warning("%s is damaged; it is built anew", path)
-    try:
+        if cache.is_intact(f"checking {name}"):
+            with suppress(OSError):  # a folder that can only be read
+                os.utime(path)  # the time of its last use
+            return cache
+        logger.warning("%s is damaged; it is rebuilt", path)
+    logger.info("caching %s images once: %s, %s MB", f"{len(images):,}", path, f"{cache.size / MEGABYTE:,.0f}")
+    with replacing(path, key="cache_path") as partial:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cache_path {folder} cannot be written: {error.strerror}; set another, or null for none"
-        ) from error
-    logger.info("caching %s photos once: %s, %s MB", f"{len(photos):,}", path, f"{cached.size / MEGABYTE:,.0f}")
-    remove_partial(folder)
-    with replacing(path, key="cache_path") as partial, partial.open("wb") as file:
-        lock = threading.Lock()
-        checksums = np.empty(len(photos), CHECKSUM)
+        _remove_unused(folder)
+        _write(partial, images, description=f"caching {name}")
+    return ImageCache(path, full_shape)
 
-        def decode(index: int) -> None:
-            stored = _pixels(photos, index)
-            checksums[index] = zlib.crc32(stored)
-            with lock:  # not a memory map: where the disk is full, the system kills a process that writes to one
-                file.seek(index * stored.size)
-                file.write(stored)
 
+def _write(path: Path, images: DecodedImages, *, description: str) -> None:
+    """Decodes all images into a file, then appends their checksums."""
+    lock = threading.Lock()
+    checksums = np.empty(len(images), CHECKSUM)
+
+    def decode(index: int) -> None:
+        pixels = np.asarray(images.image(index))
+        stored = np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])  # (C, H, W)
+        checksums[index] = zlib.crc32(stored)
+        with lock:  # not a memory map: when the disk is full, the system kills a process that writes to one
+            file.seek(index * stored.size)
+            file.write(stored)
+
+    with path.open("wb") as file:
         pool = ThreadPoolExecutor(available_cores())
         try:
-            decoded = pool.map(decode, range(len(photos)))
-            for _ in progress_bar(decoded, description=f"caching {name}", unit=" photos", total=len(photos)):
+            decoded = pool.map(decode, range(len(images)))
+            for _ in progress_bar(decoded, description=description, unit=" images", total=len(images)):
                 pass
         finally:
-            pool.shutdown(cancel_futures=True)  # a broken photo or Ctrl-C does not wait for the others
-        file.seek(cached.size)
+            pool.shutdown(cancel_futures=True)  # a damaged image or Ctrl-C does not wait for the others
+        file.seek(0, os.SEEK_END)
         file.write(checksums)
-    for stale in folder.glob(f"{kind}-*.photos"):
-        if stale != path:
-            stale.unlink(missing_ok=True)
-    return ImageCache(path, whole)
 
 
-def _pixels(photos: DecodedImages, index: int) -> np.ndarray:
-    """Returns a photo as it is stored: uint8 (C, H, W)."""
-    pixels = np.asarray(photos.image(index))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
+def _remove_unused(folder: Path) -> None:
+    remove_partial(folder)
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError):  # another process was faster, or has it open on Windows
+            if time.time() - path.stat().st_mtime > MAX_UNUSED_SECONDS:
+                path.unlink()
+                logger.info("removed %s, which no run has used for a week", path)
 
 
-def _digest(photos: DecodedImages, shape: tuple[int, int, int]) -> str:
-    digest = hashlib.blake2b(repr((FORMAT, PIL.__version__, shape, photos.crop)).encode(), digest_size=8)
-    for annotation in photos.annotations:
-        state = annotation.path.stat()
-        box = tuple(annotation.bounding_box) if photos.crop != "no" else None
-        digest.update(repr((str(annotation.path), state.st_size, state.st_mtime_ns, box)).encode())
+def _digest(images: DecodedImages, shape: tuple[int, int, int]) -> str:
+    settings = (FORMAT, PIL.__version__, shape, images.crop, *(["upright"] if images.upright else []))
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    for record, (size, modified) in zip(images.records, images.files, strict=True):
+        box = tuple(record.bounding_box) if images.crop != "no" else None
+        digest.update(repr((str(record.path), size, modified, box)).encode())
     return digest.hexdigest()

@@ -10,7 +10,6 @@ import multiprocessing
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,12 +99,13 @@ class Split:
         return tuple(self.pipeline(Image.new("RGB", (8, 8))).shape)
 
 
-def _fingerprint(*splits: Sequence[ImageRecord]) -> str:
-    """Returns a digest of the names, sizes, labels and boxes of the images, wherever they lie."""
+def _fingerprint(*sources: DecodedImages) -> str:
+    """Returns a digest of the names, sizes, labels and boxes of the images, wherever their files lie."""
     digest = hashlib.blake2b(digest_size=16)
-    for record in chain(*splits):
-        numbers = map(int, (record.path.stat().st_size, record.label, *(record.bounding_box or ())))
-        digest.update(repr((record.path.name, *numbers)).encode())
+    for source in sources:
+        for record, (size, _) in zip(source.records, source.files, strict=True):
+            numbers = map(int, (size, record.label, *(record.bounding_box or ())))
+            digest.update(repr((record.path.name, *numbers)).encode())
     return digest.hexdigest()
 
 
@@ -182,7 +182,7 @@ class CarsDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Opens the caches, and builds missing ones."""
-        self.fingerprint = self.fingerprint or _fingerprint(self.train.records, self.valid.records)
+        self.fingerprint = self.fingerprint or _fingerprint(self.train.source, self.valid.source)
         if self.cache_path is None:
             return
         for split in (self.train, self.valid):

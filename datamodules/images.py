@@ -111,7 +111,7 @@ class DecodedImages:
     """Decodes, cuts and resizes an image at each access; the other `ImageSource` is the cache.
 
     Args:
-        annotations: Path and box of each image.
+        records: File and box of each image.
         resize: From an RGB image of any size to the size and colors that the model sees.
         crop: Whether to cut each image to its box, or also to paste the cut-out on white.
         upright: Whether to turn images by their EXIF orientation.
@@ -119,28 +119,33 @@ class DecodedImages:
 
     def __init__(
         self,
-        annotations: "Sequence[ImageRecord]",
+        records: "Sequence[ImageRecord]",
         resize: Callable[[Image.Image], Image.Image],
         *,
         crop: Crop = "no",
         upright: bool = False,
     ) -> None:
-        self.annotations = annotations
+        self.records = records
         self.resize = resize
         self.crop = crop
         self.upright = upright
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self.records)
+
+    @functools.cached_property
+    def files(self) -> list[tuple[int, int]]:
+        """The size in bytes and the time of the last change, in nanoseconds, of each file."""
+        return [(state.st_size, state.st_mtime_ns) for state in (record.path.stat() for record in self.records)]
 
     def image(self, index: int) -> Image.Image:
-        return self.resize(self.cut(read_image(self.annotations[index].path, upright=self.upright), index))
+        return self.resize(self.cut(read_image(self.records[index].path, upright=self.upright), index))
 
     def cut(self, image: Image.Image, index: int) -> Image.Image:
         """Cuts a whole image to its box, where `crop` asks for it."""
         if self.crop == "no":
             return image
-        return cut_to_box(image, self.annotations[index].bounding_box, erase_background=self.crop == "box on white")
+        return cut_to_box(image, self.records[index].bounding_box, erase_background=self.crop == "box on white")
 
 
 def _name(source: Path | bytes | BinaryIO) -> str:

@@ -174,7 +174,7 @@ def _header_problem(annotation: ImageRecord) -> str | None:
 
 def _examine_all(data: CarsDataModule) -> tuple[list[CheckedPhoto], np.ndarray, list[str]]:
     """Decodes all photos; returns them, how often each level occurs in training (C, 256), and what cannot be decoded."""
-    items = [(split, annotation) for split in (data.train, data.valid) for annotation in split.source.annotations]
+    items = [(split, annotation) for split in (data.train, data.valid) for annotation in split.source.records]
     channels = len(data.train.pipeline(Image.new("RGB", (8, 8))))
     photos, levels, broken = [], np.zeros((channels, 256), np.int64), []
     pool = ThreadPoolExecutor(THREADS)

@@ -1,17 +1,21 @@
 """The cache and the loader of whole batches: the same photos to the bit, rebuilt when stale, the same order and labels."""
 
+import hashlib
+import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
 from datamodules import read_data
 from datamodules.cache import check_cache_folder, open_cache
-from datamodules.datamodule import ImageDataset
+from datamodules.datamodule import ImageDataset, with_boxes_of_others
 from datamodules.images import DecodedImages
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import PREFETCH, DeviceLoader
@@ -48,19 +52,56 @@ def test_a_cached_photo_equals_the_decoded_one_to_the_bit(data, tmp_path, gray, 
     assert torch.equal(cached.batch([3, 1]), cached.to(torch.device("cpu"))[[3, 1]])
 
 
-def test_it_is_built_once_and_anew_when_a_photo_changes(data, tmp_path):
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_it_is_built_once_and_again_when_an_image_or_its_orientation_changes(data, tmp_path):
     folder = tmp_path / "cache"
     first = open_cache(folder, "train", photos(data), (3, 24, 32))
-    written = first.path.stat().st_mtime_ns
-    assert open_cache(folder, "train", photos(data), (3, 24, 32)).path.stat().st_mtime_ns == written
-    path = photos(data).annotations[5].path
+    written = first.path.stat().st_ino
+    assert open_cache(folder, "train", photos(data), (3, 24, 32)).path.stat().st_ino == written
+    path = photos(data).records[5].path
     Image.new("RGB", (50, 40), "red").save(path)
     second = open_cache(folder, "train", photos(data), (3, 24, 32))
     assert second.image(5).getpixel((0, 0))[0] > 250
-    assert list(folder.iterdir()) == [second.path]  # the stale one is gone
-    open_cache(folder, "valid", photos(data), (3, 24, 32))
-    open_cache(folder, "train", photos(data, crop="box"), (3, 24, 32))
-    assert len(list(folder.iterdir())) == 3  # other splits and settings are not
+    upright = photos(data)
+    upright.upright = True
+    others = [
+        open_cache(folder, "valid", photos(data), (3, 24, 32)),
+        open_cache(folder, "train", photos(data, crop="box"), (3, 24, 32)),
+        open_cache(folder, "train", upright, (3, 24, 32)),
+    ]
+    assert names(folder) == {cache.path.name for cache in (first, second, *others)}
+
+
+def test_what_another_run_uses_stays_and_what_no_run_has_used_for_a_week_goes(data, tmp_path):
+    """Two experiments that differ in their boxes alone, as C-10 and C-10-published-boxes, share a folder."""
+    folder = tmp_path / "cache"
+    images = photos(data, crop="box")
+    first = open_cache(folder, "train", images, (3, 24, 32))
+    others = DecodedImages(with_boxes_of_others(images.records), images.resize, crop="box")
+    second = open_cache(folder, "train", others, (3, 24, 32))
+    assert first.batch([3]).ne(second.batch([3])).any()  # in a process that opens it only now
+    old = time.time() - 8 * 24 * 3600
+    for cache in (first, second):
+        os.utime(cache.path, (old, old))
+    assert open_cache(folder, "train", images, (3, 24, 32)).path == first.path  # which is used again
+    third = open_cache(folder, "valid", images, (3, 24, 32))
+    assert names(folder) == {first.path.name, third.path.name}
+    assert second.batch([3]).shape == (1, 3, 24, 32)  # still open here
+
+
+def test_the_key_of_a_cache_is_that_of_version_2(data, tmp_path):
+    """Caches of the present version are used by later ones; a new key is a new FORMAT."""
+    images = photos(data, crop="box")
+    digest = hashlib.blake2b(repr((2, PIL.__version__, (3, 24, 32), "box")).encode(), digest_size=8)
+    for record in images.records:
+        state = record.path.stat()
+        digest.update(repr((str(record.path), state.st_size, state.st_mtime_ns, tuple(record.bounding_box))).encode())
+    folder = hashlib.blake2b(str(data / "car_ims").encode(), digest_size=4).hexdigest()
+    expected = f"train-18x3x24x32-box-{folder}-{digest.hexdigest()}.photos"
+    assert open_cache(tmp_path / "cache", "train", images, (3, 24, 32)).path.name == expected
 
 
 def test_a_cache_that_was_cut_off_is_built_anew(data, tmp_path):
@@ -79,15 +120,16 @@ def test_a_cache_of_which_a_bit_has_changed_is_built_anew(data, tmp_path, caplog
     changed[place] ^= 1
     first.path.write_bytes(changed)
     assert open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32)).path.read_bytes() == whole
-    assert "is damaged; it is built anew" in caplog.text
+    assert "is damaged; it is rebuilt" in caplog.text
 
 
 def test_photos_are_read_on_from_a_cache_that_another_training_has_replaced(data, tmp_path):
     first = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
     before = first.batch(range(18))
-    Image.new("RGB", (50, 40), "red").save(photos(data).annotations[5].path)
+    Image.new("RGB", (50, 40), "red").save(photos(data).records[5].path)
     open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
-    assert not first.path.exists() and torch.equal(first.batch(range(18)), before)
+    first.path.unlink()
+    assert torch.equal(first.batch(range(18)), before)
 
 
 def test_a_cache_that_cannot_be_written_is_said_before_anything_is_begun(data, tmp_path):
@@ -101,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_begun(data, t
 
 
 def test_a_broken_photo_is_named_and_leaves_nothing(data, tmp_path):
-    path = photos(data).annotations[7].path
+    path = photos(data).records[7].path
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=f"{path.name}: this image cannot be decoded"):
         open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
@@ -125,7 +167,7 @@ def loader(
 
 def test_validation_batches_equal_the_photos_one_at_a_time(data, tmp_path):
     decoded = photos(data)
-    labels = [annotation.label for annotation in decoded.annotations]
+    labels = [record.label for record in decoded.records]
     cached = open_cache(tmp_path / "cache", "train", decoded, (3, 24, 32))
     pipeline = build_transforms(image_size=[24, 32], normalization=NORMALIZATION)
     one_by_one = ImageDataset(decoded, labels, pipeline.augment)
@@ -164,7 +206,7 @@ def test_an_epoch_that_is_given_up_leaves_no_thread(data, tmp_path):
 @pytest.mark.parametrize("index", [-1, 18])
 def test_no_photo_stands_in_for_one_that_does_not_exist(data, tmp_path, index):
     cached = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
-    with pytest.raises(IndexError, match=f"18 photos.*{index}"):
+    with pytest.raises(IndexError, match=rf"below 18, not \[2, {index}\]"):
         cached.batch([2, index])
 
 

@@ -191,9 +191,9 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
         items.append(["train" if len(self) == TRAIN_PHOTOS else "valid", *item])
         return get(self, item)
 
-    def decoded(path):
+    def decoded(path, **options):
         items.append(["decoded", 0, path.name])
-        return decode(path)
+        return decode(path, **options)
 
     def signalled(self, trainer, *others):
         if fault == ("signal", trainer.global_step):
@@ -312,7 +312,9 @@ def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars,
     assert codes == [128 + signal.SIGTERM, 0] and status(folder) == "interrupted"
     assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 1
     copy = shutil.copytree(folder, tmp_path / "copies" / "copy")
-    with pytest.raises(RunError, match=r"on 8 images a step .* would continue with 4 × 1 × 1 = 4; .* --set batch_size=8"):
+    with pytest.raises(
+        RunError, match=r"on 8 images a step .* would continue with 4 × 1 × 1 = 4; .* --set batch_size=8"
+    ):
         train.main(["--resume", str(copy), "--set", "devices=1"])
     codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
     assert codes == [0, 0] and status(folder) == "completed"

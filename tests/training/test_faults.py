@@ -237,7 +237,7 @@ def test_a_cache_that_is_cut_in_training_is_one_line_and_built_anew_when_the_run
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "on_validation_start", cut)
-        with pytest.raises(RunError, match=r"valid-.*\.photos: this cache has become shorter; it is built anew when"):
+        with pytest.raises(RunError, match=r"valid-.*\.photos: this cache was truncated; resume the run, and it is"):
             run(cars, tmp_path / "parts", *settings)
     folder = only_run(tmp_path / "parts")
     assert f"to go on: python train.py --resume {folder}\n" in capsys.readouterr().err

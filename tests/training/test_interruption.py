@@ -66,11 +66,11 @@ def test_a_signal_ends_the_building_of_the_cache_at_once_and_nothing_is_left_of_
     read, cache = images.read_image, tmp_path / "cache"
     photos = []
 
-    def signalled(path):
+    def signalled(path, **options):
         photos.append(path)
         if len(photos) == (1 if at == "the first photo" else 32):
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(images, "read_image", signalled)
     with pytest.raises(Interrupted, match="SIGTERM ended it before the first step") as caught:
