@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from utils.cli import run_command
 from utils.config import load_config
-from utils.config.architectures import ARCHITECTURE_LIMITS
-from utils.config.checks import image_size_problem
+from utils.config.architectures import ARCHITECTURE_LIMITS, image_size_problem
 from utils.errors import ConfigError
 from utils.files import make_folder, write_text
 from utils.logs import start_logging

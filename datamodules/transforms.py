@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from utils.config.signatures import UNUSABLE
+from utils.config.signatures import UNSUPPORTED
 from utils.config.signatures import transforms as known_transforms
 from utils.errors import ConfigError
 from utils.nearest import nearest
@@ -79,8 +79,8 @@ def build_transforms(
 
 
 def _build(name: str, params: dict[str, Any] | None) -> Callable:
-    if name in UNUSABLE:
-        raise ConfigError(f"'{name}' cannot be used here: {UNUSABLE[name]}")
+    if name in UNSUPPORTED:
+        raise ConfigError(f"'{name}' cannot be used here: {UNSUPPORTED[name]}")
     if name not in known_transforms():
         raise ConfigError(f"'{name}' is not a transform of torchvision.transforms.{nearest(name, known_transforms())}")
     try:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 
 from utils.config import Config
-from utils.config.expressions import sped_up
+from utils.config.expressions import compress_time
 
 TAG = "shortened "  # before the factor, in a run's tags: they tell it from a run that was set up so by hand
 COUNTS = ("milestones", "patience")  # parameters of the study's schedulers that are epochs
@@ -34,7 +34,7 @@ def shortened(config: Config, factor: int) -> tuple[str, ...]:
         if name in COUNTS:
             changes[f"lr_scheduler_params.{name}"] = _divided(value, factor)
         elif name == "lr_lambda":
-            changes[f"lr_scheduler_params.{name}"] = sped_up(value, factor)
+            changes[f"lr_scheduler_params.{name}"] = compress_time(value, factor)
     return tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
 
 

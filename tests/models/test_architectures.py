@@ -104,7 +104,7 @@ def test_logits_of_giants(name: str, in_channels: int):
 
 def test_smallest_image(network: tuple[str, nn.Module]):
     name, model = network
-    size = ARCHITECTURE_LIMITS[name].smallest_image_size
+    size = ARCHITECTURE_LIMITS[name].min_image_size
     images = torch.randn(2, 3, size, size)
     for mode in (True, False):
         logits = model.train(mode)(images)
@@ -117,7 +117,7 @@ def test_smallest_image(network: tuple[str, nn.Module]):
 
 @pytest.mark.parametrize(("name", "size"), LEAST_THAT_RUNS.items())
 def test_sizes_at_which_a_network_fails(name: str, size: int):
-    assert size <= ARCHITECTURE_LIMITS[name].smallest_image_size
+    assert size <= ARCHITECTURE_LIMITS[name].min_image_size
     with torch.device("meta"):
         model = build(name)
         assert model(torch.zeros(2, 3, size, size)).shape == (2, 196)
@@ -127,7 +127,7 @@ def test_sizes_at_which_a_network_fails(name: str, size: int):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_configuration_refuses_smaller_images(name: str):
-    limit = ARCHITECTURE_LIMITS[name].smallest_image_size
+    limit = ARCHITECTURE_LIMITS[name].min_image_size
     settings = [f"architecture={name}", "out_channels=null", "dropout=null"]
     assert load_config(overrides=[*settings, f"image_size=[{limit}, {limit}]"]).architecture == name
     with pytest.raises(ConfigError, match=f"too small for {name}: at least {limit} pixels"):

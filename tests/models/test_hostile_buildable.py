@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import assembly
 from tests.support.hostile import examples, outcome
 from utils.config import load_config, parse_config
-from utils.config.checks import EXPRESSIONS, UNUSABLE
+from utils.config.checks import EXPRESSIONS, UNSUPPORTED
 from utils.config.signatures import losses, lr_schedulers, optimizers, transforms
 from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError
@@ -32,7 +32,7 @@ VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dict
 @st.composite
 def parameters(draw: st.DrawFn, catalogue: dict) -> tuple[str, dict]:
     """Draws a name of torch, and values for its required and some of its other parameters."""
-    name = draw(st.sampled_from(sorted(catalogue.keys() - UNUSABLE.keys())))
+    name = draw(st.sampled_from(sorted(catalogue.keys() - UNSUPPORTED.keys())))
     optional = catalogue[name].optional
     some = draw(st.lists(st.sampled_from(optional), max_size=3)) if optional else []
     given = [*catalogue[name].required, *some]

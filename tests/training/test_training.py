@@ -25,7 +25,7 @@ from training import run_record
 from training.checkpoints import ABOUT, Checkpoints, read_checkpoint
 from utils.cli import run_command
 from utils.config import CONFIG_FILE
-from utils.config.signatures import UNUSABLE, lr_schedulers
+from utils.config.signatures import UNSUPPORTED, lr_schedulers
 from utils.errors import ConfigError, DataError, Interrupted, RunError
 
 PROJECT = CONFIG_FILE.parent
@@ -221,7 +221,7 @@ SCHEDULERS = {
 
 
 def test_every_scheduler_that_a_configuration_can_name_is_among_them():
-    assert list(SCHEDULERS) == sorted(lr_schedulers().keys() - UNUSABLE.keys())
+    assert list(SCHEDULERS) == sorted(lr_schedulers().keys() - UNSUPPORTED.keys())
 
 
 OFTEN = ("CyclicLR", "LambdaLR", "OneCycleLR", "ReduceLROnPlateau")  # tested each time: most to remember

@@ -1,132 +1,114 @@
-"""What must hold between the keys of a configuration, and which names of torch and torchvision exist."""
+"""Checks between the keys of a configuration, and of the names and parameters of torch and torchvision in it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from utils.config.architectures import ARCHITECTURE_LIMITS
+from utils.config.architectures import architecture_problems
 from utils.config.expressions import parse_expression
-from utils.config.signatures import UNUSABLE, Signature, losses, lr_schedulers, optimizers, transforms
-from utils.config.yaml_source import Key, number_hint, shown
+from utils.config.signatures import UNSUPPORTED, Signature, losses, lr_schedulers, optimizers, transforms
+from utils.config.yaml_source import Key, shown
 from utils.nearest import nearest
 
 Problem = tuple[Key, str]
 
-MOST_PROBLEMS = 50  # of one kind that are looked for: to seek the nearest names of thousands takes minutes
-
-# What a transform may be given: with more, one photo takes all memory, or forever.
-LARGEST_NUMBER = 4096  # pixels, as of image_size; degrees, factors and thresholds are far below
-OPERATIONS = ("num_ops", "mixture_width", "chain_depth")  # of RandAugment and AugMix; their papers have 2 and 3
-MOST_OPERATIONS = 20
+# With larger parameters of a transform one image takes all memory, or hours.
+MAX_NUMBER = 4096  # pixels, as of image_size; degrees, factors and thresholds are far below
+MAX_OPERATIONS = 20  # RandAugment and AugMix; 2 and 3 in their papers
+OPERATIONS = ("num_ops", "mixture_width", "chain_depth")
 
 ON_TENSORS = ("ConvertImageDtype", "Normalize", "RandomErasing")
-# Parameters of torch that are functions; a configuration gives them as an expression.
-EXPRESSIONS = ("lr_lambda", "scale_fn")
+EXPRESSIONS = ("lr_lambda", "scale_fn")  # parameters of torch that are functions
 
 
-def check_values(values: dict[str, Any], wrong: set[str | int]) -> list[Problem]:
-    """Returns what is wrong between the `values`, apart from the keys that are `wrong` in themselves."""
-
-    def usable(*keys: str) -> bool:
-        return all(key in values and key not in wrong for key in keys)
-
-    problems: list[Problem] = []
+def check_values(values: dict[str, Any]) -> Iterator[Problem]:
+    """Yields the problems between the `values`, which are valid each by itself; invalid ones are left out."""
     for keys, check in _CHECKS:
-        if usable(*keys):
-            problems += islice(check(values), MOST_PROBLEMS)
-    return problems
+        if all(key in values for key in keys):
+            yield from check(values)
 
 
-def _named(
-    name: str, key: str, params_key: str, given: Any, catalogue: dict[str, Signature], kind: str
+def _check_call(
+    name: str, params: dict[str, Any] | None, catalog: dict[str, Signature], kind: str
 ) -> Iterator[Problem]:
-    """Checks a name of torch and the parameters given to it."""
-    path: Key = (key,) if key != params_key else (key, name)
-    if name in UNUSABLE:
-        yield path, f"'{name}' cannot be used here: {UNUSABLE[name]}"
-        return
-    if name not in catalogue:
+    """Checks a name of torch and its parameters; an empty path is the name's own."""
+    if name in UNSUPPORTED:
+        yield (), f"{name!r} cannot be used: {UNSUPPORTED[name]}"
+    elif name not in catalog:
         yield (
-            path,
-            f"{shown(name)} is not {kind}.{nearest(name, [known for known in catalogue if known not in UNUSABLE])}",
+            (),
+            f"{shown(name)} is not {kind}.{nearest(name, [known for known in catalog if known not in UNSUPPORTED])}",
         )
+    else:
+        signature, params = catalog[name], params or {}
+        for parameter in params:
+            if parameter not in signature.names:
+                yield (parameter,), f"{name} has no such parameter.{nearest(parameter, signature.names)}"
+            elif isinstance(value := params[parameter], str) and value not in (
+                choices := signature.choices.get(parameter, [value])
+            ):
+                yield (parameter,), f"{shown(value)} is not a choice of {name}.{nearest(value, choices)}"
+        if params.keys() <= set(signature.names):  # else a required one may be misspelled
+            for parameter in signature.required:
+                if parameter not in params:
+                    yield (), f"{name} needs the parameter {parameter!r}"
+
+
+def _check_named(
+    values: dict[str, Any], key: str, params_key: str, catalog: Callable[[], dict[str, Signature]], kind: str
+) -> Iterator[Problem]:
+    name, params = values[key], values[params_key]
+    if name is None:
+        if params:
+            yield (params_key,), f"has no effect without {key}; write {params_key}: null"
         return
-    signature = catalogue[name]
-    params_path: Key = (params_key,) if key != params_key else (key, name)
-    given = given or {}
-    for parameter, value in given.items():
-        if parameter not in signature.names:
-            yield (*params_path, parameter), f"{name} takes no such parameter.{nearest(parameter, signature.names)}"
-        elif hint := number_hint(value):
-            yield (*params_path, parameter), hint
-    for parameter in signature.required:
-        if parameter not in given:
-            yield params_path, f"{name} needs the parameter '{parameter}'"
-
-
-def _check_optimizer(values: dict[str, Any]) -> Iterator[Problem]:
-    yield from _named(
-        values["optimizer"], "optimizer", "optimizer_params", values["optimizer_params"], optimizers(),
-        "an optimizer of torch.optim",
-    )  # fmt: skip
-
-
-def _check_loss(values: dict[str, Any]) -> Iterator[Problem]:
-    yield from _named(
-        values["loss_function"], "loss_function", "loss_params", values["loss_params"], losses(), "a loss of torch.nn"
-    )
+    is_known = name in catalog() and name not in UNSUPPORTED
+    for path, message in _check_call(name, params, catalog(), kind):
+        yield (params_key, *path) if is_known else (key,), message
 
 
 def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
-    name, given = values["lr_scheduler"], values["lr_scheduler_params"]
-    if name is None:
-        if given:
-            yield ("lr_scheduler_params",), "there is no lr_scheduler to take them; write lr_scheduler_params: null"
-        return
-    yield from _named(
-        name, "lr_scheduler", "lr_scheduler_params", given, lr_schedulers(), "a scheduler of torch.optim.lr_scheduler"
-    )
-    for parameter, value in (given or {}).items():
-        if parameter in EXPRESSIONS:
-            try:
-                if not isinstance(value, str):
-                    raise ValueError(f"{shown(value)} is not a text such as 'lambda epoch: 0.955 ** epoch'")
-                schedule = parse_expression(value)
-                for epoch in (
-                    (0, 1, max(values.get("num_epochs") or 1, 1) - 1) if parameter == "lr_lambda" else (0.0, 1.0)
-                ):
-                    schedule(epoch)
-            except (ValueError, TypeError) as error:
-                yield ("lr_scheduler_params", parameter), str(error)
-    milestones = (given or {}).get("milestones")
-    if milestones is not None and not (isinstance(milestones, list) and all(map(_is_epoch, milestones))):
+    kind = "a scheduler of torch.optim.lr_scheduler"
+    yield from _check_named(values, "lr_scheduler", "lr_scheduler_params", lr_schedulers, kind)
+    params = values["lr_scheduler_params"] or {}
+    for parameter in EXPRESSIONS:
+        if (text := params.get(parameter)) is None:
+            continue
+        inputs = (0, 1, values.get("num_epochs", 1) - 1) if parameter == "lr_lambda" else (0.0, 1.0)
+        try:
+            if not isinstance(text, str):
+                raise ValueError(f"{shown(text)}; expected text such as 'lambda epoch: 0.955 ** epoch'")
+            schedule = parse_expression(text)
+            for number in inputs:
+                schedule(number)
+        except ValueError as error:
+            yield ("lr_scheduler_params", parameter), str(error)
+    milestones = params.get("milestones", [])
+    if not isinstance(milestones, list) or not all(_is_number(epoch, int) for epoch in milestones):
         yield ("lr_scheduler_params", "milestones"), f"{shown(milestones)}; expected a list of epochs, such as [67, 82]"
     for parameter in ("gamma", "factor"):
-        value = (given or {}).get(parameter)
-        if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0):
+        if not _is_number(value := params.get(parameter, 0), (int, float)):
             yield ("lr_scheduler_params", parameter), f"{shown(value)}; expected a number of at least 0"
-    if name == "ReduceLROnPlateau" and (given or {}).get("mode", "min") != "min":
-        yield ("lr_scheduler_params", "mode"), "the scheduler follows the validation loss: mode is 'min'"
+    if values["lr_scheduler"] == "ReduceLROnPlateau" and params.get("mode", "min") != "min":
+        yield ("lr_scheduler_params", "mode"), "the scheduler monitors the validation loss; expected 'min'"
 
 
-def _is_epoch(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value >= 0
 
 
-def _check_transforms(key: str) -> Callable[[dict[str, Any]], Iterator[Problem]]:
-    def check(values: dict[str, Any]) -> Iterator[Problem]:
-        for name, given in (values[key] or {}).items():
-            yield from _named(name, key, key, given, transforms(), "a transform of torchvision.transforms")
-            for parameter, value in (given or {}).items():
-                largest = MOST_OPERATIONS if parameter in OPERATIONS else LARGEST_NUMBER
-                if any(abs(number) > largest for number in _numbers(value)):
-                    yield (key, name, parameter), f"{shown(value)} is too large; expected at most {largest:,}"
-                elif parameter == "p" and isinstance(value, (int, float)) and not 0 <= value <= 1:
-                    yield (key, name, parameter), f"{value}; expected a probability, 0 … 1"
-            if key == "image_augmentations" and name in ON_TENSORS:
-                yield (key, name), f"'{name}' works on tensors: write it under tensor_augmentations"
-
-    return check
+def _check_transforms(values: dict[str, Any], key: str) -> Iterator[Problem]:
+    for name, params in (values[key] or {}).items():
+        for path, message in _check_call(name, params, transforms(), "a transform of torchvision.transforms"):
+            yield (key, name, *path), message
+        for parameter, value in (params or {}).items():
+            most = MAX_OPERATIONS if parameter in OPERATIONS else MAX_NUMBER
+            if any(abs(number) > most for number in _numbers(value)):
+                yield (key, name, parameter), f"{shown(value)} is too large; expected at most {most:,}"
+            elif parameter == "p" and isinstance(value, (int, float)) and not 0 <= value <= 1:
+                yield (key, name, parameter), f"{value}; expected a probability, 0 … 1"
+        if key == "image_augmentations" and name in ON_TENSORS:
+            yield (key, name), f"{name!r} takes tensors; move it to tensor_augmentations"
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -138,83 +120,56 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
-    name = values["architecture"]
-    if name.startswith("timm/"):
-        if values["out_channels"] is not None:
-            yield ("out_channels",), f"{name} has no such width; write out_channels: null"
-        if values.get("width_multiplier", 1.0) != 1.0:
-            yield ("width_multiplier",), f"{name} takes none; write width_multiplier: 1.0"
-        return
-    if name not in ARCHITECTURE_LIMITS:
-        yield (
-            ("architecture",),
-            f"{shown(name)} is not an architecture.{nearest(name, [*ARCHITECTURE_LIMITS, 'timm/<name>'])}",
-        )
-        return
-    limits = ARCHITECTURE_LIMITS[name]
-    if limits.out_channels and values["out_channels"] is None:
-        yield ("out_channels",), f"{name} needs a width, such as 320"
-    if not limits.out_channels and values["out_channels"] is not None:
-        yield ("out_channels",), f"{name} has no such width; write out_channels: null"
-    if not limits.out_channels and values.get("width_multiplier", 1.0) != 1.0:
-        yield ("width_multiplier",), f"{name} takes none; write width_multiplier: 1.0"
-    if not limits.dropout and values["dropout"] is not None:
-        yield ("dropout",), f"{name} has no dropout layer; write dropout: null"
-    if problem := image_size_problem(name, values["image_size"]):
-        yield ("image_size",), problem
-
-
-def image_size_problem(architecture: str, image_size: Sequence[int]) -> str | None:
-    """Returns what is wrong with the height and width, pixels, for an architecture, or None; timm's have no limit here."""
-    smallest = ARCHITECTURE_LIMITS[architecture].smallest_image_size if architecture in ARCHITECTURE_LIMITS else 1
-    if min(image_size) < smallest:
-        return f"{list(image_size)} is too small for {architecture}: at least {smallest} pixels a side"
-    if max(image_size) > LARGEST_NUMBER:
-        return f"{list(image_size)} is too large for {architecture}: at most {LARGEST_NUMBER} pixels a side"
-    return None
+    names = ("image_size", "dropout", "out_channels")
+    settings = {name: values.get(name) for name in names} | {"width_multiplier": values.get("width_multiplier", 1.0)}
+    for key, message in architecture_problems(values["architecture"], **settings):
+        yield (key,), message
 
 
 def _check_normalization(values: dict[str, Any]) -> Iterator[Problem]:
-    for key, channels, used in (
-        ("normalization_params_rgb", 3, not values["convert_to_grayscale"]),
-        ("normalization_params_grayscale", 1, values["convert_to_grayscale"]),
+    gray = values["convert_to_grayscale"]
+    for key, channels, is_used in (
+        ("normalization_params_rgb", 3, not gray),
+        ("normalization_params_grayscale", 1, gray),
     ):
-        params = values[key]
-        if params is None:
-            if values["normalize"] and used:
-                yield (key,), "normalize: True needs mean and std here"
-            continue
-        for name in ("mean", "std"):
-            if len(params[name]) != channels:
-                yield (
-                    (key, name),
-                    f"{shown(params[name])} has {len(params[name])} values; expected one a channel: {channels}",
-                )
+        if values[key] is None and values["normalize"] and is_used:
+            yield (key,), "normalize: True needs mean and std"
+        for name, numbers in (values[key] or {}).items():
+            if len(numbers) != channels:
+                yield (key, name), f"{shown(numbers)}; expected one value per channel: {channels}"
 
 
-def _check_boxes(values: dict[str, Any]) -> Iterator[Problem]:
-    for key in ("erase_background", "shuffle_bounding_boxes"):
-        if values.get(key) and not values["crop_to_bboxes"]:
-            yield (key,), "True changes nothing without crop_to_bboxes: True"
+def _check_boxes(values: dict[str, Any], key: str) -> Iterator[Problem]:
+    if values[key] and not values["crop_to_bboxes"]:
+        yield (key,), "has no effect unless crop_to_bboxes is True"
 
 
-def _check_neptune(values: dict[str, Any]) -> Iterator[Problem]:
-    for key in ("neptune_username", "neptune_project_name"):
-        if isinstance(values[key], str) and "/" in values[key]:
-            yield (key,), f"{shown(values[key])} must be one name; the project is neptune_username/neptune_project_name"
+def _check_neptune(values: dict[str, Any], key: str) -> Iterator[Problem]:
+    if "/" in (values[key] or ""):
+        yield (
+            (key,),
+            f"{shown(values[key])}; expected a name without '/': the project is neptune_username/neptune_project_name",
+        )
 
 
 _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
-    (("architecture", "dropout", "out_channels", "image_size"), _check_architecture),
+    (("architecture", "dropout", "out_channels"), _check_architecture),
     (
         ("normalize", "convert_to_grayscale", "normalization_params_rgb", "normalization_params_grayscale"),
         _check_normalization,
     ),
-    (("crop_to_bboxes", "erase_background"), _check_boxes),
-    (("image_augmentations",), _check_transforms("image_augmentations")),
-    (("tensor_augmentations",), _check_transforms("tensor_augmentations")),
-    (("optimizer", "optimizer_params"), _check_optimizer),
     (("lr_scheduler", "lr_scheduler_params"), _check_lr_scheduler),
-    (("loss_function", "loss_params"), _check_loss),
-    (("neptune_username", "neptune_project_name"), _check_neptune),
+    *(
+        ((key, params_key), partial(_check_named, key=key, params_key=params_key, catalog=catalog, kind=kind))
+        for key, params_key, catalog, kind in (
+            ("optimizer", "optimizer_params", optimizers, "an optimizer of torch.optim"),
+            ("loss_function", "loss_params", losses, "a loss of torch.nn"),
+        )
+    ),
+    *(((key,), partial(_check_transforms, key=key)) for key in ("image_augmentations", "tensor_augmentations")),
+    *(
+        ((key, "crop_to_bboxes"), partial(_check_boxes, key=key))
+        for key in ("erase_background", "shuffle_bounding_boxes")
+    ),
+    *(((key,), partial(_check_neptune, key=key)) for key in ("neptune_username", "neptune_project_name")),
 ]

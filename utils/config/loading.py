@@ -1,7 +1,4 @@
-"""Loads `config.yml`, what a file or `--set` changes of it, and reports all that is wrong with it at once.
-
-Nothing here imports torch: a typo is answered in well under a second.
-"""
+"""Loads configuration files and overrides, and reports all problems with them in one error."""
 
 import difflib
 import re
@@ -13,29 +10,31 @@ from typing import Any
 import yaml
 from pydantic import PrivateAttr, ValidationError
 
-from utils.config.checks import MOST_PROBLEMS, check_values
+from utils.config.checks import check_values
 from utils.config.schema import RENAMED_KEYS, RESUMABLE_KEYS
 from utils.config.schema import Config as _Schema
-from utils.config.yaml_source import SET, Key, SourcedMapping, cut, number_hint, read_yaml_file, read_yaml_value, shown
+from utils.config.yaml_source import SET, Key, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
 from utils.errors import ConfigError
 from utils.nearest import nearest
 
-__all__ = ["Config", "ConfigError", "Problems", "load_config", "load_run_config", "parse_config"]
-
-LONGEST_PROBLEM = 1000  # characters of what a library says of a value
-LONGEST_CHOICE = 40
-# What pydantic says of types, in the words of YAML.
+MAX_PROBLEMS = 50  # in one error
+MAX_REASON = 1000  # characters of a library's message
+# Types as YAML writes them, from pydantic's names.
 KINDS = {
     "a valid list": "a list, such as [1, 2]",
     "a valid dictionary": "names with their values below, such as {name: value}",
     "an instance of Path": "a path",
 }
+# What constructors of torch and torchvision raise for a wrong value.
+CONSTRUCTOR_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ConfigError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 SECRET = "neptune_api_token"  # a key whose value is in no message and in no file
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "config.yml"
 
 
 class Config(_Schema):
-    """A whole, valid configuration that knows where each of its values was written."""
+    """A complete, valid configuration that knows the place of each value."""
 
     _source: SourcedMapping = PrivateAttr()
 
@@ -65,9 +64,9 @@ def load_config(
     path = CONFIG_FILE if path is None else Path(path)
     source = SourcedMapping()
     for layer in reversed(_layers(path, with_config_yml)):
-        for key in ("experiment_id", "description"):  # a file that changes an experiment is another one
+        for key in ("experiment_id", "description"):  # those of its base are not its own
             source.values.pop(key, None)
-        source.replace(layer)
+        source.update(layer)
     return parse_config(_overridden(source, overrides))
 
 
@@ -120,21 +119,21 @@ def _layers(path: Path | None, with_config_yml: bool) -> list[SourcedMapping]:
 
 
 def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
-    """Loads the resolved configuration of the run in `folder`, to go on with it.
+    """Loads the resolved configuration of the run in `folder`, to resume it.
 
     Args:
-        folder: A run's folder; where it lies is its output_path.
-        overrides: As in `load_config`, but only keys that leave the training itself as it was.
+        folder: A run's folder; its parent becomes the output_path.
+        overrides: As in `load_config`, but only of `RESUMABLE_KEYS`.
 
     Raises:
-        ConfigError: As `load_config`, or a key may not be changed within a run.
+        ConfigError: As `load_config`, or a key may not change in a resumed run.
     """
     for override in overrides:
         key = override.partition("=")[0].strip()
         if RENAMED_KEYS.get(key, key) not in RESUMABLE_KEYS:
             raise ConfigError(
-                f"--set {cut(key)}: a run that goes on keeps its {cut(key)}; only {', '.join(RESUMABLE_KEYS)} can be changed. "
-                "For another training start a new run, without --resume"
+                f"--set {cut(key)}: a resumed run keeps its {cut(key)}; it can change {', '.join(RESUMABLE_KEYS)}. "
+                "For other settings start a new run, without --resume"
             )
     source = _overridden(read_config_file(folder / "config.yml"), overrides)
     source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
@@ -164,22 +163,27 @@ def parse_config(source: SourcedMapping) -> Config:
         ConfigError: As `load_config`.
     """
     _rename_keys(source)  # of a checkpoint's configuration
-    problems: list[tuple[Key, str]] = []
-    config, wrong = None, set()
+    config, problems = None, []
     try:
         config = Config.model_validate(source.values)
         config._source = source
     except ValidationError as error:
-        problems += _schema_problems(error)
-        wrong = {detail["loc"][0] for detail in error.errors(include_url=False)}
-    problems += check_values(source.values, wrong)
+        problems = _schema_problems(error)
+    # An unknown key may be a misspelled one, whose present value is not the one that was meant.
+    wrong = {path[0] for path, _ in problems}
+    wrong |= {close for key in wrong - Config.model_fields.keys() for close in _close_keys(key)}
+    problems += check_values({key: value for key, value in source.values.items() if key not in wrong})
     if problems:
         raise ConfigError(_report(source, problems))
     return config
 
 
+def _close_keys(key: str | int) -> list[str]:
+    return difflib.get_close_matches(cut(str(key)).lower(), Config.model_fields, n=1)
+
+
 class Problems:
-    """Gathers what only torch can find wrong with a configuration, so that it too comes in one error."""
+    """Collects the problems that only torch finds, and reports them in one error too."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -187,98 +191,77 @@ class Problems:
 
     @contextmanager
     def of(self, key: str) -> Iterator[None]:
-        """Takes an error raised within for a problem of `key`."""
+        """Records an error raised in the block as a problem of `key`."""
         try:
             yield
-        # Whatever a constructor of torch or torchvision raises for a wrong value is the answer to that value.
-        except (
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-            ConfigError,
-            LookupError,
-            MemoryError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            reason = str(error)[:LONGEST_PROBLEM] or type(error).__name__
+        except CONSTRUCTOR_ERRORS as error:
+            reason = str(error)[:MAX_REASON] or type(error).__name__
             path = self.config._source.changed(key)
             value = getattr(self.config, key)
             for part in path[1:]:
                 value = value[part]
-            self.found.append((path, f"{shown(value)} is not possible: {reason}"))
+            self.found.append((path, f"invalid value {shown(value)}: {reason}"))
 
     def raise_any(self) -> None:
-        """Raises the ConfigError of all that was found."""
+        """Raises a ConfigError of all problems, if there are any."""
         if self.found:
             raise ConfigError(_report(self.config._source, self.found))
 
 
 def _report(source: SourcedMapping, problems: list[tuple[Key, str]]) -> str:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    if len(problems) >= MOST_PROBLEMS:
-        count = f"{MOST_PROBLEMS} or more problems"
     lines = [f"The configuration has {count}:"]
-    for path, message in problems[:MOST_PROBLEMS]:
+    for path, message in problems[:MAX_PROBLEMS]:
         place = source.place(path)
-        name = cut(".".join(map(str, path)))
         lead = f"{place} " if place == SET else f"{place}: " if place else ""
-        lines.append(f"  {lead}{name}: {message}")
+        lines.append(f"  {lead}{cut('.'.join(map(str, path)))}: {message}")
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"  and {len(problems) - MAX_PROBLEMS} more")
     return "\n".join(lines)
 
 
 def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
-    """Returns one problem for each key; the alternatives of a key (such as auto, or a number) become one message."""
-    expected: dict[Key, list[str]] = {}
-    values: dict[Key, Any] = {}
-    choices: dict[Key, list[str]] = {}
+    """Returns one problem for each value; the alternatives of a key (such as auto, or a number) share a message."""
     problems: dict[Key, str] = {}
-    for detail in error.errors(include_url=False)[:MOST_PROBLEMS]:
-        # Behind the key and the positions in it stands pydantic's name of the alternative, which no person wrote.
+    expected: dict[Key, list[str]] = {}
+    choices: dict[Key, list[str]] = {}
+    values: dict[Key, Any] = {}
+    for detail in error.errors(include_url=False):
         path = _written_path(detail["loc"])
-        kind = detail["type"]
-        if kind == "extra_forbidden":
+        if detail["type"] == "extra_forbidden":
             allowed = [*Config.model_fields, "base"] if len(path) == 1 else ["mean", "std"]
-            problems[path] = f"unknown key.{nearest(str(path[-1]), allowed)}"
-        elif kind == "missing":
+            problems[path] = f"unknown key.{nearest(cut(str(path[-1])), allowed)}"
+        elif detail["type"] == "missing":
             problems[path] = "this key is missing"
         else:
             values[path] = detail["input"]
             message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             expected.setdefault(path, []).append(KINDS.get(message, message))
-            if kind == "literal_error":
-                choices.setdefault(path, []).extend(re.findall("'([^']+)'", detail["ctx"]["expected"]))
+            choices.setdefault(path, []).extend(re.findall("'([^']+)'", detail.get("ctx", {}).get("expected", "")))
     for path, messages in expected.items():
-        alternatives = list(dict.fromkeys(messages))
         value = "<secret>" if path[0] == SECRET else shown(values[path])
-        hint = _hint(values[path]) or _closest(values[path], choices.get(path, []))
-        problems[path] = f"{value}; expected {' or '.join(alternatives)}.{hint}"
+        hint = _hint(values[path], choices[path])
+        problems[path] = f"{value}; expected {' or '.join(dict.fromkeys(messages))}.{hint}"
     return list(problems.items())
 
 
-def _closest(value: Any, choices: list[str]) -> str:
-    """Returns which of a key's few values was meant, if that can be told."""
-    text = str(value)[:LONGEST_CHOICE].lower()
+def _written_path(location: tuple[str | int, ...]) -> Key:
+    """Returns a location of pydantic without the names of alternatives, which nobody wrote."""
+    key, *below = location
+    if key in ("image_augmentations", "tensor_augmentations"):
+        names = set(below) - {"dict[str,any]"}
+    elif str(key).startswith("normalization_params"):
+        names = set(below)
+    else:
+        names = set()
+    return (key, *(part for part in below if isinstance(part, int) or part in names))
+
+
+def _hint(value: Any, choices: list[str]) -> str:
+    """Returns what was probably meant: a boolean without quotes, or one of the choices."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return f" Write {value.capitalize()} without quotes."
+    text = cut(str(value)).lower()
     close = [choice for choice in choices if text in (choice.lower(), choice.partition("-")[0])]
     close += difflib.get_close_matches(text, choices, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def _written_path(location: tuple[str | int, ...]) -> Key:
-    path: list[str | int] = [location[0]]
-    for part in location[1:]:
-        if (
-            isinstance(part, int)
-            or part in ("mean", "std")
-            or location[0] in ("image_augmentations", "tensor_augmentations")
-        ) or (len(location) == 2 and location[0].startswith("normalization_params")):
-            path.append(part)
-    return (path[0], *(part for part in path[1:] if not (isinstance(part, str) and ("[" in part or part == "dict"))))
-
-
-def _hint(value: Any) -> str:
-    """Returns what to write instead, for a number or a boolean that YAML took for a text."""
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return f" Write {value.capitalize()} without quotes."
-    return f" {number_hint(value)}".rstrip()
