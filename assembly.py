@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_buildable(config: Config) -> None:
-    """Builds every part once, small or without memory, so that a wrong value is found before any data is read.
+    """Builds each part once, small or on the meta device, to find wrong values before any data is read.
 
     Raises:
-        ConfigError: Lists all that torch and torchvision do not take.
+        ConfigError: Lists every value that torch or torchvision does not take.
     """
     problems = Problems(config)
     for key in ("image_augmentations", "tensor_augmentations"):
@@ -57,7 +57,7 @@ def check_buildable(config: Config) -> None:
         with problems.of("augmentation_device"):
             _batched_augmentations(config)
     with problems.of("loss_params" if config.loss_params else "loss_function"):
-        weight = (config.loss_params or {}).get("weight")  # its length is compared with the data set's classes later
+        weight = (config.loss_params or {}).get("weight")  # later its length is compared with the number of classes
         classes = max(len(weight), 2) if isinstance(weight, list) else STUDY_CLASSES
         build_loss(config.loss_function, config.loss_params, num_classes=classes)
     with problems.of("architecture"), torch.device("meta"):
@@ -75,16 +75,16 @@ def check_buildable(config: Config) -> None:
     optimizer = None
     with problems.of("optimizer_params"):
         optimizer = build_optimizer(config.optimizer, config.optimizer_params, [weight])
-        if not (config.optimizer_params or {}).get("capturable"):  # which is for CUDA, and the weight is not there
+        if not (config.optimizer_params or {}).get("capturable"):  # CUDA only; this weight is on the CPU
             weight.grad = torch.zeros(1)
             optimizer.step(lambda: torch.zeros(()))
     if optimizer is not None:
-        # Many a scheduler looks at a parameter only when its epoch has come.
+        # Some parameters of schedulers are read only in a later epoch.
         with problems.of("lr_scheduler_params"), warnings.catch_warnings(action="ignore"):
             lr_scheduler = build_lr_scheduler(config.lr_scheduler, config.lr_scheduler_params, optimizer)
             for epoch in range(config.num_epochs if lr_scheduler is not None else 0):
                 if not 0 <= (lr := optimizer.param_groups[0]["lr"]) < math.inf:
-                    raise ValueError(f"it makes the learning rate {lr} in epoch {epoch}")
+                    raise ValueError(f"learning rate {lr} in epoch {epoch}")
                 step_lr_scheduler(lr_scheduler, valid_loss=1.0)
     problems.raise_any()
     check_launch(rank=trainer.global_rank, world_size=trainer.world_size)
@@ -93,7 +93,7 @@ def check_buildable(config: Config) -> None:
 def _check_memory(network: torch.nn.Module) -> None:
     size, memory = sum(weight.numel() * weight.element_size() for weight in network.parameters()), total_memory()
     if memory is not None and size > memory:
-        raise ConfigError(f"its weights alone take {size / 1e9:,.0f} GB; this machine has {memory / 1e9:,.0f} GB")
+        raise ConfigError(f"its weights take {size / 1e9:,.0f} GB; this machine has {memory / 1e9:,.0f} GB")
 
 
 def read_splits(config: Config) -> DataSplits:

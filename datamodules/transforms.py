@@ -1,6 +1,8 @@
 """The lists of a configuration as pipelines of torchvision transforms, built once a split."""
 
+import inspect
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -8,10 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from utils.config.signatures import UNSUPPORTED
-from utils.config.signatures import transforms as known_transforms
 from utils.errors import ConfigError
-from utils.nearest import nearest
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -57,16 +56,16 @@ def build_transforms(
         normalization: `mean` and `std`, one value a channel; None for none.
 
     Raises:
-        ConfigError: A name does not exist, or the pipeline does not give tensors of this shape.
-        TypeError, ValueError: A transform does not take its parameters.
+        ConfigError: A transform does not take its parameters, or the pipeline does not return tensors of this shape.
+        AttributeError: There is no such transform.
     """
     channels = 1 if convert_to_grayscale else 3
     resize: list[Callable] = [transforms.Resize(tuple(image_size))]
     if convert_to_grayscale:
         resize.append(transforms.Grayscale())
-    augment = [_build(name, params) for name, params in (image_augmentations or {}).items()]
+    augment = [build_transform(name, params) for name, params in (image_augmentations or {}).items()]
     augment.append(transforms.ToTensor())
-    augment += [_build(name, params) for name, params in (tensor_augmentations or {}).items()]
+    augment += [build_transform(name, params) for name, params in (tensor_augmentations or {}).items()]
     if normalization is not None:
         augment.append(transforms.Normalize(normalization["mean"], normalization["std"]))
     pipeline = Pipeline(resize, augment)
@@ -78,12 +77,23 @@ def build_transforms(
     return pipeline
 
 
-def _build(name: str, params: dict[str, Any] | None) -> Callable:
-    if name in UNSUPPORTED:
-        raise ConfigError(f"'{name}' cannot be used here: {UNSUPPORTED[name]}")
-    if name not in known_transforms():
-        raise ConfigError(f"'{name}' is not a transform of torchvision.transforms.{nearest(name, known_transforms())}")
+def build_transform(name: str, params: dict[str, Any] | None) -> Callable:
+    """Builds `torchvision.transforms.<name>`; an enumeration, such as `interpolation`, is given by its value.
+
+    Raises:
+        ConfigError: With torchvision's message, for parameters that it does not take.
+        AttributeError: There is no such transform.
+    """
+    cls = getattr(transforms, name)
+    defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
     try:
-        return getattr(transforms, name)(**(params or {}))
+        return cls(
+            **{
+                key: type(defaults[key])(value)
+                if isinstance(defaults.get(key), Enum) and isinstance(value, str)
+                else value
+                for key, value in (params or {}).items()
+            }
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error

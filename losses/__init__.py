@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.label_smoothing import LabelSmoothingCrossEntropy
-from utils.config.signatures import losses as known_losses
 from utils.errors import ConfigError
-from utils.nearest import nearest
 
 LOSSES: dict[str, type[nn.Module]] = {"LabelSmoothingCrossEntropy": LabelSmoothingCrossEntropy}
 
@@ -23,11 +21,9 @@ def build_loss(loss_function: str, loss_params: dict[str, Any] | None = None, *,
         num_classes: Number of classes it will see.
 
     Raises:
-        ConfigError: There is no such loss, or it takes no logits with class labels, or does not make one number of them.
-        TypeError, ValueError: A parameter is wrong.
+        ConfigError: The loss does not take logits with class labels, or does not return a scalar.
+        AttributeError, TypeError, ValueError: There is no such loss, or a parameter is wrong.
     """
-    if loss_function not in known_losses():
-        raise ConfigError(f"'{loss_function}' is not a loss of torch.nn.{nearest(loss_function, known_losses())}")
     cls = LOSSES.get(loss_function) or getattr(nn, loss_function)
     params = {
         name: torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else value
@@ -42,7 +38,7 @@ def build_loss(loss_function: str, loss_params: dict[str, Any] | None = None, *,
         reason = str(error).splitlines()[0]
         raise ConfigError(f"'{loss_function}' does not take logits (N, classes) with labels (N,): {reason}") from error
     if value.shape != ():
-        raise ConfigError(f"'{loss_function}' gives {tuple(value.shape)} values instead of one; set reduction: mean")
+        raise ConfigError(f"'{loss_function}' returns {tuple(value.shape)} values, not a scalar; set reduction: mean")
     return loss
 
 

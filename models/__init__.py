@@ -9,9 +9,8 @@ from models.hardnet import HARDNETS
 from models.squeezenext import SQUEEZENEXTS
 from models.timm_models import build_timm
 from models.torchvision_models import TORCHVISION_MODELS
-from utils.config.architectures import ARCHITECTURE_LIMITS
+from utils.config.architectures import ARCHITECTURE_LIMITS, TIMM, architecture_problems
 from utils.errors import ConfigError
-from utils.nearest import nearest
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "ghost": GhostNet,
@@ -19,7 +18,6 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **HARDNETS,
     **TORCHVISION_MODELS,
 }
-TIMM = "timm/"
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -51,19 +49,17 @@ def build_model(
     Raises:
         ConfigError: There is no such architecture, or it does not take what was given.
     """
+    for key, problem in architecture_problems(
+        architecture,
+        image_size=image_size,
+        dropout=dropout,
+        out_channels=out_channels,
+        width_multiplier=width_multiplier,
+    ):
+        raise ConfigError(f"{key}: {problem}")
     common = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout}
-    is_timm = architecture.startswith(TIMM)
-    if not is_timm and architecture not in ARCHITECTURES:
-        raise ConfigError(f"'{architecture}' is not an architecture.{nearest(architecture, ARCHITECTURES)}")
-    limits = None if is_timm else ARCHITECTURE_LIMITS[architecture]
-    if limits is not None and limits.out_channels:
-        if out_channels is None:
-            raise ConfigError(f"{architecture} needs out_channels, such as 320")
-        return ARCHITECTURES[architecture](**common, out_channels=out_channels, width_multiplier=width_multiplier)
-    if out_channels is not None or width_multiplier != 1.0:
-        raise ConfigError(f"{architecture} takes neither out_channels nor width_multiplier")
-    if limits is None:
+    if architecture.startswith(TIMM):
         return build_timm(architecture.removeprefix(TIMM), **common, image_size=image_size)
-    if dropout is not None and not limits.dropout:
-        raise ConfigError(f"{architecture} has no dropout layer; dropout must be None")
+    if ARCHITECTURE_LIMITS[architecture].out_channels:
+        common |= {"out_channels": out_channels, "width_multiplier": width_multiplier}
     return ARCHITECTURES[architecture](**common)

@@ -1,14 +1,12 @@
 """Optimizers and schedulers of torch by name, and the patience that the study gave each."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from torch import nn, optim
 
 from utils.config.expressions import parse_expression
-from utils.config.signatures import lr_schedulers, optimizers
-from utils.errors import ConfigError
-from utils.nearest import nearest
 
 STUDY_PATIENCE = 15  # epochs
 PLATEAU_FACTOR = 3  # with ReduceLROnPlateau: times its own patience
@@ -18,18 +16,14 @@ def build_optimizer(name: str, params: dict[str, Any] | None, parameters: Iterab
     """Builds the optimizer `torch.optim.<name>`, its fused form where there is one and nothing else was asked for.
 
     Raises:
-        ConfigError: There is no such optimizer.
-        TypeError, ValueError: It does not take `params`.
+        AttributeError, TypeError, ValueError: There is no such optimizer, or it does not take `params`.
     """
-    if name not in optimizers():
-        raise ConfigError(f"'{name}' is not an optimizer of torch.optim.{nearest(name, optimizers())}")
-    parameters = list(parameters)
-    params = dict(params or {})
-    if "fused" in optimizers()[name].names and not params.keys() & {"fused", "foreach", "differentiable"}:
+    cls, parameters, params = getattr(optim, name), list(parameters), dict(params or {})
+    if "fused" in inspect.signature(cls).parameters and not params.keys() & {"fused", "foreach", "differentiable"}:
         params["fused"] = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     if "betas" in params:
         params["betas"] = tuple(params["betas"])
-    return getattr(optim, name)(parameters, **params)
+    return cls(parameters, **params)
 
 
 def build_lr_scheduler(
@@ -38,13 +32,10 @@ def build_lr_scheduler(
     """Builds the scheduler `torch.optim.lr_scheduler.<name>`, or none; functions are given as expressions.
 
     Raises:
-        ConfigError: There is no such scheduler.
-        TypeError, ValueError: It does not take `params`.
+        AttributeError, TypeError, ValueError: There is no such scheduler, or it does not take `params`.
     """
     if name is None:
         return None
-    if name not in lr_schedulers():
-        raise ConfigError(f"'{name}' is not a scheduler of torch.optim.lr_scheduler.{nearest(name, lr_schedulers())}")
     params = dict(params or {})
     for key in ("lr_lambda", "scale_fn"):
         if params.get(key) is not None:

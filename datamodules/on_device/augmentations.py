@@ -19,6 +19,7 @@ from torchvision import transforms
 
 from datamodules.on_device import color, geometry, rectangles
 from datamodules.on_device.draws import BatchedStep, is_zero
+from datamodules.transforms import build_transform
 from utils.errors import ConfigError
 
 BATCHED: dict[str, type[BatchedStep]] = {
@@ -48,17 +49,11 @@ def unsupported_augmentations(augmentations: dict[str, dict[str, Any] | None]) -
         step = BATCHED.get(name)
         with _naming(name):
             reason = (
-                "it has no batched form"
-                if step is None
-                else step.unsupported_reason(_build_transform(name, parameters))
+                "it has no batched form" if step is None else step.unsupported_reason(build_transform(name, parameters))
             )
         if reason:
             reasons.append(f"{name}: {reason}")
     return reasons
-
-
-def _build_transform(name: str, parameters: dict[str, Any] | None) -> Any:
-    return getattr(transforms, name)(**(parameters or {}))
 
 
 @contextmanager
@@ -108,7 +103,7 @@ class BatchedAugmentations:
             if unbatched := unsupported_augmentations(augmentations):
                 raise ConfigError(f"on whole batches there is no {'; no '.join(unbatched)}")
             for name, parameters in augmentations.items():
-                self._append(BATCHED[name], _build_transform(name, parameters), white_value)
+                self._append(BATCHED[name], build_transform(name, parameters), white_value)
         if mean is not None:
             self._append(color.Normalize, transforms.Normalize(mean, std), 1.0)
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from datamodules.transforms import build_transforms
+from datamodules.transforms import build_transform, build_transforms
 from utils.errors import ConfigError
 from utils.seeding import seeded
 
@@ -94,10 +94,18 @@ def test_the_same_seed_draws_the_same_image_and_leaves_the_generator_alone(image
         ),
         ({"RandomGrayscale": {"p": 1.0}, "Grayscale": {}}, r"\(1, 32, 32\)"),
         ({"RandomAffine": {"degrees": -5}}, "RandomAffine: If degrees is a single number, it must be positive"),
-        ({"RandomAffin": {"degrees": 5}}, "Did you mean 'RandomAffine'"),
-        ({"FiveCrop": {"size": 5}}, "it makes several images of one"),
+        ({"RandomRotation": {"degrees": 5, "interpolation": "cubic"}}, "'cubic' is not a valid InterpolationMode"),
     ],
 )
 def test_what_does_not_fit_is_refused(augmentations, message):
     with pytest.raises(ConfigError, match=message):
         build_transforms(image_size=[32, 32], image_augmentations=augmentations)
+
+
+def test_enumerations_are_given_by_their_values():
+    rotation = build_transform("RandomRotation", {"degrees": 30, "interpolation": "bilinear"})
+    assert rotation.interpolation is transforms.InterpolationMode.BILINEAR
+    augment = build_transform("AutoAugment", {"policy": "svhn", "interpolation": "bilinear"})
+    assert augment.policy is transforms.AutoAugmentPolicy.SVHN
+    pad = build_transform("Pad", {"padding": 2, "padding_mode": "reflect"})  # text that is not an enumeration
+    assert pad.padding_mode == "reflect"

@@ -130,7 +130,7 @@ def test_configuration_refuses_smaller_images(name: str):
     limit = ARCHITECTURE_LIMITS[name].min_image_size
     settings = [f"architecture={name}", "out_channels=null", "dropout=null"]
     assert load_config(overrides=[*settings, f"image_size=[{limit}, {limit}]"]).architecture == name
-    with pytest.raises(ConfigError, match=f"too small for {name}: at least {limit} pixels"):
+    with pytest.raises(ConfigError, match=f"too small for {name}; expected at least {limit} pixels"):
         load_config(overrides=[*settings, f"image_size=[{limit}, {limit - 1}]"])
 
 

@@ -84,7 +84,7 @@ def test_its_checkpoints_have_the_plain_networks_names_and_it_goes_on_as_the_sam
 
 
 def test_a_run_that_goes_on_keeps_its_compile(cars, plain):
-    with pytest.raises(ConfigError, match="a run that goes on keeps its compile"):
+    with pytest.raises(ConfigError, match="a resumed run keeps its compile"):
         load_run_config(plain, overrides=[COMPILED])
 
 
@@ -130,7 +130,7 @@ def test_a_machine_without_a_compiler_is_told_so_before_any_data_is_read(tmp_pat
     for variable in ("CC", "CXX"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"compile: 'default' is not possible: .* needs a C\+\+ compiler") as caught:
+    with pytest.raises(ConfigError, match=r"compile: invalid value 'default': .* needs a C\+\+ compiler") as caught:
         train.main(["-d", str(tmp_path / "nowhere"), "--set", COMPILED, "--set", "trackers=[]"])
     assert len(str(caught.value).splitlines()) == 2  # the heading, and the problem
 

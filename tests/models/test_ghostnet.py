@@ -160,8 +160,8 @@ def test_width_multiplier():
     ("architecture", "changes", "message"),
     [
         ("ghst", {}, "Did you mean 'ghost'"),
-        ("ghost", {"out_channels": None}, "ghost needs out_channels"),
-        ("mob_v2", {}, "mob_v2 takes neither out_channels nor width_multiplier"),
+        ("ghost", {"out_channels": None}, "out_channels: ghost needs a width"),
+        ("mob_v2", {}, "out_channels: mob_v2 does not take a width"),
         ("shuff_v2_x10", {"out_channels": None}, "shuff_v2_x10 has no dropout layer"),
         ("timm/mobilenetv3", {"out_channels": None}, "is not a network of timm"),
     ],

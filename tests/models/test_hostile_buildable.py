@@ -75,7 +75,7 @@ def nonsense(draw: st.DrawFn) -> dict:
         values["image_size"] = draw(st.lists(st.sampled_from([32, 33, 227, 4096]), min_size=2, max_size=2))
     if kind == "machine":
         values["devices"] = draw(st.sampled_from(["auto", 1, 2, 64, 1024, [0], [5], [], [1, 1], [0] * 50]))
-        values["accelerator"] = draw(st.sampled_from(["auto", "cpu", "gpu", "cuda", "mps", "tpu"]))
+        values["accelerator"] = draw(st.sampled_from(["auto", "cpu", "gpu", "cuda", "mps"]))
         values["strategy"] = draw(st.sampled_from(["auto", "ddp"]))
         values["precision"] = draw(st.sampled_from(["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"]))
         values["num_nodes"] = draw(st.sampled_from([1, 2, 1000]))
@@ -120,7 +120,7 @@ WRONG = [
     ("lr_scheduler_params={gamma: x, milestones: [3]}", "lr_scheduler_params"),
     ("lr_scheduler_params={milestones: 3}", "lr_scheduler_params"),
     ("loss_params={epsilon: x}", "loss_params"),
-    ("out_channels=1000000000000", "architecture: 'ghost' is not possible: its weights alone take"),
+    ("out_channels=1000000000000", "architecture: invalid value 'ghost': its weights take"),
     ("devices=1000000000", "devices"),
 ]
 
@@ -138,7 +138,7 @@ def test_each_kind_of_nonsense_by_its_key(change, expected):
     [
         ("OneCycleLR", "{max_lr: 0.1, total_steps: 5}", 6, "Tried to step 6 times"),
         ("LambdaLR", "{lr_lambda: 1 / (6 - epoch)}", 6, "cannot be computed for epoch 6"),
-        ("LambdaLR", "{lr_lambda: 4 - epoch}", 6, "it makes the learning rate -0.001 in epoch 5"),
+        ("LambdaLR", "{lr_lambda: 4 - epoch}", 6, "learning rate -0.001 in epoch 5"),
         ("ReduceLROnPlateau", "{patience: x}", 2, "not supported between"),
     ],
 )

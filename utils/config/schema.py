@@ -117,7 +117,7 @@ class Config(BaseModel):
         description="[height, width] of the resized images, in pixels."
     )
     exif_orientation: Literal["auto"] | bool = Field(
-        "auto", description="Turn images by their EXIF orientation; auto: all but those of Stanford Cars."
+        "auto", description="Rotate images by their EXIF orientation; auto: except those of Stanford Cars."
     )
     convert_to_grayscale: bool = Field(description="One gray channel instead of three color channels.")
     normalize: bool = Field(description="Subtract the mean of each channel and divide by its standard deviation.")
