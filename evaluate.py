@@ -1,4 +1,4 @@
-"""Judges a trained network on photos with labels: python evaluate.py --help."""
+"""Evaluates a trained model on labeled images: python evaluate.py --help."""
 
 import argparse
 import sys
@@ -11,30 +11,30 @@ from utils.logs import start_logging
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Judges a trained network: top-1, top-5, loss, each class, what is confused with what."
+        description="Evaluates a trained model: top-1 and top-5 accuracy, loss, per-class accuracy, confusion."
     )
     parser.add_argument("trained", metavar="RUN|CHECKPOINT", help="a run's folder or name, 'last', or a checkpoint")
-    parser.add_argument("-d", "--data", metavar="FOLDER", type=Path, help="another data set, of any published layout")
+    parser.add_argument("-d", "--data", metavar="FOLDER", type=Path, help="another data set, in any supported layout")
     parser.add_argument(
-        "--split", choices=("valid", "train", "all"), default="valid", help="which of its photos (default: valid)"
+        "--split", choices=("valid", "train", "test", "all"), default="valid", help="split to evaluate (default: valid)"
     )
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to, instead of the run's evaluation/")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="report folder, instead of the run's evaluation/")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Evaluates, and returns valid_loss, valid_acc and valid_top5_acc of the photos in question."""
+    """Evaluates, writes a report, and returns valid_loss, valid_acc and valid_top5_acc of the split."""
     arguments = parse_arguments(argv)
     start_logging("WARNING")
 
-    # Torch takes seconds to import: a wrong argument has been answered by now.
-    from deployment.evaluation.evaluation import evaluate, read_photos
+    # Torch takes seconds to import: wrong arguments are reported before.
+    from deployment.evaluation.evaluation import evaluate, load_split
     from deployment.evaluation.report import write_report
     from deployment.trained import load_trained
 
     trained = load_trained(arguments.trained)
-    photos, annotations = read_photos(trained, arguments.data, arguments.split)
-    evaluation = evaluate(trained, photos, annotations)
+    images, splits = load_split(trained, arguments.data, arguments.split)
+    evaluation = evaluate(trained, images, splits)
     print(write_report(trained, evaluation, data=arguments.data, split=arguments.split, output=arguments.output))
     return evaluation.metrics
 

@@ -1,4 +1,4 @@
-"""Names the car models that photos most probably show: python predict.py --help."""
+"""Predicts the car models in images: python predict.py --help."""
 
 import argparse
 import csv
@@ -20,35 +20,35 @@ logger = logging.getLogger(__name__)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Names the five car models that each photo most probably shows.")
+    parser = argparse.ArgumentParser(description="Predicts the five most probable car models of each image.")
     parser.add_argument("trained", metavar="RUN|CHECKPOINT", help="a run's folder or name, 'last', or a checkpoint")
-    parser.add_argument("photos", metavar="PHOTO|FOLDER", nargs="+", help="photos, and folders of photos")
+    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, and folders of images")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
     form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     parser.add_argument(
-        "--explain", metavar="FOLDER", type=Path, help="write there where the network looked (Grad-CAM, needs captum)"
+        "--explain", metavar="FOLDER", type=Path, help="write Grad-CAM overlays to this folder (needs captum)"
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> list["Prediction"]:
-    """Predicts, prints, and returns what was printed.
+    """Predicts, prints and returns the predictions.
 
     Raises:
-        RunError: Photos could not be read; all others have been printed by then.
+        RunError: Images could not be read; the predictions of all others are printed first.
     """
     arguments = parse_arguments(argv)
     start_logging("WARNING")
 
-    # Torch takes seconds to import: a wrong argument has been answered by now.
+    # Torch takes seconds to import: wrong arguments are reported before.
     import torch
 
     from deployment.explanation import Explainer
-    from deployment.prediction import find_photos, predict
+    from deployment.prediction import find_images, predict
     from deployment.trained import load_trained
 
-    paths = find_photos(arguments.photos)
+    paths = find_images(arguments.images)
     trained = load_trained(arguments.trained)
     trained.classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     explainer = Explainer(trained, arguments.explain) if arguments.explain else None
@@ -65,16 +65,14 @@ def main(argv: Sequence[str] | None = None) -> list["Prediction"]:
         print_csv(predictions)
     else:
         print_table(predictions)
-    said = sys.stderr if arguments.json or arguments.csv else sys.stdout
-    print(
-        f"photos: {len(predictions):,}, by {trained.path}, which knows {len(trained.class_names)} car models", file=said
-    )
+    summary = sys.stderr if arguments.json or arguments.csv else sys.stdout
+    print(f"images: {len(predictions):,}; model: {trained.path}, {len(trained.class_names)} classes", file=summary)
     if explainer:
-        print(f"  where the network looked: {arguments.explain}", file=said)
+        print(f"  Grad-CAM overlays: {arguments.explain}", file=summary)
     else:
-        print("  next: --explain FOLDER shows where the network looked", file=said)
+        print("  next: --explain FOLDER shows what each prediction is based on", file=summary)
     if failed := sum(prediction.error is not None for prediction in predictions):
-        raise RunError(f"{failed} of {len(predictions)} photos could not be read")
+        raise RunError(f"{failed} of {len(predictions)} images could not be read")
     return predictions
 
 
@@ -89,10 +87,10 @@ def print_table(predictions: list["Prediction"]) -> None:
 
 def print_json(predictions: list["Prediction"]) -> None:
     entries = [
-        {"photo": str(prediction.path), "error": prediction.error}
+        {"image": str(prediction.path), "error": prediction.error}
         if prediction.error
         else {
-            "photo": str(prediction.path),
+            "image": str(prediction.path),
             "classes": [{"name": name, "probability": probability} for name, probability in prediction.classes],
         }
         for prediction in predictions
@@ -102,7 +100,7 @@ def print_json(predictions: list["Prediction"]) -> None:
 
 def print_csv(predictions: list["Prediction"]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["photo", "rank", "class", "probability"])
+    writer.writerow(["image", "rank", "class", "probability"])
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
             writer.writerow([prediction.path, rank, name, probability])

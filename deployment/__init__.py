@@ -1,1 +1,1 @@
-"""What is done with a trained network: evaluation, prediction, export and measurement, each on its checkpoint alone."""
+"""Uses a trained model, from its checkpoint alone: evaluation, prediction, export and profiling."""

@@ -1,6 +1,7 @@
-"""Names the car models that photos most probably show."""
+"""Predicts the classes of images from files and folders."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images import read_image
-from deployment.trained import Trained
+from datamodules.images import IMAGE_SUFFIXES, read_image
+from deployment.trained import TrainedModel
 from models.classifier import TOP_K
 from utils.errors import ConfigError, DataError
 from utils.machine import available_cores
@@ -19,56 +20,67 @@ from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what is taken of a folder
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class names of one photo with their probabilities in 0 … 1, or why it could not be read."""
+    """The most probable classes of one image with their probabilities in 0 … 1, or why it could not be read."""
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
 
 
-def find_photos(names: Sequence[str]) -> list[Path]:
-    """Returns the files among `names` as they are, and all photos below the folders among them, in order.
+def find_images(names: Sequence[str]) -> list[Path]:
+    """Returns the files among `names` unchanged, and all images in the folders among them, sorted within a folder.
 
-    How many files of other kinds a folder has is said as a warning. A link that leads nowhere counts by its own name.
+    Hidden files and folders are skipped, as is `__MACOSX` of archives made on a Mac. Files of other kinds are counted
+    in a warning. Broken symbolic links are returned if their name is that of an image.
 
     Raises:
-        ConfigError: A folder has none.
+        ConfigError: A folder has no images, or a name is a web address.
     """
     found = []
-    for path in map(Path, names):
+    for name in names:
+        if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+            raise ConfigError(f"{name}: web addresses are not read; download the image and give its path")
+        path = Path(name)
         if not path.is_dir():
             found.append(path)
             continue
-        files = sorted(file for file in path.rglob("*") if not file.is_dir())
-        below = [file for file in files if file.suffix.lower() in SUFFIXES and (file.is_file() or file.is_symlink())]
-        if not below:
-            raise ConfigError(f"{path} has no photos in it ({', '.join(SUFFIXES)})")
-        if left_out := len(files) - len(below):
-            logger.warning("%s: files of other kinds left out: %d; read are %s", path, left_out, ", ".join(SUFFIXES))
-        found += below
+        files = sorted(file for file in path.rglob("*") if not file.is_dir() and not _is_hidden(file.relative_to(path)))
+        images = [
+            file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and (file.is_file() or file.is_symlink())
+        ]
+        if not images:
+            raise ConfigError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+        if skipped := len(files) - len(images):
+            logger.warning(
+                "%s: skipped files of other kinds: %d; supported: %s", path, skipped, ", ".join(IMAGE_SUFFIXES)
+            )
+        found += images
     return found
 
 
+def _is_hidden(path: Path) -> bool:
+    """Returns whether a file manager, notebook or archiver made this file: `._1.jpg`, `.ipynb_checkpoints/1.jpg`."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def read_upright(path: Path) -> Image.Image:
-    """Reads any photo, turned as its camera noted; a phone notes it in nearly every one, Stanford Cars has no such notes.
+    """Reads an image as RGB and applies its EXIF orientation, which nearly every phone photo has.
 
     Raises:
         DataError: There is no such file, or it cannot be decoded.
     """
     if path.is_symlink() and not path.exists():
-        raise DataError(f"{path}: this link leads nowhere")
+        raise DataError(f"{path}: broken symbolic link")
     if not path.exists():
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: no such file")
     return read_image(path, upright=True)
 
 
-def predict(trained: Trained, paths: Sequence[Path], *, batch_size: int = 32) -> Iterator[Prediction]:
-    """Yields the five most probable classes of each photo, in order; one that cannot be read does not end it."""
+def predict(trained: TrainedModel, paths: Sequence[Path], *, batch_size: int = 32) -> Iterator[Prediction]:
+    """Yields the five most probable classes of each image, in order; unreadable images do not stop it."""
 
     def read(path: Path) -> Tensor | str:
         try:
@@ -78,7 +90,7 @@ def predict(trained: Trained, paths: Sequence[Path], *, batch_size: int = 32) ->
 
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        progress_bar(description="predicting", unit=" photos", total=len(paths)) as bar,
+        progress_bar(description="predicting", unit=" images", total=len(paths)) as bar,
     ):
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
@@ -90,7 +102,7 @@ def predict(trained: Trained, paths: Sequence[Path], *, batch_size: int = 32) ->
                 yield Prediction(path, error=image) if isinstance(image, str) else Prediction(path, next(rows))
 
 
-def _most_probable(trained: Trained, images: Tensor) -> list[tuple[tuple[str, float], ...]]:
+def _most_probable(trained: TrainedModel, images: Tensor) -> list[tuple[tuple[str, float], ...]]:
     probabilities = trained.logits(images).softmax(dim=1)
     values, labels = probabilities.topk(min(TOP_K, len(trained.class_names)), dim=1)
     return [

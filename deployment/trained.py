@@ -1,4 +1,4 @@
-"""Loads a trained network with everything it needs from its checkpoint: weights, configuration, class names, transforms."""
+"""Loads a trained model with all it needs from its checkpoint: weights, configuration, class names, transforms."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from assembly import build_classifier, build_pipelines
+from datamodules.images import read_image
 from datamodules.transforms import Transform
 from models.classifier import Classifier
 from training.checkpoints import ABOUT, read_checkpoint
@@ -17,20 +18,20 @@ from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError, RunError
 from utils.runs import BEST, resolve_checkpoint
 
-LISTED_NAMES = 5  # of weights that are missing
+MAX_LISTED_NAMES = 5  # of missing weights
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained network.
+class TrainedModel:
+    """A trained model.
 
     Attributes:
-        path: Its checkpoint.
-        config: The configuration of its training.
-        class_names: Of the labels 0, 1, …
-        metrics: What its training measured of exactly these weights; empty for a checkpoint from within an epoch.
-        classifier: The network on the CPU, ready for evaluation.
-        transform: From an RGB image to a tensor (C, H, W), as for the validation photos.
+        path: The checkpoint.
+        config: The configuration of the training.
+        class_names: Names of the labels 0, 1, …
+        metrics: The training's metrics of exactly these weights; empty for a checkpoint from within an epoch.
+        classifier: On the CPU, in evaluation mode.
+        transform: From an RGB image to a tensor (C, H, W), as for validation images.
     """
 
     path: Path
@@ -42,28 +43,32 @@ class Trained:
 
     @property
     def folder(self) -> Path:
-        """The run's folder, or that of a checkpoint that lies elsewhere."""
+        """The run's folder, or the checkpoint's folder where it is outside a run."""
         return self.path.parents[1] if self.path.parent.name == BEST.parent.name else self.path.parent
+
+    def load_image(self, path: Path, *, upright: bool) -> Tensor:
+        """Returns the whole image as the model's input (C, H, W); `upright` applies its EXIF orientation."""
+        return self.transform(read_image(path, upright=upright))
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Returns the logits (N, classes) of images (N, C, H, W), computed where the network is, on the CPU."""
+        """Returns the logits (N, classes) of images (N, C, H, W), computed on the model's device, returned on the CPU."""
         return self.classifier(images.to(self.classifier.device, self.classifier.dtype)).float().cpu()
 
 
-def load_trained(name: str) -> Trained:
-    """Loads the checkpoint or run `name`, anything that `utils.runs.resolve_checkpoint` takes.
+def load_trained(name: str) -> TrainedModel:
+    """Loads the checkpoint or run `name`, as `utils.runs.resolve_checkpoint` finds it.
 
     Raises:
         ConfigError: There is no such checkpoint or run.
-        RunError: The checkpoint is damaged, or of another program or version; the error says what is missing.
+        RunError: The checkpoint is damaged, or from another program or version.
     """
     path = resolve_checkpoint(name, load_config().output_path)
     checkpoint = read_checkpoint(path)
     about = checkpoint[ABOUT]
     class_names = about.get("class_names")
     if not isinstance(class_names, list) or not class_names or not all(isinstance(name, str) for name in class_names):
-        raise RunError(f"{path}: its class_names are missing, so its {ABOUT!r} part does not say what it recognises")
+        raise RunError(f"{path}: its {ABOUT!r} part has no class_names")
     try:
         config = _read_config(about.get("config"))
         problems = Problems(config)
@@ -79,7 +84,7 @@ def load_trained(name: str) -> Trained:
         metrics = {}
     if not isinstance(metrics, dict) or not all(isinstance(value, (int, float)) for value in metrics.values()):
         raise RunError(f"{path}: its metrics are not numbers")
-    return Trained(path, config, tuple(class_names), dict(metrics), classifier.eval(), transform)
+    return TrainedModel(path, config, tuple(class_names), dict(metrics), classifier.eval(), transform)
 
 
 def _read_config(values: Any) -> Config:
@@ -87,9 +92,9 @@ def _read_config(values: Any) -> Config:
         raise ConfigError("Its configuration is missing")
     source = SourcedMapping()
     try:
-        source.values = json.loads(json.dumps(values))  # plain values only, as a file has them
+        source.values = json.loads(json.dumps(values))  # plain values only, as in a file
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"Its configuration is none: {error}") from error
+        raise ConfigError(f"Its configuration is invalid: {error}") from error
     return parse_config(source)
 
 
@@ -98,12 +103,12 @@ def _load_weights(classifier: Classifier, weights: Any, path: Path) -> None:
     found = weights if isinstance(weights, dict) and all(isinstance(name, str) for name in weights) else {}
     for kind, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
         if names:
-            some = ", ".join(sorted(names)[:LISTED_NAMES]) + (", …" if len(names) > LISTED_NAMES else "")
+            some = ", ".join(sorted(names)[:MAX_LISTED_NAMES]) + (", …" if len(names) > MAX_LISTED_NAMES else "")
             raise RunError(f"{path} {kind} weights ({len(names)} of {len(expected)}): {some}")
     if not all(isinstance(weight, Tensor) for weight in found.values()):
         raise RunError(f"{path}: not all of its weights are tensors")
     if any(weight.dtype == torch.float64 for weight in found.values()):
-        classifier.double()  # else a training with precision 64-true could not be evaluated as it was
+        classifier.double()  # trained with precision 64-true
     try:
         classifier.load_state_dict(weights)
     except RuntimeError as error:
@@ -111,15 +116,15 @@ def _load_weights(classifier: Classifier, weights: Any, path: Path) -> None:
     for name, weight in classifier.state_dict().items():
         if not weight.isfinite().all():
             raise RunError(
-                f"{path}: its weight {name} is not finite (NaN or infinity), so it predicts nothing; the training went astray. "
+                f"{path}: its weight {name} is NaN or infinite, because the training diverged. "
                 "Use an earlier checkpoint, or train again with a lower optimizer_params.lr"
             )
 
 
 def _is_within_an_epoch(checkpoint: dict[str, Any]) -> bool:
-    """Says whether training went on after the metrics in `checkpoint` were measured, so that they are of other weights."""
+    """Returns whether the weights in `checkpoint` were trained further after its metrics were measured."""
     try:
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         return int(epochs["ready"]) > int(epochs["processed"])
-    except (LookupError, RuntimeError, TypeError, ValueError):  # stripped of what only training needs
+    except (LookupError, RuntimeError, TypeError, ValueError):  # without the training's state
         return False

@@ -65,12 +65,12 @@ def _leave_group(environment: dict[str, str]) -> None:
 
 def _note_facts(run: Path) -> None:
     """Writes down the device, and the accuracy of the best checkpoint both over images and as a mean of batch means."""
-    from deployment.evaluation.evaluation import evaluate, read_photos
+    from deployment.evaluation.evaluation import evaluate, load_split
     from deployment.trained import load_trained
 
     trained = load_trained(str(run))
-    photos, annotations = read_photos(trained, None, "valid")
-    evaluation = evaluate(trained, photos, annotations)
+    images, splits = load_split(trained, None, "valid")
+    evaluation = evaluate(trained, images, splits)
     correct = (evaluation.ranking[:, 0] == evaluation.labels).tolist()
     facts: dict[str, Any] = {
         "device": _device_name(evaluation.device),

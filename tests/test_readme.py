@@ -86,7 +86,7 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
         changes = small(car_photos, f"cache_path={tmp_path / 'cache'}")
         reproduce.main([*arguments, *changes, "--output", str(output)])
     elif script == "benchmark.py":
-        monkeypatch.setattr("deployment.profiling.benchmark.TURN", 0.0)
+        monkeypatch.setattr("deployment.profiling.benchmark.TURN_SECONDS", 0.0)
         benchmark.main([*arguments, "--quick", "--output", str(output / "benchmark")])
     else:
         {"compare.py": compare, "evaluate.py": evaluate, "export.py": export, "predict.py": predict}[script].main(

@@ -1,4 +1,4 @@
-"""Judges a trained network on photos with labels: the training's own figures, and what they are made of."""
+"""Evaluates a trained model on labeled images: the training's own metrics, per class and per image."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,53 +9,54 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from assembly import build_data, build_trainer
-from datamodules import DataSplits, ImageRecord, clip_boxes, read_data
-from deployment.trained import Trained
+from assembly import build_data, build_trainer, read_splits
+from datamodules import DataSplits, ImageRecord, clip_boxes
+from deployment.trained import TrainedModel
 from models.classifier import TOP_K
 from utils.errors import DataError
 from utils.nearest import nearest
 from utils.progress import progress_bar
 
-Z_95 = 1.959963984540054  # quantile of the standard normal distribution at 97.5 %
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+Split = Literal["valid", "train", "test", "all"]
 METRICS = ("valid_loss", "valid_acc", "valid_top5_acc")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network made of `photos`.
+    """The outputs of a model for `images`.
 
     Attributes:
-        photos: In the order of the data set.
-        logits: (N, classes), as 32-bit numbers.
-        metrics: valid_loss, valid_acc and valid_top5_acc by the training's own arithmetic, accuracies in 0 … 1.
-        device: What computed them.
+        images: In the order of the data set.
+        logits: (N, classes), 32-bit.
+        metrics: valid_loss, valid_acc and valid_top5_acc as the training computes them, accuracies in 0 … 1.
+        device: The device that computed them.
     """
 
-    photos: tuple[ImageRecord, ...]
+    images: tuple[ImageRecord, ...]
     logits: Tensor
     metrics: dict[str, float]
     device: str
 
     @property
     def labels(self) -> Tensor:
-        return torch.tensor([photo.label for photo in self.photos])
+        return torch.tensor([image.label for image in self.images])
 
     @property
     def ranking(self) -> Tensor:
-        """Returns the five most probable classes of each photo, (N, 5), or all if there are fewer."""
+        """The five most probable classes of each image, (N, 5), or all if there are fewer."""
         return self.logits.topk(min(TOP_K, self.logits.shape[1]), dim=1).indices
 
     @property
     def confusion(self) -> Tensor:
-        """Returns how many photos of each label (row) were taken for each class (column)."""
+        """The number of images by label (row) and top-1 prediction (column)."""
         classes = self.logits.shape[1]
         pairs = self.labels * classes + self.ranking[:, 0]
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 class _Collector(Callback):
-    """Keeps the logits that the validation computes, and shows how far it is."""
+    """Collects the logits of a validation and shows its progress."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
@@ -74,81 +75,79 @@ class _Collector(Callback):
         self.bar.close()
 
 
-def read_photos(
-    trained: Trained, data: Path | None, split: Literal["valid", "train", "all"]
-) -> tuple[tuple[ImageRecord, ...], DataSplits]:
-    """Reads the photos to judge by, their labels turned into the network's own.
+def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[tuple[ImageRecord, ...], DataSplits]:
+    """Reads a split, with the labels of the model.
 
     Args:
-        trained: Knows its own data set and classes.
-        data: Folder of a data set of any layout; None for that of the training.
-        split: Which of its photos.
+        trained: The model, with its data set and classes.
+        data: Folder of a data set in any supported layout; None for the training's.
+        split: The split to read.
 
     Returns:
-        The photos, and the whole data set.
+        The images of the split, and the whole data set.
 
     Raises:
-        DataError: The data set is wrong, has a class that the network does not know, or no photo in the split.
+        DataError: The data set is invalid, has a class that the model was not trained on, or the split is empty.
     """
-    folder = data or trained.config.data_path
-    archives = None if data else trained.config.raw_data_path
-    annotations, _ = clip_boxes(read_data(folder, raw_path=archives, exif_orientation=trained.config.exif_orientation))
+    own = trained.config
+    config = own.model_copy(update={"data_path": data, "raw_data_path": None}) if data else own
+    splits, _ = clip_boxes(read_splits(config))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
-    unknown = [name for name in annotations.class_names if name not in label_of]
+    unknown = [name for name in splits.class_names if name not in label_of]
     if unknown:
         raise DataError(
-            f"{folder} has {len(unknown)} of {len(annotations.class_names)} classes that {trained.path} was not trained "
-            f"on, such as '{unknown[0]}'.{nearest(unknown[0], trained.class_names)[:200]}"
+            f"{config.data_path}: {trained.path} was not trained on {len(unknown)} of its {len(splits.class_names)} classes, "
+            f"such as '{unknown[0]}'.{nearest(unknown[0], trained.class_names)[:200]}"
         )
-    train, valid = (
-        tuple(replace(photo, label=label_of[annotations.class_names[photo.label]]) for photo in photos)
-        for photos in (annotations.train, annotations.valid)
+    train, valid, test = (
+        tuple(replace(image, label=label_of[splits.class_names[image.label]]) for image in images)
+        for images in (splits.train, splits.valid, splits.test)
     )
-    annotations = replace(annotations, train=train, valid=valid, class_names=trained.class_names)
-    photos = {"train": train, "valid": valid, "all": train + valid}[split]
-    if not photos:
-        raise DataError(f"{folder} has no photos in its split '{split}'")
-    return photos, annotations
+    splits = replace(splits, train=train, valid=valid, test=test, class_names=trained.class_names)
+    images = splits.records if split == "all" else getattr(splits, split)
+    if not images:
+        raise DataError(f"{config.data_path} has no images in its split '{split}'")
+    return images, splits
 
 
-def evaluate(trained: Trained, photos: tuple[ImageRecord, ...], annotations: DataSplits) -> Evaluation:
-    """Runs the training's own validation over `photos`: same loader, batch size, number format and sums.
+def evaluate(trained: TrainedModel, images: tuple[ImageRecord, ...], splits: DataSplits) -> Evaluation:
+    """Runs the training's own validation on `images`: same loader, batch size, precision and sums.
 
-    So its figures of the training's validation photos are those of the training, bit by bit, on the same machine. Photos
-    are never cut to their boxes, those of the training split neither.
+    On the same machine, the metrics of the training's validation images equal those of the training bit by bit. As in
+    the training's validation, images are not cropped to their boxes.
 
     Raises:
-        ConfigError: The machine has no device of the kind that the configuration names.
-        DataError: A photo cannot be read.
+        ConfigError: The machine has no device of the configured kind.
+        DataError: An image cannot be read.
     """
     changes = {"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": None}  # one pass is not worth compiling
-    if photos is not annotations.valid:  # no cache of photos that are looked at once
+    if images is not splits.valid:  # read once, so not cached
         changes |= {"cache_path": None, "augmentation_device": "cpu"}
     config = trained.config.model_copy(update=changes)
     collector = _Collector()
     trainer = build_trainer(config, trained.folder, [collector])
-    data = build_data(config, replace(annotations, train=(), valid=photos))
+    data = build_data(config, replace(splits, train=(), valid=images))
     trainer.validate(trained.classifier, data, verbose=False)
     metrics = {name: trained.classifier.epoch_metrics[name] for name in METRICS}
-    return Evaluation(photos, torch.cat(collector.logits), metrics, str(trainer.strategy.root_device))
+    return Evaluation(images, torch.cat(collector.logits), metrics, str(trainer.strategy.root_device))
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of the probability behind `correct` of `count`.
+    """Returns the 95 % confidence interval of the accuracy behind `correct` of `count` predictions.
 
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. It holds for photos that were
-    drawn independently and did not choose the network.
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. It assumes images that are
+    drawn independently and were not used to select the model.
     """
     share, z2 = correct / count, Z_95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return (centre - half if correct else 0.0), (centre + half if correct < count else 1.0)  # exact at both ends
+    return (center - half if correct else 0.0), (center + half if correct < count else 1.0)  # exact at both ends
 
 
 def class_rows(evaluation: Evaluation, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns a row for each class that has photos: how many, how many right, and what it is most often taken for."""
+    """Returns a row for each class that has images: accuracy with its interval, and the class it is most confused with."""
     confusion, labels = evaluation.confusion, evaluation.labels
-    among_top5 = evaluation.ranking.eq(labels[:, None]).any(dim=1)
+    in_top5 = evaluation.ranking.eq(labels[:, None]).any(dim=1)
     rows = []
     for label, name in enumerate(class_names):
         count = int(confusion[label].sum())
@@ -156,64 +155,64 @@ def class_rows(evaluation: Evaluation, class_names: tuple[str, ...]) -> list[dic
             continue
         wrong = confusion[label].clone()
         wrong[label] = 0
-        times, other = wrong.max(dim=0)
+        confusions, other = wrong.max(dim=0)
         correct = int(confusion[label, label])
         low, high = wilson_interval(correct, count)
         rows.append(
             {
                 "class": name,
-                "photos": count,
+                "images": count,
                 "correct": correct,
                 "accuracy": correct / count,
                 "accuracy_low": low,
                 "accuracy_high": high,
-                "top5_accuracy": int(among_top5[labels == label].sum()) / count,
+                "top5_accuracy": int(in_top5[labels == label].sum()) / count,
                 "predicted": int(confusion[:, label].sum()),
-                "most_often_taken_for": class_names[int(other)] if times else "",
-                "times": int(times),
+                "most_confused_with": class_names[int(other)] if confusions else "",
+                "confusions": int(confusions),
             }
         )
     return rows
 
 
-def photo_rows(evaluation: Evaluation, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns a row for each photo: its class, the class it was taken for, and the probabilities of both."""
+def image_rows(evaluation: Evaluation, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns a row for each image: its class, the top-1 prediction, and the probabilities of both."""
     probabilities = evaluation.logits.softmax(dim=1)
     predicted = evaluation.ranking[:, 0]
-    best, own = (probabilities.gather(1, labels[:, None])[:, 0] for labels in (predicted, evaluation.labels))
-    columns = zip(evaluation.photos, predicted.tolist(), best.tolist(), own.tolist(), strict=True)
+    top1, own = (probabilities.gather(1, labels[:, None])[:, 0] for labels in (predicted, evaluation.labels))
+    columns = zip(evaluation.images, predicted.tolist(), top1.tolist(), own.tolist(), strict=True)
     return [
         {
-            "photo": str(photo.path),
-            "class": class_names[photo.label],
+            "image": str(image.path),
+            "class": class_names[image.label],
             "predicted": class_names[index],
-            "correct": int(index == photo.label),
+            "correct": int(index == image.label),
             "probability": probability,
-            "probability_of_class": of_class,
+            "probability_of_class": probability_of_class,
         }
-        for photo, index, probability, of_class in columns
+        for image, index, probability, probability_of_class in columns
     ]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes that are taken for one another: `first` for `second` `forth` times, the other way `back` times."""
+    """Two confused classes: `count` images of `first` predicted as `second`, `reverse_count` the other way around."""
 
     first: int
     second: int
-    forth: int
-    back: int
+    count: int
+    reverse_count: int
 
     @property
-    def times(self) -> int:
-        return self.forth + self.back
+    def total(self) -> int:
+        return self.count + self.reverse_count
 
 
 def confused_pairs(confusion: Tensor) -> list[Pair]:
-    """Returns the pairs of classes that are ever confused, most often confused first; `forth` is at least `back`."""
+    """Returns the confused pairs of classes, the most confused first; `count` is at least `reverse_count`."""
     confused = {tuple(sorted(pair)) for pair in confusion.nonzero().tolist() if pair[0] != pair[1]}
     pairs = []
     for one, other in confused:
-        forth, back = int(confusion[one, other]), int(confusion[other, one])
-        pairs.append(Pair(one, other, forth, back) if forth >= back else Pair(other, one, back, forth))
-    return sorted(pairs, key=lambda pair: (-pair.times, -pair.forth, pair.first, pair.second))
+        count, reverse = int(confusion[one, other]), int(confusion[other, one])
+        pairs.append(Pair(one, other, count, reverse) if count >= reverse else Pair(other, one, reverse, count))
+    return sorted(pairs, key=lambda pair: (-pair.total, -pair.count, pair.first, pair.second))

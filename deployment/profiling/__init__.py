@@ -1,1 +1,1 @@
-"""Measures the size, latency and memory of models."""
+"""Measures the size, latency, throughput and memory of models."""

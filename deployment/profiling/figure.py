@@ -1,4 +1,4 @@
-"""Draws networks by what they cost and what they give."""
+"""Draws accuracy, or size, against latency."""
 
 import math
 import textwrap
@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from deployment.profiling.benchmark import Row
+from deployment.profiling.benchmark import Profile
 from utils.files import replacing
+from utils.runs.curves import escape_dollars
 
 POINTS_PER_INCH = 72
-LINE = 170  # characters below the picture
-FEWEST_DECADES = 0.3
-NEAR = 10  # points; a label that is farther off has a line to its dot
-# Where a label may stand beside its dot, in points, nearest first: (x, y, horizontal alignment).
+NOTE_WIDTH = 170  # characters
+MIN_DECADES = 0.3  # of a logarithmic axis with logarithmic ticks
+MAX_UNCONNECTED = 10  # points; labels farther from their dot get a line to it
+# Candidate offsets of a label from its dot, in points, nearest first: (x, y, horizontal alignment).
 PLACES = [
     (x * distance, y * distance, {1: "left", 0: "center", -1: "right"}[x])
     for distance in (6, 10, 15, 22, 30)
@@ -27,26 +28,26 @@ PLACES = [
 ]
 
 
-def draw(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Draws accuracy against latency in onnxruntime on one thread; parameters where no network has an accuracy.
+def draw(profiles: Sequence[Profile], path: Path, *, title: str) -> None:
+    """Draws accuracy against latency in onnxruntime on one thread; parameters where no model has an accuracy.
 
-    Networks without an accuracy are left out where others have one, and named in a line below.
+    Where some models have an accuracy, those without are listed below the plot.
     """
-    left_out = [row.name for row in rows if row.accuracy is None]
-    trained = len(left_out) < len(rows)
+    omitted = [profile.name for profile in profiles if profile.accuracy is None]
+    trained = len(omitted) < len(profiles)
     if trained:
-        rows = [row for row in rows if row.accuracy is not None]
-    times = [1e3 * row.seconds["onnxruntime", 1].median for row in rows]
-    heights = [100 * row.accuracy if trained else row.parameters / 1e6 for row in rows]
-    areas = [25 + 4 * row.parameters / 1e6 for row in rows]  # square points
+        profiles = [profile for profile in profiles if profile.accuracy is not None]
+    times = [1e3 * profile.seconds["onnxruntime", 1].median for profile in profiles]
+    heights = [100 * profile.accuracy if trained else profile.parameters / 1e6 for profile in profiles]
+    areas = [25 + 4 * profile.parameters / 1e6 for profile in profiles]  # square points
     figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.set_xlabel("latency of one image, onnxruntime, one thread, ms")
     axes.set_ylabel("validation accuracy, %" if trained else "parameters, millions")
-    for index, family in enumerate(sorted({_family(row) for row in rows})):
-        members = [i for i, row in enumerate(rows) if _family(row) == family]
+    for index, family in enumerate(sorted({_family(profile) for profile in profiles})):
+        members = [i for i, profile in enumerate(profiles) if _family(profile) == family]
         axes.scatter(
             [times[i] for i in members], [heights[i] for i in members], s=[areas[i] for i in members],
             color=f"C{index % 10}", alpha=0.8, zorder=3,
@@ -56,24 +57,30 @@ def draw(rows: Sequence[Row], path: Path, *, title: str) -> None:
     if not trained:
         axes.set_yscale("log")
         _plain_numbers(axes.yaxis)
-    elif left_out:
-        note = f"left out, for they have no accuracy: {', '.join(left_out)}"
-        figure.supxlabel(textwrap.fill(note, LINE), fontsize=8.5, x=0.01, ha="left", color="#555555")
+    elif omitted:
+        note = f"without accuracy: {', '.join(omitted)}"
+        figure.supxlabel(textwrap.fill(note, NOTE_WIDTH), fontsize=8.5, x=0.01, ha="left", color="#555555")
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{title}\nlarger dots have more parameters", fontsize=10)
+    axes.set_title(f"{escape_dollars(title)}\nlarger dots have more parameters", fontsize=10)
     figure.draw_without_rendering()
-    _label(figure, axes, [row.name for row in rows], list(zip(times, heights, strict=True)), areas)
+    _label(
+        figure,
+        axes,
+        [escape_dollars(profile.name) for profile in profiles],
+        list(zip(times, heights, strict=True)),
+        areas,
+    )
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
 
 
 def _plain_numbers(axis: Axis) -> None:
-    """Labels a logarithmic axis with 0.5 or 20 instead of powers of ten, between the decades too where it spans few."""
+    """Labels a logarithmic axis with 0.5 or 20 instead of powers of ten, between the decades too if it spans few."""
     axis.set_major_formatter("{x:g}")
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    if decades < FEWEST_DECADES:  # which hardly has a power of ten in it, nor twice or thrice one
+    if decades < MIN_DECADES:  # no or one power of ten
         axis.set_major_locator(MaxNLocator(6))
         axis.set_minor_locator(NullLocator())
         return
@@ -82,8 +89,8 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in digits else ""))
 
 
-def _family(row: Row) -> str:
-    return row.architecture.partition("/")[0].partition("_")[0]
+def _family(profile: Profile) -> str:
+    return profile.architecture.partition("/")[0].partition("_")[0]
 
 
 def _label(
@@ -93,7 +100,7 @@ def _label(
     points: Sequence[tuple[float, float]],
     areas: Sequence[float],
 ) -> None:
-    """Writes each name beside its dot, where it covers no dot and no other name, or as little as can be."""
+    """Places each name beside its dot, with the least overlap with dots, other names and the frame."""
     renderer = figure.canvas.get_renderer()
     taken = []
     for (x, y), area in zip(axes.transData.transform(points), areas, strict=True):
@@ -113,12 +120,12 @@ def _label(
         x, y, alignment = PLACES[costs.index(min(costs))]
         text.set(position=(x, y), ha=alignment)
         taken.append(text.get_window_extent(renderer))
-        if max(abs(x), abs(y)) > NEAR:
+        if max(abs(x), abs(y)) > MAX_UNCONNECTED:
             line = {"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"}
             axes.annotate("", point, (x, y), textcoords="offset points", arrowprops=line)
 
 
 def _overlap(first: Bbox, second: Bbox) -> float:
-    """Returns the area that two boxes share."""
+    """Returns the area of the intersection."""
     shared = Bbox.intersection(first, second)
     return 0.0 if shared is None else shared.width * shared.height

@@ -1,4 +1,4 @@
-"""Measures how large and how fast a network is."""
+"""Measures the cost of a model: multiply-adds, and the duration of calls."""
 
 import statistics
 import time
@@ -18,7 +18,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Seconds(NamedTuple):
-    """How long a call takes: the median, and the quartiles around it."""
+    """The duration of a call: median and quartiles."""
 
     median: float
     low: float
@@ -26,14 +26,14 @@ class Seconds(NamedTuple):
 
 
 def spread(times: list[float]) -> Seconds:
-    """Returns median and quartiles of at least two durations."""
+    """Returns the median and the quartiles of at least two durations."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return Seconds(median, low, high)
 
 
 @contextmanager
-def threads_restored() -> Iterator[None]:
-    """Lets torch compute with as many threads as before, whatever is set within."""
+def restored_threads() -> Iterator[None]:
+    """Restores torch's number of threads on exit."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -46,27 +46,27 @@ def interleaved(
     *,
     rounds: int,
     seconds: float,
-    least_calls: int = 3,
+    min_calls: int = 3,
     description: str = "measuring",
 ) -> dict[Name, list[float]]:
-    """Times each of `calls` in turn, `rounds` times over, so that what disturbs the machine for a while meets all of them.
+    """Times `calls` in turns, so that a temporary disturbance of the machine affects all of them.
 
     Args:
-        calls: What to time.
-        rounds: How many turns each gets.
-        seconds: How long a turn takes at least.
-        least_calls: How many calls a turn has at least.
+        calls: The functions to time.
+        rounds: Turns of each function.
+        seconds: Minimum duration of a turn.
+        min_calls: Minimum number of calls in a turn.
         description: Of the progress bar.
 
     Returns:
-        The duration of every call, without those of the warm-up at the start of each turn.
+        The duration of every call, in seconds, without the warm-up calls of each turn.
     """
     times: dict[Name, list[float]] = {name: [] for name in calls}
     for name, call in progress_bar(list(calls.items()) * rounds, description=description, unit=" turns"):
         for _ in range(WARM_UP_CALLS):
             call()
         end, count = time.perf_counter() + seconds, 0
-        while count < least_calls or time.perf_counter() < end:
+        while count < min_calls or time.perf_counter() < end:
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
@@ -77,7 +77,7 @@ def interleaved(
 def count_multiply_adds(model: nn.Module, image: Tensor) -> int:
     """Returns the multiply-adds of one image (1, C, H, W): half of what `torch.utils.flop_counter` counts.
 
-    It counts convolutions and matrix products, which are nearly all of them, and takes tensors of the meta device too.
+    Convolutions and matrix products are counted. Tensors on the meta device are accepted.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)

@@ -1,6 +1,6 @@
-"""Prints how much memory one inference of an ONNX file takes: python -m deployment.profiling.peak_memory FILE.
+"""Prints the peak memory of one ONNX inference, in bytes: python -m deployment.profiling.peak_memory FILE.
 
-A process of its own, for only its peak is the network's. It imports no torch, as a program that runs the file need not.
+It runs in a new process, whose peak is the model's alone, and does not import torch, as programs that run the file do not.
 """
 
 import subprocess
@@ -13,10 +13,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(onnx_path: Path) -> int | None:
-    """Returns the bytes that one image on one thread takes at most, weights and onnxruntime's own included.
-
-    Returns None where the operating system does not tell, which is anywhere but on Linux.
-    """
+    """Returns the peak memory of one image on one thread, in bytes, with weights and onnxruntime itself; Linux only."""
     if not STATUS.exists():
         return None
     command = [sys.executable, "-m", "deployment.profiling.peak_memory", str(onnx_path.resolve())]
@@ -24,7 +21,7 @@ def peak_memory(onnx_path: Path) -> int | None:
 
 
 def resident(field: str) -> int:
-    """Returns VmRSS, the memory that this process holds now, or VmHWM, the most it ever held, in bytes."""
+    """Returns the current (VmRSS) or the peak (VmHWM) resident memory of this process, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])
 

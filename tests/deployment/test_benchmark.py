@@ -1,4 +1,4 @@
-"""The benchmark: what it counts is exact, what it times takes turns, and what it shows is what it measured."""
+"""The benchmark: exact counts, interleaved timing, and reports that show what was measured."""
 
 import csv
 import itertools
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import benchmark
-from deployment.profiling.benchmark import Row, build_rows
+from deployment.profiling.benchmark import Profile, build_profiles
 from deployment.profiling.figure import _overlap, draw
 from deployment.profiling.measure import Seconds, count_multiply_adds, interleaved, spread
 from deployment.profiling.peak_memory import STATUS
@@ -45,10 +45,10 @@ def convolutions_and_products(model: nn.Module, image: torch.Tensor) -> int:
 
 @pytest.fixture(scope="module")
 def measured(trained_run, tmp_path_factory):
-    """SqueezeNet 1.0 with random weights and the trained run, measured as briefly as can be."""
+    """SqueezeNet 1.0 with random weights and a trained run, measured as briefly as possible."""
     folder, threads = tmp_path_factory.mktemp("benchmark"), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deployment.profiling.benchmark.TURN", 0.0)
+        patch.setattr("deployment.profiling.benchmark.TURN_SECONDS", 0.0)
         rows = benchmark.main(
             ["sq_10", str(trained_run), "--image-size", "64", "48", "--quick", "--output", str(folder)]
         )
@@ -56,11 +56,11 @@ def measured(trained_run, tmp_path_factory):
     return folder, rows
 
 
-def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
+def test_the_table_has_the_measurements_of_each_model(measured, trained_run):
     folder, _ = measured
     squeezenet, run = csv.DictReader((folder / "benchmark.csv").read_text().splitlines())
-    assert (squeezenet["network"], squeezenet["parameters"], squeezenet["accuracy"]) == ("sq_10", "835972", "")
-    assert (run["network"], run["architecture"], run["parameters"]) == (trained_run.name, "shuff_v2_x05", "348967")
+    assert (squeezenet["model"], squeezenet["parameters"], squeezenet["accuracy"]) == ("sq_10", "835972", "")
+    assert (run["model"], run["architecture"], run["parameters"]) == (trained_run.name, "shuff_v2_x05", "348967")
     assert (
         float(run["accuracy"]) == read_checkpoint(trained_run / "checkpoints/best.ckpt")[ABOUT]["metrics"]["valid_acc"]
     )
@@ -83,11 +83,15 @@ def test_the_table_has_what_is_known_of_each_network(measured, trained_run):
 def test_the_report_states_its_conditions(measured):
     folder, rows = measured
     text = (folder / "benchmark.md").read_text()
-    assert f"torch {torch.__version__.partition('+')[0]}" in text and "onnxruntime " in text and "2 rounds" in text
+    assert (
+        f"torch {torch.__version__.partition('+')[0]}" in text
+        and "onnxruntime " in text
+        and "2 interleaved rounds" in text
+    )
     assert "torch.utils.flop_counter" in text and "also chose the checkpoint" in text
     cells = table(rows)
     assert (
-        cells[0][:3] == ["network", "image", "accuracy, %"] and "GPU, ms" not in cells[0]
+        cells[0][:3] == ["model", "image", "accuracy, %"] and "GPU, ms" not in cells[0]
     ) or torch.cuda.is_available()
     assert cells[1][1] == "64×48" and cells[1][2] == "" and cells[2][2] == f"{100 * rows[1].accuracy:.2f}"
     with Image.open(folder / "benchmark.png") as image:
@@ -95,18 +99,18 @@ def test_the_report_states_its_conditions(measured):
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.0, False), (4.0, False), (4.1, True)])
-def test_a_busy_machine_is_warned_of(monkeypatch, load, warned):
+def test_a_busy_machine_causes_a_warning(monkeypatch, load, warned):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    said = conditions(2)
-    warning = "Warning: other work was running (load 4.1 on 8 cores): latencies are too high."
-    assert (said[-1] == warning) == warned and any("Warning" in line for line in said) == warned
+    lines = conditions(2)
+    warning = "Warning: other processes were running (load 4.1 on 8 cores): latencies are too high."
+    assert (lines[-1] == warning) == warned and any("Warning" in line for line in lines) == warned
 
 
-def test_the_networks_take_turns():
+def test_models_are_measured_in_turns():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = interleaved(calls, rounds=2, seconds=0, least_calls=3)
+    times = interleaved(calls, rounds=2, seconds=0, min_calls=3)
     turn = 2 + 3  # of warm-up and measured
     assert "".join(order) == "".join(name * turn for name in "abcabc")
     assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "c": 6}
@@ -138,20 +142,22 @@ def test_ghostnets_known_cost(size, num_classes, width, parameters, millions):
 
 def test_none_named_means_all_26(monkeypatch):
     monkeypatch.setattr("deployment.profiling.benchmark.build_model", lambda name, **settings: nn.Identity())
-    assert [row.name for row in build_rows([], (227, 227))] == list(ARCHITECTURES) and len(ARCHITECTURES) == 26
+    assert [row.name for row in build_profiles([], (227, 227))] == list(ARCHITECTURES) and len(ARCHITECTURES) == 26
 
 
-def test_the_checkpoints_of_a_run_have_names_of_their_own(trained_run, monkeypatch):
+def test_checkpoints_of_one_run_have_different_names(trained_run, monkeypatch):
     names = [str(trained_run), *(str(trained_run / f"checkpoints/{name}.ckpt") for name in ("best", "last"))]
     run = trained_run.name
-    assert [row.name for row in build_rows(names, (64, 48))] == [run, f"{run}/best", f"{run}/last"]
+    assert [row.name for row in build_profiles(names, (64, 48))] == [run, f"{run}/best", f"{run}/last"]
     monkeypatch.chdir(trained_run)
-    assert [row.name for row in build_rows(["checkpoints/last.ckpt"], (64, 48))] == [f"{run}/last"]
+    assert [row.name for row in build_profiles(["checkpoints/last.ckpt"], (64, 48))] == [f"{run}/last"]
 
 
 def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"'mob_v3' is no architecture, run or checkpoint. Did you mean 'mob_v2'\?"):
+    with pytest.raises(
+        ConfigError, match=r"'mob_v3' is not an architecture, run or checkpoint. Did you mean 'mob_v2'\?"
+    ):
         benchmark.main(["mob_v3", "--output", str(tmp_path)])
 
 
@@ -166,7 +172,7 @@ def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypat
         (["--image-size", "31", "31"], ["for ghost: at least 32", "for shuff_v2_x20: at least 32"]),
     ],
 )
-def test_an_image_size_that_a_network_does_not_take_is_refused_as_by_training(tmp_path, arguments, problems):
+def test_an_unsupported_image_size_is_an_error_as_in_training(tmp_path, arguments, problems):
     with pytest.raises(ConfigError) as error:
         benchmark.main([*arguments, "--output", str(tmp_path / "out")])
     assert str(error.value).startswith("--image-size: ")
@@ -176,10 +182,10 @@ def test_an_image_size_that_a_network_does_not_take_is_refused_as_by_training(tm
 
 
 def test_tables_line_up():
-    cells = [["network", "fp32, MB"], ["ghost", "12.6"], ["eff_b7", "257.1"]]
-    assert as_text(cells).splitlines() == ["          fp32", "network     MB", "ghost     12.6", "eff_b7   257.1"]
+    cells = [["model", "fp32, MB"], ["ghost", "12.6"], ["eff_b7", "257.1"]]
+    assert as_text(cells).splitlines() == ["         fp32", "model      MB", "ghost    12.6", "eff_b7  257.1"]
     assert as_markdown(cells, ["so"]).splitlines()[2:6] == [
-        "| network | fp32, MB |", "| --- | ---: |", "| ghost | 12.6 |", "| eff_b7 | 257.1 |"
+        "| model | fp32, MB |", "| --- | ---: |", "| ghost | 12.6 |", "| eff_b7 | 257.1 |"
     ]  # fmt: skip
 
 
@@ -191,13 +197,13 @@ def drawn(rows, path, monkeypatch) -> Figure:
     return figures[0]
 
 
-def timed(name: str, seconds: float, accuracy: float | None, parameters: int = 1_000_000) -> Row:
-    row = Row(name, "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=parameters)
+def timed(name: str, seconds: float, accuracy: float | None, parameters: int = 1_000_000) -> Profile:
+    row = Profile(name, "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=parameters)
     row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
     return row
 
 
-def test_networks_without_an_accuracy_are_left_out_of_the_picture_and_named_below(tmp_path, monkeypatch):
+def test_models_without_an_accuracy_are_listed_below_the_plot(tmp_path, monkeypatch):
     rows = [timed("a", 0.003, 0.8), timed("b", 0.004, None), timed("c", 0.02, 0.9), timed("d", 0.05, None)]
     figure = drawn(rows, tmp_path / "a.png", monkeypatch)
     (axes,) = figure.axes
@@ -205,12 +211,12 @@ def test_networks_without_an_accuracy_are_left_out_of_the_picture_and_named_belo
     assert axes.get_ylabel() == "validation accuracy, %"
     points = sorted(tuple(point) for dots in axes.collections for point in dots.get_offsets())
     assert points == [pytest.approx((3, 80)), pytest.approx((20, 90))]
-    assert figure.get_supxlabel() == "left out, for they have no accuracy: b, d"
+    assert figure.get_supxlabel() == "without accuracy: b, d"
     assert drawn([rows[0], rows[2]], tmp_path / "b.png", monkeypatch).get_supxlabel() == ""
 
 
 @pytest.mark.parametrize("times", [(0.0005, 0.0009), (0.003, 0.0031), (0.02, 0.07), (0.0005, 0.02), (0.001, 5)])
-def test_the_axes_of_the_picture_have_plain_numbers(tmp_path, monkeypatch, times):
+def test_axes_have_plain_numbers(tmp_path, monkeypatch, times):
     rows = [timed(str(time), time, None, round(1e9 * time)) for time in times]
     (axes,) = drawn(rows, tmp_path / "a.png", monkeypatch).axes
     for axis in (axes.xaxis, axes.yaxis):
@@ -222,13 +228,13 @@ def test_the_axes_of_the_picture_have_plain_numbers(tmp_path, monkeypatch, times
         assert 2 <= len(seen) <= 10
 
 
-def test_the_picture_shows_parameters_if_no_network_has_an_accuracy(tmp_path):
+def test_the_plot_shows_parameters_if_no_model_has_an_accuracy(tmp_path):
     """Dots stand higher with more accuracy; without any accuracy, with more parameters."""
 
     def rows(accuracy):
         made = [
-            Row("small", "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=1_000_000),
-            Row("large", "ghost", nn.Identity(), torch.zeros(1), accuracy and 0.4, parameters=50_000_000),
+            Profile("small", "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=1_000_000),
+            Profile("large", "ghost", nn.Identity(), torch.zeros(1), accuracy and 0.4, parameters=50_000_000),
         ]
         for row, seconds in zip(made, (0.001, 0.1), strict=True):
             row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
@@ -237,9 +243,9 @@ def test_the_picture_shows_parameters_if_no_network_has_an_accuracy(tmp_path):
     def heights(path):
         """Returns the row of pixels of the left and of the right dot."""
         pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[60:-80, 80:]
-        coloured = pixels.max(axis=2) - pixels.min(axis=2) > 60
-        half = coloured.shape[1] // 2
-        return [np.argwhere(part).mean(axis=0)[0] for part in (coloured[:, :half], coloured[:, half:])]
+        colored = pixels.max(axis=2) - pixels.min(axis=2) > 60
+        half = colored.shape[1] // 2
+        return [np.argwhere(part).mean(axis=0)[0] for part in (colored[:, :half], colored[:, half:])]
 
     draw(rows(0.8), tmp_path / "trained.png", title="")
     left, right = heights(tmp_path / "trained.png")
@@ -249,7 +255,7 @@ def test_the_picture_shows_parameters_if_no_network_has_an_accuracy(tmp_path):
     assert right < left - 100
 
 
-def test_the_area_that_two_labels_share():
+def test_the_overlap_of_two_labels():
     from matplotlib.transforms import Bbox
 
     box = Bbox.from_bounds(0, 0, 10, 4)

@@ -1,4 +1,4 @@
-"""Evaluation: the training's own figures to the last bit, and what they are made of."""
+"""Evaluation: the training's own metrics to the last bit, and the tables and figures behind them."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 import evaluate
 from datamodules import BoundingBox, ImageRecord, read_data
-from deployment.evaluation.evaluation import Evaluation, Pair, class_rows, confused_pairs, photo_rows, wilson_interval
+from deployment.evaluation.evaluation import Evaluation, Pair, class_rows, confused_pairs, image_rows, wilson_interval
 from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
@@ -35,7 +35,7 @@ def changed_checkpoint(trained_run: Path, path: Path, change) -> Path:
 
 
 def evaluation_of(labels: list[int], predicted: list[int], classes: int, folder: Path = Path()) -> Evaluation:
-    """Returns an evaluation whose photos are one-coloured files if `folder` has them."""
+    """Returns an evaluation of `folder/000000.jpg`, `folder/000001.jpg` …"""
     logits = torch.nn.functional.one_hot(torch.tensor(predicted), classes).float() * 2
     photos = tuple(
         ImageRecord(folder / f"{index:06d}.jpg", label, BoundingBox(0, 0, 1, 1)) for index, label in enumerate(labels)
@@ -44,31 +44,31 @@ def evaluation_of(labels: list[int], predicted: list[int], classes: int, folder:
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_the_figures_are_the_trainings_own_to_the_last_bit(trained_run, capsys, name):
+def test_metrics_equal_the_trainings_to_the_last_bit(trained_run, capsys, name):
     checkpoint = trained_run / f"checkpoints/{name}.ckpt"
     metrics = evaluate.main([str(checkpoint)])
-    noted = read_checkpoint(checkpoint)[ABOUT]["metrics"]
-    assert metrics == {key: noted[key] for key in ("valid_loss", "valid_acc", "valid_top5_acc")}
-    said = capsys.readouterr().out
-    assert "equals the training's own figures of this checkpoint exactly" in said
-    assert "These validation photos also chose the checkpoint" in said
+    in_training = read_checkpoint(checkpoint)[ABOUT]["metrics"]
+    assert metrics == {key: in_training[key] for key in ("valid_loss", "valid_acc", "valid_top5_acc")}
+    out = capsys.readouterr().out
+    assert "equals the training's own metrics of this checkpoint exactly" in out
+    assert "These validation images also chose the checkpoint" in out
     folder = trained_run / f"evaluation/{name}_valid"
-    assert str(folder) in said
+    assert str(folder) in out
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["equals_training"] is True and summary["valid_loss"] == noted["valid_loss"]
-    assert summary["count"] == 14 and summary["correct"] == round(14 * noted["valid_acc"])
+    assert summary["equals_training"] is True and summary["valid_loss"] == in_training["valid_loss"]
+    assert summary["images"] == 14 and summary["correct"] == round(14 * in_training["valid_acc"])
     assert {path.name for path in folder.iterdir()} == {
-        "summary.json", "classes.csv", "photos.csv", "confused_pairs.csv", "confusion_matrix.png", "confused_pairs.png"
+        "summary.json", "classes.csv", "images.csv", "confused_pairs.csv", "confusion_matrix.png", "confused_pairs.png"
     }  # fmt: skip
 
 
-def test_the_tables_say_what_the_network_says_of_each_photo(trained_run, car_photos, tmp_path):
+def test_the_tables_hold_the_models_outputs_for_each_image(trained_run, car_photos, tmp_path):
     evaluate.main([str(trained_run), "--output", str(tmp_path)])
     trained = load_trained(str(trained_run))
     photos = read_data(car_photos).valid
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.4707, 0.4602, 0.455), (0.2594, 0.2585, 0.2635)))
-    rows = table(tmp_path / "photos.csv")
-    assert [row["photo"] for row in rows] == [str(photo.path) for photo in photos]
+    rows = table(tmp_path / "images.csv")
+    assert [row["image"] for row in rows] == [str(photo.path) for photo in photos]
     predicted = []
     for row, photo in zip(rows, photos, strict=True):
         pixels = np.asarray(Image.open(photo.path).resize((48, 64), Image.Resampling.BILINEAR))
@@ -83,57 +83,57 @@ def test_the_tables_say_what_the_network_says_of_each_photo(trained_run, car_pho
     assert len(set(predicted)) > 2  # else this test would prove little
     for label, row in enumerate(table(tmp_path / "classes.csv")):
         right = sum(p == photo.label == label for p, photo in zip(predicted, photos, strict=True))
-        assert (row["class"], row["photos"], row["correct"]) == (CAR_MODELS[label], "2", str(right))
+        assert (row["class"], row["images"], row["correct"]) == (CAR_MODELS[label], "2", str(right))
         assert row["predicted"] == str(predicted.count(label))
     wrong = sum(p != photo.label for p, photo in zip(predicted, photos, strict=True))
-    assert sum(int(row["times"]) for row in table(tmp_path / "confused_pairs.csv")) == wrong
+    assert sum(int(row["total"]) for row in table(tmp_path / "confused_pairs.csv")) == wrong
 
 
-def test_other_weights_do_not_equal_the_trainings_figures(trained_run, tmp_path, capsys):
+def test_other_weights_do_not_equal_the_trainings_metrics(trained_run, tmp_path, capsys):
     def disturb(checkpoint):
         checkpoint["state_dict"]["model.fc.weight"] *= 1.1
 
     path = changed_checkpoint(trained_run, tmp_path / "other.ckpt", disturb)
     evaluate.main([str(path)])
-    said = capsys.readouterr().out
-    assert "differs from the training's own figures" in said and "loss " in said
+    out = capsys.readouterr().out
+    assert "differs from the training's own metrics" in out and "loss " in out
     assert json.loads((tmp_path / "evaluation/other_valid/summary.json").read_text())["equals_training"] is False
 
 
-def test_a_checkpoint_from_within_an_epoch_has_no_figures_to_compare_with(trained_run, tmp_path, capsys):
+def test_a_checkpoint_from_within_an_epoch_has_no_metrics_to_compare_with(trained_run, tmp_path, capsys):
     def interrupt(checkpoint):
         checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"] += 1
 
     path = changed_checkpoint(trained_run, tmp_path / "within.ckpt", interrupt)
     assert load_trained(str(path)).metrics == {}
     evaluate.main([str(path)])
-    assert "written within an epoch" in capsys.readouterr().out
+    assert "is from within an epoch" in capsys.readouterr().out
     assert json.loads((tmp_path / "evaluation/within_valid/summary.json").read_text())["equals_training"] is None
 
 
 def test_another_data_set_in_another_layout_and_order_of_classes(trained_run, tmp_path, capsys):
-    """Its label 0 is the network's label 6, and so on: the names decide."""
+    """Label 0 of the data set is label 6 of the model: class names decide."""
     folder = tmp_path / "phone"
     photos = write_original_release(folder, train_per_class=1, valid_per_class=2, class_names=CAR_MODELS[::-1])
     evaluate.main([str(trained_run), "--data", str(folder), "--split", "all", "--output", str(tmp_path / "out")])
-    said = capsys.readouterr().out
-    assert "on 21 photos" in said and "an independent figure if no photo" in said
-    assert "equals the training" not in said and "also chose the checkpoint" not in said
-    rows = {row["photo"]: row for row in table(tmp_path / "out/photos.csv")}
+    out = capsys.readouterr().out
+    assert ": 21 images, all split of" in out and "an independent result if none of" in out
+    assert "equals the training" not in out and "also chose the checkpoint" not in out
+    rows = {row["image"]: row for row in table(tmp_path / "out/images.csv")}
     assert {row["class"] for row in rows.values()} == set(CAR_MODELS)
     for photo in photos:
         assert rows[str(folder / photo.name)]["class"] == CAR_MODELS[::-1][photo.label]
 
 
-def test_the_training_photos_can_be_judged_and_are_not_cut(trained_run, capsys):
+def test_the_training_split_can_be_evaluated(trained_run, capsys):
     evaluate.main([str(trained_run), "--split", "train"])
-    said = capsys.readouterr().out
-    assert "on 28 photos" in said and "what it remembers" in said
+    out = capsys.readouterr().out
+    assert ": 28 images, train split" in out and "does not show how well it generalizes" in out
 
 
-def test_a_class_the_network_does_not_know_is_refused(trained_run, tmp_path):
+def test_an_unknown_class_is_an_error(trained_run, tmp_path):
     write_updated_release(tmp_path / "other", class_names=("BMW X6 SUV 2012", "Trabant 601 Sedan 1964"))
-    with pytest.raises(DataError, match=r"1 of 2 classes .* such as 'Trabant 601 Sedan 1964'"):
+    with pytest.raises(DataError, match=r"not trained on 1 of its 2 classes, such as 'Trabant 601 Sedan 1964'"):
         evaluate.main([str(trained_run), "--data", str(tmp_path / "other")])
 
 
@@ -168,17 +168,17 @@ def test_confusion_rows_and_pairs():
     assert evaluation.confusion.tolist() == [[1, 2, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert confused_pairs(evaluation.confusion) == [Pair(0, 1, 2, 1), Pair(2, 1, 1, 0)]
     rows = class_rows(evaluation, NAMES)
-    assert [(row["photos"], row["correct"], row["predicted"]) for row in rows] == [
+    assert [(row["images"], row["correct"], row["predicted"]) for row in rows] == [
         (3, 1, 2),
         (2, 1, 4),
         (2, 1, 1),
         (1, 1, 1),
     ]
-    assert [row["most_often_taken_for"] for row in rows] == ["Beta 2002", "Alpha 2001", "Beta 2002", ""]
-    assert [row["times"] for row in rows] == [2, 1, 1, 0]
+    assert [row["most_confused_with"] for row in rows] == ["Beta 2002", "Alpha 2001", "Beta 2002", ""]
+    assert [row["confusions"] for row in rows] == [2, 1, 1, 0]
     certain = np.exp(2) / (np.exp(2) + 3)
-    assert photo_rows(evaluation, NAMES)[1]["probability"] == pytest.approx(certain, abs=1e-6)
-    assert photo_rows(evaluation, NAMES)[1]["probability_of_class"] == pytest.approx(1 / (np.exp(2) + 3), abs=1e-6)
+    assert image_rows(evaluation, NAMES)[1]["probability"] == pytest.approx(certain, abs=1e-6)
+    assert image_rows(evaluation, NAMES)[1]["probability_of_class"] == pytest.approx(1 / (np.exp(2) + 3), abs=1e-6)
 
 
 def test_classes_without_photos_have_no_row_and_top5_looks_at_five():
@@ -189,7 +189,7 @@ def test_classes_without_photos_have_no_row_and_top5_looks_at_five():
 
 
 def test_the_matrix_of_196_classes_has_a_cell_to_read_for_each(tmp_path):
-    """Every photo is right but one: class 5 is taken for class 190. Names sort as their numbers do."""
+    """All predictions are correct but one: class 5 is predicted as class 190. Names sort as numbers."""
     names = [f"Make {number:03d}" for number in range(196)]
     predicted = list(range(196))
     predicted[5] = 190
@@ -201,7 +201,7 @@ def test_the_matrix_of_196_classes_has_a_cell_to_read_for_each(tmp_path):
     left, right = columns.min(), columns.max()
     assert (bottom - top) / 196 >= 13 and (right - left) / 196 >= 13
 
-    def colour(row: int, column: int) -> str:
+    def color(row: int, column: int) -> str:
         y, x = (
             start + (index + 0.5) * (end - start) / 196
             for start, end, index in ((top, bottom, row), (left, right, column))
@@ -209,18 +209,18 @@ def test_the_matrix_of_196_classes_has_a_cell_to_read_for_each(tmp_path):
         red, _, blue = pixels[round(y), round(x)]
         return "white" if min(red, blue) > 240 else "red" if red > blue else "blue"
 
-    assert [colour(5, 5), colour(5, 190), colour(190, 5)] == ["white", "red", "white"]
-    assert all(colour(index, index) == "blue" for index in range(196) if index != 5)
+    assert [color(5, 5), color(5, 190), color(190, 5)] == ["white", "red", "white"]
+    assert all(color(index, index) == "blue" for index in range(196) if index != 5)
 
 
-def test_the_sheet_shows_the_photos_in_question_and_no_others(tmp_path, monkeypatch):
-    """Two photos of class 0 are taken for 1; those of class 0 that are right or taken for 2 are not shown, nor class 2."""
-    monkeypatch.setattr("deployment.evaluation.figures.PAIRS", 1)
-    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 0, 200), (0, 200, 200), (200, 200, 0)]
-    for index, colour in enumerate(colours):
-        Image.new("RGB", (60, 45), colour).save(tmp_path / f"{index:06d}.jpg", quality=100, subsampling=0)
+def test_the_sheet_shows_the_confused_images_and_no_others(tmp_path, monkeypatch):
+    """Two images of class 0 are predicted as 1. Other images of class 0, and class 2, are not shown."""
+    monkeypatch.setattr("deployment.evaluation.figures.MAX_PAIRS", 1)
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 0, 200), (0, 200, 200), (200, 200, 0)]
+    for index, color in enumerate(colors):
+        Image.new("RGB", (60, 45), color).save(tmp_path / f"{index:06d}.jpg", quality=100, subsampling=0)
     evaluation = evaluation_of([0, 0, 0, 1, 2, 0], [1, 1, 0, 1, 2, 2], 3, tmp_path)
     draw_confused_pairs(evaluation, NAMES, tmp_path / "sheet.png", title="")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
-    shown = [(np.abs(pixels - colour).max(axis=2) < 8).sum() > 10_000 for colour in colours]
+    shown = [(np.abs(pixels - color).max(axis=2) < 8).sum() > 10_000 for color in colors]
     assert shown == [True, True, False, True, False, False]  # the fourth stands for comparison

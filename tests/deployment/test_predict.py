@@ -1,7 +1,8 @@
-"""Prediction: the same classes as the network itself gives, from the checkpoint alone, whatever the files are like."""
+"""Prediction: the model's own classes, from the checkpoint alone, for files of any kind."""
 
 import csv
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -15,8 +16,8 @@ from torch import nn
 
 import predict
 from deployment.explanation import Explainer, last_feature_map
-from deployment.prediction import Prediction, find_photos
-from deployment.prediction import predict as predict_photos
+from deployment.prediction import Prediction, find_images
+from deployment.prediction import predict as predict_images
 from deployment.trained import load_trained
 from models import build_model
 from tests.conftest import CAR_MODELS
@@ -32,7 +33,7 @@ def trained(trained_run):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A folder of five noisy photos of different sizes, one of them in a folder below and one gray, and a text."""
+    """A folder with five noisy images of different sizes, two of them in a subfolder and one gray, and a text file."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "more").mkdir()
     noise = np.random.default_rng(0)
@@ -47,7 +48,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 def reference(trained, path: Path) -> dict[str, float]:
-    """Returns what the network says of one photo, step by step as the study prepared its photos."""
+    """Returns the model's probabilities for one image, preprocessed step by step as in the study."""
     image = Image.open(path).convert("RGB").resize((48, 64), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.4707, 0.4602, 0.455), (0.2594, 0.2585, 0.2635)))
@@ -68,10 +69,10 @@ def test_json_has_the_five_most_probable_models_of_every_photo(trained, trained_
     predict.main([str(trained_run), str(photos), "--json"])
     entries = json.loads(capsys.readouterr().out)
     names = ["a.JPG", "b.png", "gray.png", "more/c.jpeg", "more/d.webp"]
-    assert [entry["photo"] for entry in entries] == [str(photos / name) for name in names]
+    assert [entry["image"] for entry in entries] == [str(photos / name) for name in names]
     for entry in entries:
         found = [(row["name"], row["probability"]) for row in entry["classes"]]
-        assert_top_five(found, reference(trained, Path(entry["photo"])))
+        assert_top_five(found, reference(trained, Path(entry["image"])))
 
 
 def test_csv_and_table(trained, trained_run, photos, capsys):
@@ -80,15 +81,15 @@ def test_csv_and_table(trained, trained_run, photos, capsys):
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     found = [(row["class"], float(row["probability"])) for row in rows]
     assert_top_five(found, reference(trained, path))
-    assert [row["rank"] for row in rows] == list("12345") and {row["photo"] for row in rows} == {str(path)}
+    assert [row["rank"] for row in rows] == list("12345") and {row["image"] for row in rows} == {str(path)}
     predict.main([str(trained_run), str(path)])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == str(path)
-    assert said[1:6] == [f"  {100 * value:7.2f} %  {name}" for name, value in found]
-    assert "--explain" in said[-1]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == str(path)
+    assert out[1:6] == [f"  {100 * value:7.2f} %  {name}" for name, value in found]
+    assert "--explain" in out[-1]
 
 
-def test_a_broken_photo_is_named_and_the_others_are_predicted(
+def test_a_damaged_image_is_named_and_the_others_are_predicted(
     trained, trained_run, photos, tmp_path, capsys, monkeypatch
 ):
     whole = (photos / "a.JPG").read_bytes()
@@ -102,16 +103,16 @@ def test_a_broken_photo_is_named_and_the_others_are_predicted(
     assert ["error" in entry for entry in entries] == [True, False, True, True, False]
     for index in (1, 4):
         found = [(row["name"], row["probability"]) for row in entries[index]["classes"]]
-        assert_top_five(found, reference(trained, Path(entries[index]["photo"])))
-    assert "half.jpg: this image cannot be decoded" in err and "text.png: this image cannot be decoded" in err
-    assert "gone.jpg: there is no such file" in err and "3 of 5 photos could not be read" in err
+        assert_top_five(found, reference(trained, Path(entries[index]["image"])))
+    assert all(re.search(rf"{name}: .*cannot be decoded", err) for name in ("half.jpg", "text.png"))
+    assert "gone.jpg: no such file" in err and "3 of 5 images could not be read" in err
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_batches_do_not_change_what_belongs_to_which_photo(trained, photos, tmp_path, batch_size):
-    paths = [*find_photos([str(photos)]), tmp_path / "gone.jpg"]
+def test_predictions_do_not_depend_on_the_batch_size(trained, photos, tmp_path, batch_size):
+    paths = [*find_images([str(photos)]), tmp_path / "gone.jpg"]
     paths.insert(2, tmp_path / "gone_too.jpg")
-    predictions = list(predict_photos(trained, paths, batch_size=batch_size))
+    predictions = list(predict_images(trained, paths, batch_size=batch_size))
     assert [prediction.path for prediction in predictions] == paths
     for prediction in predictions:
         if prediction.error is None:
@@ -119,38 +120,57 @@ def test_batches_do_not_change_what_belongs_to_which_photo(trained, photos, tmp_
     assert sum(prediction.error is not None for prediction in predictions) == 2
 
 
-def test_a_phone_photo_is_turned_upright(trained, photos, tmp_path):
+def test_exif_orientation_is_applied(trained, photos, tmp_path):
     upright = Image.open(photos / "a.JPG")
     upright.save(tmp_path / "upright.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    first, second = predict_photos(trained, [tmp_path / "upright.png", tmp_path / "turned.png"])
+    first, second = predict_images(trained, [tmp_path / "upright.png", tmp_path / "turned.png"])
     assert first.classes == second.classes
 
 
-def test_a_folder_without_photos_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="has no photos in it"):
-        find_photos([str(tmp_path)])
+def test_a_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="contains no images"):
+        find_images([str(tmp_path)])
 
 
-def test_what_a_folder_has_besides_photos_is_counted_and_a_dangling_link_is_named(
+def test_web_addresses_are_an_error(trained_run):
+    address = "https://example.org/cars/a.jpg"
+    with pytest.raises(ConfigError, match=f"^{address}: web addresses are not read; download the image") as error:
+        predict.main([str(trained_run), address])
+    assert error.value.exit_code == 2
+
+
+def test_hidden_files_of_a_folder_are_skipped(photos, tmp_path, caplog):
+    """A folder zipped on a Mac, opened in Jupyter; the path of the folder itself may be hidden."""
+    folder = tmp_path / ".downloads" / "cars"
+    for name in ("a.png", "._a.png", "__MACOSX/._a.png", "__MACOSX/a.png", ".ipynb_checkpoints/a-checkpoint.png",
+                 "below/b.png", "below/notes.txt", "below/.DS_Store", "below/__MACOSX/b.png", ".hidden.jpg"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "b.png", folder / name)
+    assert find_images([str(folder)]) == [folder / "a.png", folder / "below/b.png"]
+    assert "skipped files of other kinds: 1;" in caplog.text
+    assert find_images([str(folder / "._a.png")]) == [folder / "._a.png"]  # named explicitly
+
+
+def test_other_files_of_a_folder_are_counted_and_a_broken_link_is_named(
     trained_run, photos, tmp_path, monkeypatch, capsys
 ):
     shutil.copy(photos / "b.png", tmp_path)
     (tmp_path / "below.png").mkdir()  # a folder, whatever its name
-    for name in ("a.gif", "below.png/b.heic", "c.avif"):
+    for name in ("a.svg", "below.png/b.pdf", "c.avif"):
         (tmp_path / name).touch()
     (tmp_path / "lost.JPG").symlink_to("gone.jpg")
     monkeypatch.setattr(sys, "argv", ["predict.py", str(trained_run), str(tmp_path), "--json"])
     assert run_command(predict.main) == 1
     out, err = capsys.readouterr()
-    assert [Path(entry["photo"]).name for entry in json.loads(out)] == ["b.png", "lost.JPG"]
-    assert f"{tmp_path}: files of other kinds left out: 3; read are .jpg, .jpeg, .png" in err
-    assert "lost.JPG: this link leads nowhere" in err and "1 of 2 photos could not be read" in err
+    assert [Path(entry["image"]).name for entry in json.loads(out)] == ["b.png", "lost.JPG"]
+    assert f"{tmp_path}: skipped files of other kinds: 3; supported: .jpg, .jpeg, .png" in err
+    assert "lost.JPG: broken symbolic link" in err and "1 of 2 images could not be read" in err
     capsys.readouterr()
-    find_photos([str(photos / "more")])
-    assert "left out" not in capsys.readouterr().err
+    find_images([str(photos / "more")])
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_explain_needs_a_folder(trained_run, photos, tmp_path):
@@ -180,7 +200,7 @@ def changed_config(**changes):
     ("change", "message"),
     [
         (lambda checkpoint: checkpoint.pop(ABOUT), r"no checkpoint of this project: its part 'cars'"),
-        (without("class_names"), "class_names are missing"),
+        (without("class_names"), "part has no class_names"),
         (without("config"), "Its configuration is missing"),
         (lambda checkpoint: checkpoint[ABOUT].update(format=0), "has checkpoint format 0; this version reads 1"),
         (lambda checkpoint: checkpoint[ABOUT]["config"].pop("image_size"), "image_size: this key is missing"),
@@ -198,7 +218,7 @@ def changed_config(**changes):
         (lambda checkpoint: checkpoint.update(state_dict=None), r"lacks weights"),
     ],
 )
-def test_old_and_foreign_checkpoints_are_refused_with_what_is_missing(trained_run, tmp_path, change, message):
+def test_old_and_foreign_checkpoints_are_errors_that_name_what_is_missing(trained_run, tmp_path, change, message):
     checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "old.ckpt")
@@ -208,12 +228,12 @@ def test_old_and_foreign_checkpoints_are_refused_with_what_is_missing(trained_ru
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_first(trained_run, tmp_path, value):
+def test_weights_that_are_nan_or_infinite_are_an_error(trained_run, tmp_path, value):
     checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
     for name in ("model.fc.bias", "model.stage2.0.branch1.1.running_var"):
         checkpoint["state_dict"][name][-1] = value
     torch.save(checkpoint, tmp_path / "spoiled.ckpt")
-    message = r"spoiled.ckpt: its weight model\.stage2\.0\.branch1\.1\.running_var is not finite"
+    message = r"spoiled.ckpt: its weight model\.stage2\.0\.branch1\.1\.running_var is NaN or infinite"
     with pytest.raises(RunError, match=message):
         load_trained(str(tmp_path / "spoiled.ckpt"))
 
@@ -223,7 +243,7 @@ class Harmful:
         return Path.touch, (Path("executed"),)
 
 
-def test_no_pickle_is_executed(trained_run, tmp_path, monkeypatch):
+def test_pickled_code_is_not_executed(trained_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
     torch.save(checkpoint | {"more": Harmful()}, tmp_path / "harmful.ckpt")
@@ -233,7 +253,7 @@ def test_no_pickle_is_executed(trained_run, tmp_path, monkeypatch):
 
 
 def test_grad_cam_is_that_of_its_paper(trained, tmp_path, monkeypatch):
-    """Equations 1 and 2: channels weighted by the mean of the gradient, summed, and what is negative cut off."""
+    """Equations 1 and 2: channels weighted by the mean gradient, summed, rectified."""
     torch.manual_seed(0)
     model = build_model("shuff_v2_x05", num_classes=7).eval()
     monkeypatch.setitem(trained.classifier._modules, "model", model)
@@ -248,11 +268,11 @@ def test_grad_cam_is_that_of_its_paper(trained, tmp_path, monkeypatch):
         expected = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)[0].relu().detach()
         shown += bool(expected.max() > 0)
         expected = expected / expected.max().clamp(min=1e-30)
-        assert torch.allclose(explainer.heat(image, label), expected, atol=1e-5)
+        assert torch.allclose(explainer.heat_map(image, label), expected, atol=1e-5)
     assert shown > 1
 
 
-def test_an_overlay_for_each_photo_and_none_for_the_broken(trained_run, photos, tmp_path):
+def test_each_readable_image_gets_an_overlay(trained_run, photos, tmp_path):
     same_name = tmp_path / "in"
     same_name.mkdir()
     shutil.copy(photos / "b.png", same_name)
@@ -263,10 +283,10 @@ def test_an_overlay_for_each_photo_and_none_for_the_broken(trained_run, photos, 
         predict.main([str(trained_run), str(photos / "b.png"), str(same_name), "--explain", str(out)])
     assert sorted(path.name for path in out.iterdir()) == ["b_explained.png", "b_explained_2.png"]
     with Image.open(out / "b_explained.png") as overlay:
-        assert overlay.width == 70 and overlay.height > 50  # the photo, and a line below it
+        assert overlay.width == 70 and overlay.height > 50  # the image, and a line below it
 
 
-def test_overlays_replace_neither_the_photos_beside_them_nor_anything_else(trained_run, photos, tmp_path):
+def test_overlays_replace_no_files(trained_run, photos, tmp_path):
     for name in ("b.png", "b_explained.png"):
         shutil.copy(photos / "b.png", tmp_path / name)
     (tmp_path / "b_explained_2.png").symlink_to("gone.png")
@@ -279,10 +299,10 @@ def test_overlays_replace_neither_the_photos_beside_them_nor_anything_else(train
     assert written == {"b_explained_3.png", "b_explained_explained.png"}
 
 
-def test_the_overlay_colours_where_the_heat_is(trained, tmp_path, monkeypatch):
+def test_the_overlay_is_colored_where_the_heat_map_is_high(trained, tmp_path, monkeypatch):
     Image.new("RGB", (100, 80), (90, 90, 90)).save(tmp_path / "gray.png")
     explainer = Explainer(trained, tmp_path / "out")
-    monkeypatch.setattr(explainer, "heat", lambda image, label: torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    monkeypatch.setattr(explainer, "heat_map", lambda image, label: torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
     path = explainer.write(Prediction(tmp_path / "gray.png", ((CAR_MODELS[0], 0.5),)))
     pixels = np.asarray(Image.open(path))
     assert pixels[2, 2].tolist() == [90, 90, 90]  # as it was
@@ -301,7 +321,7 @@ def test_the_layer_that_is_explained(trained, monkeypatch, architecture, layer):
 
 
 class Tokens(nn.Module):
-    """As a transformer: the only feature map is the one that the tokens are made of."""
+    """Like a transformer: the only feature map is the one behind the tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,13 +333,13 @@ class Tokens(nn.Module):
         return self.head(self.layers(self.patches(images).flatten(2).transpose(1, 2)).mean(dim=1))
 
 
-def test_a_network_without_feature_maps_is_not_explained(trained, monkeypatch):
+def test_a_model_without_feature_maps_is_an_error(trained, monkeypatch):
     monkeypatch.setitem(trained.classifier._modules, "model", Tokens())
-    with pytest.raises(RunError, match="no feature map near its end"):
+    with pytest.raises(RunError, match="no feature map near its output"):
         last_feature_map(trained)
 
 
-def test_without_captum_the_error_says_what_to_install(trained_run, photos, tmp_path, monkeypatch):
+def test_a_missing_captum_is_named(trained_run, photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(RunError, match="pip install captum"):
         predict.main([str(trained_run), str(photos / "b.png"), "--explain", str(tmp_path / "out")])

@@ -1,0 +1,158 @@
+"""Exports a trained model, and rejects an export whose outputs differ from the model's."""
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from datamodules import DataSplits, ImageRecord
+from deployment.agreement import Agreement, measure_agreement
+from deployment.formats import FORMATS, Metadata, Run
+from deployment.profiling.measure import Seconds, interleaved, restored_threads, spread
+from deployment.trained import TrainedModel
+from utils.errors import RunError
+from utils.files import make_folder, replacing
+from utils.progress import progress_bar
+
+CALIBRATION_IMAGES = 200
+BATCH_SIZE = 32  # of the comparison
+ROUNDS, SECONDS = 5, 0.4  # of the latency measurement
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file and what was measured of it.
+
+    Attributes:
+        path: The file.
+        sizes: Bytes by format; of a quantized file also those of the file it was made from.
+        agreement: With the model.
+        seconds: Latency of one image on one thread, of the model ("eager") and by format.
+    """
+
+    path: Path
+    sizes: dict[str, int]
+    agreement: Agreement
+    seconds: dict[str, Seconds]
+
+
+def build_metadata(trained: TrainedModel) -> Metadata:
+    """Returns all that a program needs to run the exported file on a photo: the steps to its input, and its output."""
+    config, normalization = trained.config, trained.config.normalization
+    gray = config.convert_to_grayscale
+    return {
+        "architecture": config.architecture,
+        "image_size": list(config.image_size),
+        "channels": ["gray"] if gray else ["red", "green", "blue"],
+        "mean": normalization and normalization.mean,
+        "std": normalization and normalization.std,
+        "class_names": list(trained.class_names),
+        "input": "float32 (images, channels, height, width)",
+        "preprocessing": [
+            "rotate and mirror the image as its EXIF orientation (tag 0x0112) says, so that it is upright",
+            "convert to 8-bit RGB",
+            "resize to image_size = [height, width], bilinear with antialiasing, aspect ratio not kept",
+            *(["one gray channel: 0.299 red + 0.587 green + 0.114 blue"] if gray else []),
+            "divide the 8-bit values by 255",
+            *(["subtract mean and divide by std, channel by channel"] if normalization else []),
+        ],
+        "output": "logits (images, classes) in the order of class_names; their softmax gives the probabilities",
+        "checkpoint": trained.path.name,
+        "validation_accuracy": trained.metrics.get("valid_acc"),
+    }
+
+
+def export(
+    trained: TrainedModel, format_name: str, splits: DataSplits, output: Path, *, num_images: int
+) -> ExportedFile:
+    """Writes the model to `output` if the exported file agrees with it on real images.
+
+    Args:
+        trained: The model.
+        format_name: A name in `FORMATS`.
+        splits: Files are compared on the validation split, and calibrated on the training split.
+        output: The file to write.
+        num_images: How many validation images to compare on, evenly spread over the split.
+
+    Raises:
+        RunError: The file disagrees with the model and is not kept, or the format's library is not installed.
+    """
+    chosen = FORMATS[format_name]
+    source: torch.nn.Module | Path = copy.deepcopy(trained.classifier.model).float().eval()
+    source.to(memory_format=torch.contiguous_format)
+    comparison_images = evenly_spaced(splits.valid, num_images)
+    example = trained.load_image(comparison_images[0].path, upright=splits.upright)[None]
+    examples: Iterable[Tensor] = [example]
+    metadata = build_metadata(trained)
+    runs: dict[str, Run] = {"eager": trained.logits}
+    sizes = {}
+    make_folder(output.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [chosen.quantizes, format_name] if chosen.quantizes else [format_name]:
+            draft = Path(folder, name)
+            if FORMATS[name].quantizes:
+                calibration = evenly_spaced(splits.train, CALIBRATION_IMAGES)
+                bar = progress_bar(calibration, description="calibrating", unit=" images")
+                examples = (trained.load_image(record.path, upright=splits.upright)[None] for record in bar)
+            with replacing(draft, key="TMPDIR") as target:
+                FORMATS[name].write(source, examples, metadata, target)
+            session = FORMATS[name].load(draft, 1)
+            runs[name], sizes[name], source = session.run, draft.stat().st_size, draft
+        agreement = _compare(trained, session.run, comparison_images, upright=splits.upright)
+        problems = chosen.problems(agreement)
+        if session.metadata != metadata:
+            problems.append("its metadata is not what was written")
+        exported = ExportedFile(output, sizes, agreement, _latency(runs, example))
+        if problems:
+            raise RunError(_rejection(exported, problems, chosen.advice))
+        with replacing(output) as target:
+            shutil.copyfile(draft, target)
+    return exported
+
+
+def _rejection(rejected: ExportedFile, problems: list[str], advice: str) -> str:
+    """Returns why the file was not kept, what was measured of it, and what helps."""
+    agreement = rejected.agreement
+    lines = [
+        f"{rejected.path} is not written, because it disagrees with the model: {'; '.join(problems)}",
+        f"  measured on {agreement.images:,} validation images: accuracy {agreement.exported_accuracy:.2%}, the model's "
+        f"{agreement.accuracy:.2%}; same top-1 prediction for {agreement.top1:.2%}",
+        f"  size: {', '.join(f'{name} {size / 1e6:.2f} MB' for name, size in rejected.sizes.items())}; one image on one "
+        f"thread: {', '.join(f'{name} {1e3 * time.median:.2f} ms' for name, time in rejected.seconds.items())}",
+    ]
+    return "\n".join([*lines, *([f"  what helps: {advice}"] if advice else [])])
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """Returns `count` of the items, evenly spread over all of them, or all if there are fewer."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _compare(trained: TrainedModel, run: Run, records: Sequence[ImageRecord], *, upright: bool) -> Agreement:
+    rows: list[tuple[Tensor, Tensor]] = []
+    with progress_bar(description="comparing", unit=" images", total=len(records)) as bar:
+        for start in range(0, len(records), BATCH_SIZE):
+            batch = records[start : start + BATCH_SIZE]
+            images = torch.stack([trained.load_image(record.path, upright=upright) for record in batch])
+            rows.append((trained.logits(images), run(images)))
+            bar.update(len(batch))
+    logits, exported = (torch.cat(side) for side in zip(*rows, strict=True))
+    return measure_agreement(logits, exported, torch.tensor([record.label for record in records]))
+
+
+@restored_threads()
+def _latency(runs: dict[str, Run], image: Tensor) -> dict[str, Seconds]:
+    """Measures one image on one thread."""
+    torch.set_num_threads(1)
+    calls = {name: partial(run, image) for name, run in runs.items()}
+    return {name: spread(times) for name, times in interleaved(calls, rounds=ROUNDS, seconds=SECONDS).items()}
