@@ -31,8 +31,8 @@ from utils.errors import DataError
 from utils.machine import total_memory
 from utils.processes import check_launch
 from utils.seeding import mix
+from utils.tracking import check_trackers
 from utils.tracking.parameters import study_parameters
-from utils.tracking.trackers import check_trackers
 
 STUDY_CLASSES = 196
 
@@ -223,7 +223,7 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
     optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
     parameters = study_parameters(
         config,
-        network=type(classifier.model).__name__,
+        architecture=type(classifier.model).__name__,
         num_params=count_parameters(classifier),
         weight_decay=optimizer.defaults.get("weight_decay"),
     )

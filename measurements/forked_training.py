@@ -23,12 +23,12 @@ import tqdm
 import train
 from datamodules.demo import write_demo_data
 from utils.cli import run_command
-from utils.tracking.mlflow_store import open_store
+from utils.tracking.mlflow import open_store
 
 POLL_SECONDS = 0.0005
 IMPORTED = (
     "assembly", "datamodules.check.check", "matplotlib.backends.backend_agg", "matplotlib.figure", "training.error_hints",
-    "utils.tracking.mlflow_tracker",
+    "utils.tracking.mlflow",
 )  # fmt: skip
 
 

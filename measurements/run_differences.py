@@ -15,7 +15,7 @@ import torch
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.runs.folder import BEST, LAST, METRICS, RECORD, read_record
 from utils.runs.metrics import best_values, read_rows
-from utils.tracking.mlflow_store import STORE
+from utils.tracking.mlflow import STORE
 
 WHERE = (
     "output_path",

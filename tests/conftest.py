@@ -13,7 +13,7 @@ from PIL import Image
 import train
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, run
-from utils.tracking import mlflow_store
+from utils.tracking.mlflow import EXPERIMENT, STORE, open_store
 
 # Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,17 +71,17 @@ def four_epochs(cars, tmp_path_factory) -> Path:
 def empty_store(tmp_path_factory) -> Path:
     """A store without an experiment: to make its tables takes seconds."""
     folder = tmp_path_factory.mktemp("store")
-    mlflow_store.open_store(folder)
-    with sqlite3.connect(folder / mlflow_store.STORE) as connection:
-        connection.execute("DELETE FROM experiments WHERE name = ?", (mlflow_store.EXPERIMENT,))
+    open_store(folder)
+    with sqlite3.connect(folder / STORE) as connection:
+        connection.execute("DELETE FROM experiments WHERE name = ?", (EXPERIMENT,))
     connection.close()
-    return folder / mlflow_store.STORE
+    return folder / STORE
 
 
 @pytest.fixture
 def output(tmp_path, empty_store) -> Path:
     """The folder of runs, with an empty store."""
-    folder = tmp_path / "My Drive ü #1 50%"
+    folder = tmp_path / "My Drive ü #1 50%20?"
     folder.mkdir()
     shutil.copy(empty_store, folder)
     return folder

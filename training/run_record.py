@@ -18,7 +18,7 @@ from utils.machine import commit, runtime, versions
 from utils.runs.curves import draw_curves
 from utils.runs.folder import CONFIG, CURVES, LAST, METRICS, SPEED, has_ended, read_record, write_record
 from utils.runs.metrics import Row, best_values, read_rows
-from utils.tracking.trackers import Trackers
+from utils.tracking.trackers import SIGNAL_SECONDS, Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ class RunRecord:
         if error is not None:
             self._write()
         self._draw(rows)
-        hurry = self.values["status"] == "interrupted"
-        self.trackers.end(self.values, [self.folder / CURVES] if rows else [], hurry=hurry)
+        timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
+        self.trackers.end(self.values, [self.folder / CURVES] if rows else [], timeout=timeout)
         if error is None:
             self._write()  # last: a run that is killed before goes on, and does what is missing
         self.trackers.release()

@@ -6,6 +6,7 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -30,13 +31,23 @@ IGNORED_WARNINGS = (
 
 # Their DEBUG messages contain requests with API tokens.
 VERBOSE_LOGGERS = ("bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib")
-SECRETS = ("NEPTUNE_API_TOKEN", "WANDB_API_KEY")  # environment variables
+# Environment variables; of MLFLOW_TRACKING_URI, the password in it.
+SECRETS = (
+    "NEPTUNE_API_TOKEN",
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_URI",
+)
 
 
 def without_secrets(text: str) -> str:
     """Returns `text` with each secret of the environment replaced by its name."""
     for name in SECRETS:
-        if secret := os.environ.get(name, "").strip():
+        secret = os.environ.get(name, "").strip()
+        if name == "MLFLOW_TRACKING_URI":
+            secret = urlsplit(secret).password
+        if secret:
             text = text.replace(secret, f"<{name}>")
     return text
 

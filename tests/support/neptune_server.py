@@ -1,7 +1,7 @@
-"""A stand-in for a Neptune server on loopback: as much of its HTTP as neptune-client needs to open a run, log and stop.
+"""A stand-in for a Neptune server on loopback: the part of its HTTP interface that neptune-client needs.
 
-It proves the client's flow and keeps what arrived; it does not validate as a real server would, but for one rule: the
-steps of a series must rise, other points are refused.
+It shows that the values arrive. Of a real server's checks it has one: the steps of a series must increase, and other points
+are refused.
 """
 
 import base64
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-Behaviour = Literal["serve", "hang", "html", "missing"]
+Behavior = Literal["serve", "hang", "html", "missing"]
 
 PROJECT = "workspace/project"
 BACKEND = {
@@ -95,17 +95,17 @@ class NeptuneServer:
 
     Attributes:
         url: Where it listens.
-        behaviour: What it does with requests from now on: serve them, keep them waiting, answer HTML or 404.
-        where: Part of the paths that this behaviour is for; the others are served.
-        runs: Custom id of each run that was opened → its id; one opened without a custom id stands under its own.
-        operations: Run id → what was done to it, in the order of arrival, as (path, operation, value).
+        behavior: How it answers from now on: serve, hang, HTML, or 404.
+        where: The behavior applies to paths that contain this text; others are served.
+        runs: Custom id of each run → its id; the id itself for a run without a custom id.
+        operations: Run id → what was logged, in the order of arrival, as (path, operation, value).
         files: (run id, path) → content.
         refused: Points refused because their step did not rise, as (path, step).
         tokens: API tokens that were sent.
     """
 
     def __init__(self, port: int = 0) -> None:
-        self.behaviour: Behaviour = "serve"
+        self.behavior: Behavior = "serve"
         self.where = ""
         self.runs: dict[str, str] = {}
         self.operations: defaultdict[str, list[tuple[str, str, Any]]] = defaultdict(list)
@@ -130,14 +130,14 @@ class NeptuneServer:
         self.close()
 
     def close(self) -> None:
-        """Dies: stops listening, and drops whoever waits."""
+        """Stops listening and drops all connections."""
         if not self.closed.is_set():
             self.closed.set()
             self._http.shutdown()
             self._http.server_close()
 
     def values(self, run_id: str) -> dict[str, Any]:
-        """Returns path → value of what was assigned to the run, the last one where there are several."""
+        """Returns path → the value that was last assigned to the run."""
         return {
             path: value["value"] for path, operation, value in self.operations[run_id] if operation.startswith("assign")
         }
@@ -160,14 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        behaviour = state.behaviour if state.where in url.path else "serve"
-        if behaviour == "hang":
+        behavior = state.behavior if state.where in url.path else "serve"
+        if behavior == "hang":
             state.closed.wait()
         if state.closed.is_set():
             self.close_connection = True
-        elif behaviour == "html":
+        elif behavior == "html":
             self._send(200, b"<html>a proxy's page</html>", "text/html")
-        elif behaviour == "missing" or (answer := self._answer(url.path, query, body)) is NotImplemented:
+        elif behavior == "missing" or (answer := self._answer(url.path, query, body)) is NotImplemented:
             self._send(404, b"{}")
         else:
             self._send(200, json.dumps(answer).encode())
@@ -223,13 +223,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = item.pop("path")
         [(operation, value)] = item.items()
         refused = []
+        if operation == "deleteAttribute":
+            state.operations[run] = [done for done in state.operations[run] if done[0] != path]
+            return []
         if operation.startswith("log"):
             last = max((step for step, _ in state.points(run).get(path, [])), default=-1)
             refused = [entry["step"] for entry in value["entries"] if entry["step"] <= last]
             value["entries"] = [entry for entry in value["entries"] if entry["step"] > last]
             state.refused += [(path, step) for step in refused]
         state.operations[run].append((path, operation, value))
-        return [{"errorDescription": f"step {step} of {path} does not rise"} for step in refused]
+        return [{"errorDescription": f"step {step} of {path} does not increase"} for step in refused]
 
     @staticmethod
     def _run(run: str) -> dict[str, Any]:

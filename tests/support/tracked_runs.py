@@ -1,4 +1,4 @@
-"""Runs as trainings leave them, without the training, and what a store holds of them."""
+"""Runs as trainings leave them, without the training, and what MLflow has of them."""
 
 import json
 import logging
@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from utils.config import load_config
+from utils.config import CONFIG_FILE, load_config
 from utils.files import write_csv
 from utils.runs.folder import CONFIG, CURVES, METRICS, write_record
 from utils.runs.metrics import COLUMNS, Row, best_values
-from utils.tracking import mlflow_store
+from utils.tracking.mlflow import open_store
 from utils.tracking.parameters import study_parameters
 from utils.tracking.trackers import Trackers
 
+PROJECT = CONFIG_FILE.parent
 STUDY_PARAMETERS = {
     "runtime", "architecture", "num_params", "img_size", "grayscale", "normalize", "norm_params_rgb",
     "norm_params_gray", "crop_to_bboxes", "erase_background", "augment_images", "image_augmentations",
@@ -43,7 +44,7 @@ class Run:
             "tags": ["baseline", "gray"], "status": "running", "error": None, "seconds": 0.0, "runtime": "local",
             "started": datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC).isoformat(), "versions": {"torch": "2.11.0"},
             "commit": "0123abc", "best": {},
-            "parameters": study_parameters(self.config, network="GhostNet", num_params=3_041_412, weight_decay=0.6),
+            "parameters": study_parameters(self.config, architecture="GhostNet", num_params=3_041_412, weight_decay=0.6),
         }  # fmt: skip
         (self.folder / CONFIG).write_text("architecture: ghost\n", encoding="utf-8")
         self.rows: list[Row] = []
@@ -53,10 +54,10 @@ class Run:
         write_record(self.folder, self.record)
         self.trackers.start(self.record, [self.folder / CONFIG])
 
-    def train(self, row: Row, *, told: bool = True) -> None:
+    def train(self, row: Row, *, logged: bool = True) -> None:
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         write_csv(self.folder / METRICS, self.rows, COLUMNS)
-        if told:
+        if logged:
             self.trackers.log_epoch(row | best_values(self.rows))
 
     def end(self, status: str = "completed", error: str | None = None) -> None:
@@ -75,21 +76,14 @@ class Run:
 
 
 def stored_runs(output: Path) -> list[Any]:
-    client, experiment = mlflow_store.open_store(output)
+    client, experiment = open_store(output)
     return client.search_runs([experiment], order_by=["attributes.start_time"])
 
 
 def points(output: Path, run: Any, metric: str) -> list[tuple[int, float]]:
-    client, _ = mlflow_store.open_store(output)
+    client, _ = open_store(output)
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
 
 
-def warned(caplog) -> list[str]:
+def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def import_of(output: Path) -> None:
-    """What the dashboard does with the runs that its store does not have."""
-    from utils.tracking.mlflow_tracker import import_runs
-
-    import_runs(output)

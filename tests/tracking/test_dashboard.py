@@ -1,42 +1,43 @@
-"""The dashboard shows the runs that lie in the folder, whatever has befallen its store."""
+"""The dashboard shows the runs in the folder, whatever state its store is in."""
 
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from dashboard import Watch, show_on_colab
-from tests.support.tracked_runs import ROWS, Run, import_of, points, stored_runs, warned
+import dashboard
+from dashboard import StoreUpdater, free_port, show_on_colab
+from tests.support.tracked_runs import PROJECT, ROWS, Run, points, stored_runs, warnings_of
+from utils.cli import run_command
 from utils.errors import DamagedStore, RunError
 from utils.runs.folder import SPEED, read_record, write_record
 from utils.runs.lock import hold
-from utils.tracking import mlflow_store
+from utils.tracking import mlflow as tracking
+from utils.tracking.mlflow import STORE, import_runs, open_store
 
-mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-PROJECT = Path(__file__).resolve().parents[2]
+pytest.importorskip("mlflow", reason="mlflow is not installed")
 
 
-def test_the_dashboard_says_what_to_do_with_a_damaged_store(output):
+def test_a_damaged_store_gets_one_message_that_tells_what_to_do(output):
     write_record(Run(output, trackers=[]).folder, {"name": "any"})
-    store = output / mlflow_store.STORE
+    store = output / STORE
     content = bytearray(store.read_bytes())
-    content[200:] = b"\xff" * (len(content) - 200)  # still a database by its first page's header
+    content[200:] = b"\xff" * (len(content) - 200)  # its header is still that of a database
     for damage, reason in ((bytes(content), "malformed"), (b"this is no database " * 200, "file is not a database")):
         store.write_bytes(damage)
         with pytest.raises(DamagedStore, match=f"{reason}; delete this file, and .* from the run folders$"):
-            mlflow_store.open_store(output)
-    with pytest.raises(RunError) as said:
+            open_store(output, to_write=True)
+    with pytest.raises(RunError) as error:
         show_on_colab("--output", str(output))
-    (message,) = (line for line in str(said.value).splitlines() if mlflow_store.STORE in line)
+    (message,) = (line for line in str(error.value).splitlines() if STORE in line)
     assert message.startswith(f"error: {store}: file is not a database; delete this file")
-    assert "Traceback" not in str(said.value) and "as they were" not in str(said.value)
+    assert "Traceback" not in str(error.value) and "not up to date" not in str(error.value)
 
 
-def test_the_dashboard_takes_up_what_the_store_does_not_have(output, caplog):
+def test_the_dashboard_adds_the_runs_that_the_store_does_not_have(output, caplog):
     copied = Run(output, "copied", trackers=[])
     copied.whole()
     killed = Run(output, "killed")
@@ -44,27 +45,25 @@ def test_the_dashboard_takes_up_what_the_store_does_not_have(output, caplog):
     killed.train(ROWS[0])
     (killed.folder / SPEED).write_text("epoch,seconds,images_per_second\n0,61.5,40.0\n1,60.5,41.0\n", encoding="utf-8")
     script = f"""
-import sys, time
+import sys
 from pathlib import Path
 sys.path.insert(0, "{PROJECT}")
 from utils.runs.lock import hold
 lock = hold(Path("{killed.folder}"))
-print("held", flush=True)
-time.sleep(60)
+print("locked", flush=True)
+input()
 """
-    training = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert training.stdout.readline() == "held\n"
-    (output / "broken").mkdir()
-    write_record(output / "broken", {"name": "broken", "run_id": "x", "status": "completed"})
-    import_of(output)
-    assert {run.info.run_name for run in stored_runs(output)} == {"copied"}  # the other one is being trained
-    assert [f"{output / 'broken'} is damaged" in message for message in warned(caplog)] == [True]
-
-    training.send_signal(signal.SIGKILL)
-    training.wait()
-    training.stdout.close()
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout.readline() == "locked\n"
+        (output / "broken").mkdir()
+        write_record(output / "broken", {"name": "broken", "run_id": "x", "status": "completed"})
+        import_runs(output)
+        assert {run.info.run_name for run in stored_runs(output)} == {"copied"}  # the other one is still training
+        assert [f"{output / 'broken'} is damaged" in message for message in warnings_of(caplog)] == [True]
+        training.send_signal(signal.SIGKILL)
     shutil.rmtree(output / "broken")
-    import_of(output)
+    import_runs(output)
     runs = {run.info.run_name: run for run in stored_runs(output)}
     assert (runs["killed"].info.status, runs["killed"].data.tags["status"]) == ("KILLED", "killed")
     assert runs["killed"].data.metrics["valid_loss"] == 5.1
@@ -72,12 +71,11 @@ time.sleep(60)
     assert (runs["copied"].info.status, runs["copied"].data.tags["status"]) == ("FINISHED", "completed")
     assert runs["copied"].data.params == {name: str(value) for name, value in copied.record["parameters"].items()}
     assert points(output, runs["copied"], "valid_acc") == [(0, 0.02), (1, 0.5), (2, 0.7)]
-    assert read_record(killed.folder)["status"] == "running"  # what the training wrote stays
+    assert read_record(killed.folder)["status"] == "running"  # the run folder is only read
 
-    client, _ = mlflow_store.open_store(output)
-    client.delete_run(runs["copied"].info.run_id)
-    import_of(output)
-    assert {run.info.run_name for run in stored_runs(output)} == {"killed"}  # deleted by hand, and stays so
+    open_store(output)[0].delete_run(runs["copied"].info.run_id)
+    import_runs(output)
+    assert {run.info.run_name for run in stored_runs(output)} == {"killed"}  # a run that someone deleted stays deleted
 
     killed.rows = [ROWS[0]]
     killed.start()
@@ -88,37 +86,64 @@ time.sleep(60)
     assert (stored.info.status, points(output, stored, "valid_acc")) == ("FINISHED", [(0, 0.02), (1, 0.5)])
 
 
-def test_an_open_dashboard_looks_again(output, caplog, monkeypatch):
-    monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.1)
+def test_an_open_dashboard_adds_new_runs(output, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "BUSY_SECONDS", 0.1)
     run = Run(output, "killed")
     write_record(run.folder, run.record)
     lock = hold(run.folder)
-    watch = Watch(output)
-    watch.look()
-    assert stored_runs(output) == []  # it is being trained
+    updater = StoreUpdater(output)
+    updater.update()
+    assert stored_runs(output) == []  # it is training
     lock.release()
-    watch.look_again()
+    updater.try_update()
     assert [stored.info.status for stored in stored_runs(output)] == ["KILLED"]
 
-    other = sqlite3.connect(output / mlflow_store.STORE, isolation_level=None)
+    other = sqlite3.connect(output / STORE, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    watch.look_again()  # nothing has changed, and the store is not even opened
-    assert warned(caplog) == []
+    updater.try_update()  # nothing has changed, so the store is not opened
+    assert warnings_of(caplog) == []
     Run(output, "without a store", trackers=[]).whole()
-    watch.look_again()
-    watch.look_again()
-    (message,) = warned(caplog)
-    assert "mlflow.db: database is locked; the runs are shown as they were" in message
+    updater.try_update()
+    updater.try_update()
+    (message,) = warnings_of(caplog)
+    assert "mlflow.db: database is locked; the table is not up to date" in message
     other.execute("ROLLBACK")
     other.close()
-    watch.look_again()
+    updater.try_update()
     assert {stored.info.run_name for stored in stored_runs(output)} == {"killed", "without a store"}
 
 
-def test_a_store_that_cannot_be_written_to_is_said_to_the_dashboard(output, monkeypatch):
-    monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.1)
-    other = sqlite3.connect(output / mlflow_store.STORE, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(RunError, match=r"mlflow\.db: database is locked"):
-        import_of(output)
-    other.close()
+def test_two_dashboards_do_not_take_the_same_port():
+    """Neither listens in the first seconds, while MLflow is imported."""
+    with free_port(5600) as first, free_port(5600) as second:
+        assert first != second
+    with free_port(first) as again:
+        assert again == first
+
+
+@pytest.mark.parametrize("port", ["-1", "0", "65536", "70000"])
+def test_a_port_that_does_not_exist_is_refused(output, port, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dashboard.py", "--port", port, "--output", str(output)])
+    assert run_command(dashboard.main) == 2
+    assert capsys.readouterr().err == f"error: --port {port}: expected a port from 1 to 65535\n"
+
+
+def test_a_folder_without_runs_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dashboard.py", "--output", str(tmp_path)])
+    assert run_command(dashboard.main) == 1
+    message = f"error: no run in {tmp_path} yet; start one: python train.py, or python train.py --demo\n"
+    assert capsys.readouterr().err == message
+
+
+def test_with_a_tracking_server_the_dashboard_adds_the_runs_and_prints_where_they_are(
+    tmp_path, empty_store, monkeypatch, capsys
+):
+    shutil.copy(empty_store, tmp_path / "elsewhere.db")
+    Run(tmp_path, trackers=[]).whole()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    dashboard.main(["--output", str(tmp_path)])
+    assert [run.info.run_name for run in stored_runs(tmp_path)] == ["ghost_20261123000000"]
+    assert capsys.readouterr().out == (
+        f"MLFLOW_TRACKING_URI is set, so the runs are there: sqlite:///{tmp_path / 'elsewhere.db'}\n"
+    )
+    assert not (tmp_path / STORE).exists()

@@ -274,11 +274,11 @@ def test_a_tracking_store_that_is_locked_all_the_time_is_said_once_and_changes_n
     cars, four_epochs, tmp_path, monkeypatch, caplog
 ):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
-    from utils.tracking import mlflow_store
+    from utils.tracking import mlflow
 
-    mlflow_store.open_store(tmp_path)
-    monkeypatch.setattr(mlflow_store, "BUSY_SECONDS", 0.3)
-    with held_by_another_process("store", tmp_path / mlflow_store.STORE):
+    mlflow.open_store(tmp_path)
+    monkeypatch.setattr(mlflow, "BUSY_SECONDS", 0.3)
+    with held_by_another_process("store", tmp_path / mlflow.STORE):
         run(cars, tmp_path, "num_epochs=4", "trackers=[mlflow]")
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "mlflow: logging stopped" in message and "mlflow.db: database is locked" in message

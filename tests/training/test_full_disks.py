@@ -101,12 +101,12 @@ def test_an_archive_that_does_not_fit_is_said_and_nothing_of_it_is_left(disk, tm
 
 def test_a_tracking_store_that_does_not_fit_leaves_nothing_half_made(disk):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
-    from utils.tracking import mlflow_store
+    from utils.tracking.mlflow import ARTIFACTS, open_store
 
     small = disk("200k")
     with pytest.raises(RunError, match=r"mlflow\.db.*disk is full"):
-        mlflow_store.open_store(small, to_write=True)
-    assert {path.name for path in small.iterdir()} <= {"mlflow.db.lock", mlflow_store.ARTIFACTS}
+        open_store(small, to_write=True)
+    assert {path.name for path in small.iterdir()} <= {"mlflow.db.lock", ARTIFACTS}
 
 
 def test_an_output_that_can_only_be_read_is_refused_with_one_line(cars, disk, tmp_path):

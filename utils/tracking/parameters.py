@@ -1,4 +1,4 @@
-"""What a run logs, in one place; the trackers only differ in how."""
+"""The parameters and facts that every tracker logs of a run."""
 
 from typing import Any
 
@@ -6,20 +6,22 @@ from utils.config.schema import Config
 from utils.machine import runtime
 
 
-def study_parameters(config: Config, *, network: str, num_params: int, weight_decay: float | None) -> dict[str, Any]:
-    """Returns the 26 parameters of a run under the names that the study logged them by.
+def study_parameters(
+    config: Config, *, architecture: str, num_params: int, weight_decay: float | None
+) -> dict[str, Any]:
+    """Returns the 26 parameters of a run under the names that the study used.
 
     Args:
         config: The whole configuration.
-        network: Name of the network's class, such as GhostNet.
-        num_params: Its trainable parameters.
-        weight_decay: The optimizer's, also where it is its default; None where it has none.
+        architecture: Name of the model's class, such as GhostNet.
+        num_params: Number of trainable parameters.
+        weight_decay: The optimizer's, even if it is the default; None if the optimizer has none.
     """
     norm_params = config.normalization and config.normalization.model_dump()
     gray = config.convert_to_grayscale
     return {
         "runtime": runtime(),
-        "architecture": network,
+        "architecture": architecture,
         "num_params": num_params,
         "img_size": config.image_size,
         "grayscale": gray,
@@ -48,17 +50,17 @@ def study_parameters(config: Config, *, network: str, num_params: int, weight_de
 
 
 def run_facts(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a run logs beside its parameters and metrics, at its start and again at its end.
+    """Returns what a run logs besides its parameters and metrics, at the start and again at the end.
 
     Args:
-        record: The content of `run.json`.
+        record: The content of run.json.
     """
     known = {name: record[name] for name in ("experiment_id", "description", "started", "runtime", "commit")}
     return {
         **{name: value for name, value in known.items() if value is not None},
         "tags": record["tags"],
         "status": record["status"],
-        "error": record["error"] or "",  # not left out: a resumed run must not keep the error of its first part
+        "error": record["error"] or "",  # always logged: a resumed run must not keep the error of its first part
         "duration": record["seconds"],
         **{f"version_{name}": version for name, version in record["versions"].items()},
     }

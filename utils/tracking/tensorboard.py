@@ -1,15 +1,17 @@
-"""Logs a run to TensorBoard, into the run's own folder: tensorboard --logdir output."""
+"""Logs a run to TensorBoard, into the run folder: tensorboard --logdir output."""
 
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from utils.config import Config
+
 
 class TensorBoardTracker:
     """Logs the run in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, run_id: str) -> None:
         self.logger = TensorBoardLogger(folder.parent, name="", version=folder.name)
         self.parameters: dict[str, Any] = {}
 
@@ -18,7 +20,7 @@ class TensorBoardTracker:
         self._log(facts, files)
 
     def log_epoch(self, metrics: dict[str, float], epoch: int) -> None:
-        if self.parameters:  # TensorBoard's table of parameters wants the names of the metrics beside them
+        if self.parameters:  # TensorBoard's table of parameters needs the names of the metrics
             best = {name: value for name, value in metrics.items() if name.startswith("best_")}
             metrics = {name: value for name, value in metrics.items() if name not in best}
             self.logger.log_hyperparams(self.parameters, best, epoch)

@@ -1,4 +1,4 @@
-"""Logs a run to Weights & Biases; without an API key into the run's own folder, for `wandb sync` to deliver."""
+"""Logs a run to Weights & Biases; without an API key into the run folder, for `wandb sync` to deliver."""
 
 import logging
 import os
@@ -7,19 +7,21 @@ from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
-PROJECT = "car-models"  # unless the environment variable WANDB_PROJECT says another
+from utils.config import Config
+
+PROJECT = "car-models"  # unless WANDB_PROJECT names another one
 
 logger = logging.getLogger(__name__)
 
 
 class WandbTracker:
-    """Logs the run in `folder`; a run of the same `run_id` goes on."""
+    """Logs the run in `folder`; the same `run_id` continues the same run."""
 
-    def __init__(self, folder: Path, run_id: str) -> None:
+    def __init__(self, config: Config, folder: Path, run_id: str) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        # It would ask for the key, and wait for an answer, in the middle of the training's own messages.
+        # With prompt=True it would ask for the key and wait for an answer.
         offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
         if offline:
             logger.warning("wandb: no API key; to deliver this run later: wandb login; wandb sync %s/wandb/*", folder)
@@ -29,7 +31,7 @@ class WandbTracker:
             save_dir=folder,
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             offline=offline,
-            mode="offline" if offline else None,  # the logger's own way comes too late once the client was asked
+            mode="offline" if offline else None,  # offline=True alone takes effect too late, after wandb.login
             settings=wandb.Settings(console="off", silent=True),
         )
 
