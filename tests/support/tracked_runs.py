@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from utils.config import CONFIG_FILE, load_config
+from utils.config import load_config
 from utils.files import write_csv
 from utils.runs.folder import CONFIG, CURVES, METRICS, write_record
 from utils.runs.metrics import COLUMNS, Row, best_values
@@ -14,7 +14,6 @@ from utils.tracking.mlflow import open_store
 from utils.tracking.parameters import study_parameters
 from utils.tracking.trackers import Trackers
 
-PROJECT = CONFIG_FILE.parent
 STUDY_PARAMETERS = {
     "runtime", "architecture", "num_params", "img_size", "grayscale", "normalize", "norm_params_rgb",
     "norm_params_gray", "crop_to_bboxes", "erase_background", "augment_images", "image_augmentations",

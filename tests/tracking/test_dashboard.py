@@ -10,9 +10,10 @@ import pytest
 
 import dashboard
 from dashboard import StoreUpdater, free_port, show_on_colab
-from tests.support.tracked_runs import PROJECT, ROWS, Run, points, stored_runs, warnings_of
+from tests.support.tracked_runs import ROWS, Run, points, stored_runs, warnings_of
 from utils.cli import run_command
 from utils.errors import DamagedStore, RunError
+from utils.machine import PROJECT
 from utils.runs.folder import SPEED, read_record, write_record
 from utils.runs.lock import hold
 from utils.tracking import mlflow as tracking

@@ -12,7 +12,8 @@ from urllib.request import url2pathname
 
 import pytest
 
-from tests.support.tracked_runs import PROJECT, ROWS, STUDY_PARAMETERS, Run, points, stored_runs, warnings_of
+from tests.support.tracked_runs import ROWS, STUDY_PARAMETERS, Run, points, stored_runs, warnings_of
+from utils.machine import PROJECT
 from utils.runs.folder import BEST, CONFIG, CURVES, METRICS, write_record
 from utils.runs.lock import is_held
 from utils.runs.metrics import COLUMNS, best_values

@@ -20,7 +20,8 @@ import pytest
 
 from tests.support.neptune_server import PROJECT as PROJECT_NAME
 from tests.support.neptune_server import NeptuneServer
-from tests.support.tracked_runs import PROJECT, ROWS, STUDY_PARAMETERS, Run, warnings_of
+from tests.support.tracked_runs import ROWS, STUDY_PARAMETERS, Run, warnings_of
+from utils.machine import PROJECT
 from utils.runs.metrics import COLUMNS, best_values
 from utils.tracking import neptune
 from utils.tracking.neptune import _storable
