@@ -1,10 +1,10 @@
-"""ColorJitter, RandomGrayscale and Normalize for batches in which each sample has its own factors and order.
+"""ColorJitter, RandomGrayscale and Normalize with factors and an order of its own for each sample.
 
 The formulas are those of torchvision's float functionals. Brightness, contrast and saturation are one operation: a
-blend with black, with the mean gray, or with the gray image, clamped to [0, 1]. Hue is written without a table of
-sextants: with r, the higher and the lower of g and b, and the chroma c = max − min, the hue's distance from red is
-2 − ((r − lower) + max(r − higher, 0)) / c sixths of a turn, towards green or towards blue; and a channel whose hue
-is d sixths away from the pixel's has the value min + c · clamp(2 − d, 0, 1).
+blend with black, with the mean gray, or with the gray image, clamped to [0, 1]. Hue is computed without branching on
+the six sectors of the color wheel: with `higher` and `lower` the larger and the smaller of g and b, and the chroma
+c = max − min, the distance of the hue from red is 2 − ((r − lower) + max(r − higher, 0)) / c sixths of a turn, towards
+green or blue. A channel whose hue is d sixths away from that of the pixel has the value min + c · clamp(2 − d, 0, 1).
 """
 
 from itertools import permutations
@@ -15,11 +15,11 @@ from torchvision import transforms
 
 from datamodules.on_device.draws import BatchedStep, as_channels, constant_columns, is_zero, uniform
 
-GRAY_OF_RED, GRAY_OF_GREEN, GRAY_OF_BLUE = 0.2989, 0.587, 0.114  # torchvision's
+GRAY_OF_RED, GRAY_OF_GREEN, GRAY_OF_BLUE = 0.2989, 0.587, 0.114  # as in torchvision
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Returns (N, 1, H, W) of (N, 1 or 3, H, W)."""
+    """Converts (N, 1 or 3, H, W) to (N, 1, H, W)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
@@ -36,41 +36,41 @@ def blend(images: Tensor, factor: Tensor, of_gray: Tensor, of_mean: Tensor) -> T
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Returns images with the hue moved by `turns` (N, 1, 1, 1), each in [−0.5, 0.5]; one channel has no hue."""
+    """Shifts the hue by `turns` (N, 1, 1, 1), each in [−0.5, 0.5]; gray images are returned as they are."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
     higher, lower = torch.maximum(green, blue), torch.minimum(green, blue)
     lowest = torch.minimum(red, lower)
     chroma = torch.maximum(red, higher).sub_(lowest)
-    # Gray pixels have no hue: any finite one will do, since it is multiplied by a chroma of 0.
+    # Gray pixels have no hue: any finite value will do, as it is multiplied by a chroma of 0.
     distance = (red - lower).add_((red - higher).relu_()).div_(chroma.clamp_min(1e-12)).sub_(2)
     hue = distance.copysign_(green - blue).mul_(1 / 6).add_(turns)
-    # 2.5: two turns, for a positive number to take the fraction of, and a half, for the distance around the circle.
+    # 2.5: two turns keep the argument of frac() positive, half a turn centers the distance around the wheel.
     channel_hues = 2.5 - torch.arange(3, device=images.device).view(1, 3, 1, 1) / 3
     away = (hue + channel_hues).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
     return torch.addcmul(lowest.add_(chroma, alpha=2), chroma, away, value=-6)
 
 
 class ColorJitter(BatchedStep):
-    """Four adjustments in an order of each sample's own.
+    """Brightness, contrast, saturation and hue in a random order for each sample.
 
-    Hue is the dear one: it is computed once for the batch, and each sample's blends stand before or after it, in slots
-    of which those not used blend with nothing.
+    Hue is the expensive step: it is computed once for the batch. Each sample's other adjustments take slots before or
+    after it; an unused slot is the identity.
     """
 
     def __init__(self, transform: transforms.ColorJitter, size: tuple[int, int], white_value: float) -> None:
         super().__init__(transform, size, white_value)
         ranges = {name: getattr(transform, name) for name in ("brightness", "contrast", "saturation", "hue")}
         self.ranges = {name: limits for name, limits in ranges.items() if limits is not None}
-        # Of torchvision's four shuffled steps those not configured do nothing: what is left is as evenly shuffled.
+        # torchvision shuffles all four; without those not configured, the rest is still shuffled uniformly.
         self.orders = torch.tensor(list(permutations(range(len(self.ranges)))))
         self.num_random = 1 + len(self.ranges)
         self.blends = [name for name in self.ranges if name != "hue"]
         self.has_hue = "hue" in self.ranges
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
-        """Draws a factor of each configured adjustment, and "order" (N, adjustments): which of them comes at each place."""
+        """Draws the factor of each configured adjustment, and "order" (N, adjustments): their indices, first to last."""
         factors = {
             name: uniform(uniforms[:, 1 + index], *limits) for index, (name, limits) in enumerate(self.ranges.items())
         }
@@ -101,7 +101,7 @@ class ColorJitter(BatchedStep):
 
 
 class RandomGrayscale(BatchedStep):
-    """The gray image on all channels."""
+    """Replaces all channels by the gray image."""
 
     def __init__(self, transform: transforms.RandomGrayscale, size: tuple[int, int], white_value: float) -> None:
         super().__init__(transform, size, white_value)
@@ -112,11 +112,11 @@ class RandomGrayscale(BatchedStep):
 
 
 class Normalize(BatchedStep):
-    """Normalisation by mean and standard deviation of each channel, the last step of all."""
+    """Normalization by the mean and standard deviation of each channel, always the last step."""
 
     def __init__(self, transform: transforms.Normalize, size: tuple[int, int], white_value: float) -> None:
         super().__init__(transform, size, white_value)
-        transform(torch.zeros(len(transform.mean), 1, 1))  # torchvision checks the values when it uses them
+        transform(torch.zeros(len(transform.mean), 1, 1))  # torchvision validates the values at their first use
         self.constants = [*transform.mean, *transform.std]
 
     def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:

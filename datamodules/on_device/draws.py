@@ -1,7 +1,7 @@
-"""What batched augmentations share: the protocol of a step, and torchvision's random draws for many samples at once.
+"""The protocol of a batched augmentation, and torchvision's random draws for many samples at once.
 
-A sample's draws all come from one row of uniform numbers in [0, 1), each step taking the same places of every row. So a
-row depends on nothing but the generator and its place, and the params of an epoch are drawn in one call.
+All draws of a sample come from one row of uniform numbers in [0, 1); each step reads the same columns of every row. A row
+therefore depends on the generator and its position only, and the parameters of an epoch are drawn in one call.
 """
 
 import math
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ATTEMPTS = 10  # torchvision's, at a rectangle that fits
+ATTEMPTS = 10  # torchvision's, to find a rectangle that fits
 
 
 class BatchedStep:
-    """One augmentation of a batch: draws named parameters, lays them out as params, applies the params.
+    """One augmentation of a batch: samples named parameters, packs them into columns, applies the columns.
 
     Attributes:
-        probability: Chance that a sample is transformed at all.
-        uniforms: Numbers that `sample` takes for one sample.
-        works_on_uint8: Whether it changes no value, and therefore runs on uint8 as well.
-        size: Height and width, pixels, of what it returns.
+        probability: Of a sample being transformed at all.
+        uniforms: Uniform numbers that `sample` needs for one image.
+        works_on_uint8: Whether it only moves pixels, and so needs no conversion to float.
+        size: Height and width of the images that it returns, pixels.
     """
 
     probability = 1.0
@@ -32,27 +32,27 @@ class BatchedStep:
         """Takes the parameters from torchvision's transform.
 
         Args:
-            transform: The configured transform of `torchvision.transforms`, which has checked its parameters.
+            transform: A transform of `torchvision.transforms`, which has validated its parameters.
             size: Height and width, pixels, of the images that reach this step.
-            white_value: The value that stands for white in the parameters: 255 for transforms of PIL images, 1 for tensors.
+            white_value: The value of white in the parameters: 255 for transforms of PIL images, 1 for tensors.
         """
         self.size = size
 
     @staticmethod
     def unsupported_reason(transform: Any) -> str | None:
-        """Returns why these parameters have no batched form, None if they have one."""
+        """Returns why these parameters have no batched implementation, or None."""
         return None
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
-        """Returns the parameters that torchvision would draw, by name, for each row of `uniforms` (N, self.num_random)."""
+        """Maps uniform numbers (N, num_random) to the parameters that torchvision would draw, by name."""
         return {}
 
     def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
-        """Returns what `apply` needs of the drawn parameters of `count` samples, (count, columns)."""
+        """Packs the parameters of `count` samples into the columns that `apply` needs, (count, columns)."""
         return torch.empty(count, 0)
 
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
-        """Returns the transformed images, and leaves the given ones untouched.
+        """Returns the transformed images; the given ones are not modified.
 
         Args:
             images: (N, C, H, W), float32 in [0, 1], or uint8 if `works_on_uint8`.
@@ -62,9 +62,9 @@ class BatchedStep:
 
 
 def is_zero(values: Tensor) -> bool:
-    """Whether all values are known to be zero at no cost: of one photo on the CPU, outside a compilation.
+    """Whether all values are known to be zero: asked for a single image on the CPU only, outside torch.compile.
 
-    On another device, the question would make the host wait; the answer is then no, and the work is done with the zeros.
+    On another device the question would synchronize the host with it, so the answer is False and the zeros are applied.
     """
     if torch.compiler.is_compiling() or values.device.type != "cpu" or len(values) != 1:
         return False
@@ -74,7 +74,7 @@ def is_zero(values: Tensor) -> bool:
 def uniform(uniforms: Tensor, low: float, high: float) -> Tensor:
     """Maps [0, 1) to [low, high), for `low` ≤ `high`."""
     if low > high:
-        raise ValueError(f"a range goes from its lower to its upper end, not from {low} to {high}.")
+        raise ValueError(f"expected a range from low to high, not from {low} to {high}.")
     return low + (high - low) * uniforms
 
 
@@ -84,13 +84,13 @@ def integers(uniforms: Tensor, count: int | Tensor) -> Tensor:
 
 
 def tries(uniforms: Tensor, area: float, scale: Sequence[float], ratio: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Draws the sides of rectangles as RandomResizedCrop and RandomErasing try them.
+    """Draws the candidate rectangles of RandomResizedCrop and RandomErasing.
 
     Args:
         uniforms: (N, 2 · ATTEMPTS or more).
         area: Pixels of the image.
-        scale: Range of the rectangle's share of `area`, drawn uniformly.
-        ratio: Range of the first side over the second, drawn uniformly in its logarithm.
+        scale: Range of the rectangle's fraction of `area`, drawn uniformly.
+        ratio: Range of the first side divided by the second, log-uniform.
 
     Returns:
         The first and the second side, whole pixels, each (N, ATTEMPTS).
@@ -101,23 +101,23 @@ def tries(uniforms: Tensor, area: float, scale: Sequence[float], ratio: Sequence
 
 
 def first_accepted(accepted: Tensor, *values: Tensor) -> list[Tensor]:
-    """Returns of each of `values` (N, ATTEMPTS) the first accepted one; the first of all where none is."""
+    """Selects the first accepted column of each of `values` (N, ATTEMPTS); the first column where none is accepted."""
     first = accepted.int().argmax(1, keepdim=True)
     return [value.gather(1, first).squeeze(1) for value in values]
 
 
 def per_channel(value: float | Sequence[float], white_value: float) -> list[float]:
-    """Returns a fill value as a list: of one number for all channels, or of one for each."""
+    """Returns a fill value as a list, of one number for all channels or one per channel, scaled to [0, 1]."""
     return [float(v) / white_value for v in (value if isinstance(value, Sequence) else [value])]
 
 
 def constant_columns(values: list[float], count: int) -> Tensor:
-    """Returns (count, len(values)): constants travel in the params, so that no call copies anything to the device."""
+    """Returns (count, len(values)): constants are columns too, so that no call copies anything to the device."""
     return torch.tensor(values, dtype=torch.float64).expand(count, -1)
 
 
 def as_channels(columns: Tensor, images: Tensor) -> Tensor:
-    """Returns (N, 1 or C, 1, 1) of columns (N, 1 or C)."""
+    """Reshapes columns (N, 1 or C) to (N, 1 or C, 1, 1)."""
     if columns.shape[1] not in (1, images.shape[1]):
         raise ValueError(f"{columns.shape[1]} values were given for images of {images.shape[1]} channels.")
     return columns[:, :, None, None]

@@ -1,4 +1,4 @@
-"""Whole batches by index from the cache, augmented on the device: no processes, no photo at a time."""
+"""Batches by index from the cache, augmented on the device: without worker processes or per-image work."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,28 +13,28 @@ from datamodules.sampler import EpochBatchSampler
 from utils.errors import RunError
 from utils.seeding import generator
 
-PREFETCH = 3  # batches that are read while the device is at work on those before them, each by a thread
+PREFETCH = 3  # batches read ahead, each by a thread
 
 
 class DeviceLoader:
     """Takes the place of a DataLoader: yields images (N, C, H, W), float32, and labels (N,), both on `device`.
 
-    The random draws of a whole epoch are made in one call, a row for each photo: they depend on (seed, epoch, index).
+    The parameters of an epoch are drawn in one call, a row for each image: they depend on (seed, epoch, index).
 
     Args:
-        photos: The cache of the split.
-        labels: The label of each photo.
-        batches: The order.
-        augmentations: What is done to a batch, normalisation included.
-        device: Where the network is.
-        on_device: Whether the whole cache lies there too; else threads read batches ahead from the file.
-        seed: Start of the random draws.
-        compiled: Whether batches of full size are augmented by fused kernels, compiled at the first of them.
+        images: The cache of the split.
+        labels: The label of each image.
+        batches: The indices of each batch.
+        augmentations: Of a batch, normalization included.
+        device: The model's.
+        on_device: Whether to hold the whole cache in the device's memory; else threads read batches ahead from the file.
+        seed: Of the random parameters.
+        compiled: Whether to augment batches of full size by fused kernels, compiled at the first of them.
     """
 
     def __init__(
         self,
-        photos: ImageCache,
+        images: ImageCache,
         labels: Sequence[int],
         batches: EpochBatchSampler,
         augmentations: BatchedAugmentations,
@@ -44,15 +44,15 @@ class DeviceLoader:
         seed: int,
         compiled: bool = False,
     ) -> None:
-        self.photos = photos
-        self.batch_sampler = batches  # where Lightning looks for the order
+        self.images = images
+        self.batch_sampler = batches  # Lightning calls its set_epoch
         self.augmentations = augmentations
         self.device = device
         self.seed = seed
-        # Not with CUDA graphs, whatever the network has: a batch must outlive the call that makes the next one.
+        # Without CUDA graphs, even where the model has them: a batch must outlive the call that makes the next one.
         self.full = torch.compile(augmentations, dynamic=False) if compiled else augmentations
         self.labels = torch.tensor(labels, device=device)
-        self.stored = self._copied() if on_device else None
+        self.stored = self._copy_cache() if on_device else None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -62,25 +62,25 @@ class DeviceLoader:
         if not batches:
             return
         epoch = batches[0][0][0]
-        # Order and random rows go to the device once an epoch; nothing here waits for it.
+        # Order and parameters are sent to the device once an epoch; nothing here waits for it.
         order = torch.tensor([index for batch in batches for _, index in batch])
-        rows = self._sent(self.augmentations.draw(len(self.photos), generator(self.seed, "rows", epoch)))
+        params = self._send(self.augmentations.draw(len(self.images), generator(self.seed, "rows", epoch)))
         sizes = [len(batch) for batch in batches]
         full_size = self.batch_sampler.batch_size // self.batch_sampler.world_size
-        places = self._sent(order).split(sizes)
+        places = self._send(order).split(sizes)
         stored = self._read(order.split(sizes)) if self.stored is None else (self.stored[indices] for indices in places)
         for indices, images in zip(places, stored, strict=True):
             augment = self.full if len(indices) == full_size else self.augmentations
-            yield augment(images, rows[indices]), self.labels[indices]
+            yield augment(images, params[indices]), self.labels[indices]
 
     def _read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields the photos of each batch, on the device; where the file is not in memory, it waits for the disk."""
-        pinned = self.device.type == "cuda"  # the device reads such memory by itself, while the host goes on
+        """Yields the images of each batch on the device, read ahead from the file."""
+        pinned = self.device.type == "cuda"  # for asynchronous copies
 
         def start(indices: Tensor) -> Future[Tensor]:
-            # Pinned memory is made here: another thread would make it for the first card, whichever this one is.
-            room = torch.empty(len(indices), *self.photos.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-            return pool.submit(self.photos.batch, indices.numpy(), room)
+            # Pinned here: in another thread the current device would be the first, not this one.
+            buffer = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+            return pool.submit(self.images.batch, indices.numpy(), buffer)
 
         with ThreadPoolExecutor(PREFETCH) as pool:
             reading = deque(start(indices) for indices in batches[:PREFETCH])
@@ -90,17 +90,17 @@ class DeviceLoader:
                     reading.append(start(batches[number + PREFETCH]))
                 yield images.to(self.device, non_blocking=True)
 
-    def _copied(self) -> Tensor:
+    def _copy_cache(self) -> Tensor:
         try:
-            return self.photos.to(self.device)
+            return self.images.to(self.device)
         except torch.OutOfMemoryError as error:
             change = "cache_on_device=False"
             raise RunError(
-                f"the device's memory is too small for the cache of {len(self.photos):,} photos, "
-                f"{self.photos.size / 1e9:.3g} GB; --set {change}, or free the device of other programs",
+                f"the device has too little memory for the cache of {len(self.images):,} images, "
+                f"{self.images.size / 1e9:.3g} GB; --set {change}, or end other programs on the device",
                 change=change,
             ) from error
 
-    def _sent(self, values: Tensor) -> Tensor:
-        """Copies to the device, from memory that the device can read by itself."""
+    def _send(self, values: Tensor) -> Tensor:
+        """Copies to the device asynchronously."""
         return (values.pin_memory() if self.device.type == "cuda" else values).to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""RandomResizedCrop and RandomErasing for batches in which each sample has its own rectangle."""
+"""RandomResizedCrop and RandomErasing with a rectangle of its own for each sample."""
 
 import math
 
@@ -20,7 +20,7 @@ from datamodules.on_device.draws import (
 
 
 class RandomResizedCrop(BatchedStep):
-    """A rectangle of random area and proportions, resized with antialiasing."""
+    """Crops a rectangle of random area and aspect ratio, and resizes it with antialiasing."""
 
     num_random = 2 * ATTEMPTS + 2
 
@@ -34,7 +34,7 @@ class RandomResizedCrop(BatchedStep):
     def unsupported_reason(transform: transforms.RandomResizedCrop) -> str | None:
         interpolation = InterpolationMode(transform.interpolation)
         if interpolation != InterpolationMode.BILINEAR:
-            return f"interpolation {interpolation.value}; bilinear has a batched form"
+            return f"interpolation {interpolation.value}; batched is bilinear"
         return None if transform.antialias else "antialias is off"
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ class RandomResizedCrop(BatchedStep):
         widths, heights = tries(uniforms, height * width, scale, ratio)
         fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         found, crop_width, crop_height = first_accepted(fits, fits, widths, heights)
-        # Where no try fits, the largest central crop whose proportions are allowed.
+        # Where no attempt fits: the largest central crop within the limits of the aspect ratio.
         central_width = min(width, round(height * max(ratio)))
         central_height = min(height, round(width / min(ratio)))
         crop_width = torch.where(found, crop_width, central_width)
@@ -70,26 +70,26 @@ class RandomResizedCrop(BatchedStep):
 def resize_along(images: Tensor, dimension: int, start: Tensor, length: Tensor, out_length: int) -> Tensor:
     """Resizes `length` pixels from `start` along one dimension, with torch's antialiased bilinear weights.
 
-    An output pixel is the mean of the input pixels under a triangle that reaches one output pixel to both sides, and one
-    input pixel at least. Their number is bounded by what the whole image would need.
+    An output pixel is the mean of the input pixels under a triangle that extends one output pixel to both sides, at
+    least one input pixel. The number of taps is that of resizing the whole image, the most that a sample can need.
 
     Args:
         images: (N, C, H, W).
         dimension: 2 or 3.
         start: (N, 1), first pixel.
         length: (N, 1), pixels.
-        out_length: Pixels to make of them.
+        out_length: Pixels of the result.
     """
     scale = length / out_length
     reach = scale.clamp_min(1)
-    centre = scale * (torch.arange(out_length, device=images.device) + 0.5)  # (N, out_length)
-    first = (centre - reach + 0.5).floor().clamp_min(0)
+    center = scale * (torch.arange(out_length, device=images.device) + 0.5)  # (N, out_length)
+    first = (center - reach + 0.5).floor().clamp_min(0)
     out_shape = [*images.shape]
     out_shape[dimension] = out_length
     total, weights = 0.0, 0.0
     for tap in range(math.ceil(2 * max(1, images.shape[dimension] / out_length))):
         position = first + tap
-        weight = (1 - ((position - centre + 0.5) / reach).abs()).clamp_min(0) * (position < length)
+        weight = (1 - ((position - center + 0.5) / reach).abs()).clamp_min(0) * (position < length)
         index = (start + torch.minimum(position, length - 1)).long()
         if dimension == 2:
             weight, index = weight[:, None, :, None], index[:, None, :, None]
@@ -101,9 +101,9 @@ def resize_along(images: Tensor, dimension: int, start: Tensor, length: Tensor, 
 
 
 class RandomErasing(BatchedStep):
-    """A rectangle overwritten with a value, or with noise of mean 0 and standard deviation 1.
+    """Overwrites a rectangle with a value, or with noise of mean 0 and standard deviation 1.
 
-    The noise of a sample comes from a number in its row, so that it does not depend on the device or the batch.
+    The seed of the noise is one of the parameters, so that noise does not depend on the device or the batch.
     """
 
     num_random = 2 * ATTEMPTS + 3
@@ -111,13 +111,13 @@ class RandomErasing(BatchedStep):
     def __init__(self, transform: transforms.RandomErasing, size: tuple[int, int], white_value: float) -> None:
         super().__init__(transform, size, white_value)
         if white_value != 1:
-            raise ValueError("it erases tensors: it belongs to tensor_augmentations.")
+            raise ValueError("works on tensors: move it to tensor_augmentations.")
         self.probability = transform.p
         self.transform = transform
         self.value = [] if transform.value == "random" else per_channel(transform.value, white_value)
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
-        """Draws "top", "left", "height", "width", each (N), pixels (0 where no try fits), and "seed" (N), whole."""
+        """Draws "top", "left", "height", "width", each (N), pixels (0 where no attempt fits), and "seed" (N), an integer."""
         height, width = self.size
         heights, widths = tries(uniforms, height * width, self.transform.scale, self.transform.ratio)
         fits = (heights < height) & (widths < width)
@@ -144,14 +144,14 @@ class RandomErasing(BatchedStep):
 
 
 def normal_noise(seed: Tensor, shape: torch.Size) -> Tensor:
-    """Returns (N, *shape) of standard normal numbers, those of a sample from its `seed` (N, 1, 1, 1) alone.
+    """Returns standard normal numbers (N, *shape) that depend on `seed` (N, 1, 1, 1) only.
 
-    Counting numbers are mixed with the finalizer of MurmurHash3 (32 bit), twice, the seed in between.
+    A counter is hashed by the finalizer of MurmurHash3 (32 bits), xored with the seed, and hashed again.
     """
     bits = torch.arange(math.prod(shape), device=seed.device).view(1, *shape)
     bits = _mix(_mix(bits) ^ seed.long())
-    centred = ((bits >> 8) * 2 + 1 - 2**24) / 2**24  # odd multiples of 2⁻²⁴: exact, and never −1 or 1
-    return torch.erfinv(centred) * math.sqrt(2)
+    centered = ((bits >> 8) * 2 + 1 - 2**24) / 2**24  # odd multiples of 2⁻²⁴: exact, never −1 or 1
+    return torch.erfinv(centered) * math.sqrt(2)
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_
     change = ("--resume", str(folder), "--set", "num_epochs=2", "--set")
     with monkeypatch.context() as patch:
         patch.setattr(ImageCache, "to", too_large)
-        message = r"^the device's memory is too small for the cache of 20 photos, .* GB; --set cache_on_device=False"
+        message = r"^the device has too little memory for the cache of 20 images, .* GB; --set cache_on_device=False"
         with pytest.raises(RunError, match=message):
             train.main([*change, "cache_on_device=True"])
         assert f"to go on: python train.py --resume {folder} --set cache_on_device=False\n" in capsys.readouterr().err

@@ -44,13 +44,13 @@ def noise(count, *, channels=3, size=SIZE, seed=0):
 
 
 def smooth(count, *, channels=3, size=SIZE, seed=0):
-    """Images whose neighbouring pixels differ by a few per cent, as in photos."""
+    """Images whose neighboring pixels differ by a few per cent, as in photos."""
     coarse = noise(count, channels=channels, size=(size[0] // 12 + 1, size[1] // 12 + 1), seed=seed).float()
     return interpolate(coarse, size, mode="bicubic", align_corners=True).clamp(0, 255).round().to(torch.uint8)
 
 
 def draw(augmentations, count, seed=1):
-    """Returns the rows, and for each step the samples' drawn parameters: (applied, {name: value}) a sample."""
+    """Returns the rows, and for each step (applied, {name: value}) of each sample."""
     rows = augmentations.draw(count, torch.Generator().manual_seed(seed))
     widths = [1 + step.num_random for step in augmentations.steps]
     numbers = torch.rand(count, sum(widths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -63,7 +63,7 @@ def draw(augmentations, count, seed=1):
 
 
 def run_both_ways(augmentations, images, rows):
-    """Returns (2, N, C, H, W): a photo at a time, as on the CPU, and the whole batch, as on an accelerator."""
+    """Returns (2, N, C, H, W): per image, as on the CPU, and batched, as on an accelerator."""
     with torch.no_grad():
         return torch.stack([augmentations(images, rows), augmentations.augment(images, rows)])
 
@@ -158,12 +158,12 @@ def test_flips_are_exact(name, p, channels):
     ],
     ids=lambda parameters: "-".join(parameters) or "nothing",
 )
-def test_colour_jitter_equals_torchvision(parameters, channels):
+def test_color_jitter_equals_torchvision(parameters, channels):
     size, count = (25, 32), 120
     augmentations = build({"ColorJitter": parameters}, size=size)
     images = noise(count, channels=channels, size=size)
     images[:, :, :9] = images[:, :1, :9] // 128 * 128  # gray, black and half-lit pixels, which have no hue
-    images[:, :, 9:15] = images[:, :, 9:15] // 128 * 255  # pure colours, where two channels share the maximum
+    images[:, :, 9:15] = images[:, :, 9:15] // 128 * 255  # pure colors, where two channels share the maximum
     rows, drawn = draw(augmentations, count)
     if len(parameters) == 4:
         assert len({tuple(values["order"]) for _, values in drawn[0]}) == 24
@@ -187,7 +187,7 @@ AFFINE_FORMS = {
     "turned far": {"degrees": 180, "scale": [0.3, 2.5]},
     "both shears": {"degrees": 0, "shear": [-20, 20, -10, 30]},
     "translated": {"degrees": 0, "translate": [0.5, 0.3]},
-    "centre": {"degrees": 40, "center": [3, 40]},
+    "center": {"degrees": 40, "center": [3, 40]},
 }
 
 
@@ -210,7 +210,7 @@ def test_affine_ties_at_full_size():
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"degrees": 15}, {"degrees": [80, 100], "center": [10, 0]}], ids=["15", "centre"]
+    "parameters", [{"degrees": 15}, {"degrees": [80, 100], "center": [10, 0]}], ids=["15", "center"]
 )
 def test_rotation_equals_torchvision_but_for_ties(parameters):
     augmentations, images = build({"RandomRotation": parameters}), noise(64)
@@ -248,19 +248,17 @@ def test_perspective_equals_torchvision(scale, channels):
     assert (run_both_ways(augmentations, faded(images), rows) - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("distortion_scale", [0.7, 0.9, 1.0])
-def test_a_photo_that_is_seen_from_its_edge_has_no_pixel_that_is_no_number(distortion_scale):
-    augmentations = build({"RandomPerspective": {"distortion_scale": distortion_scale, "p": 1.0}})
+def test_perspective_has_finite_pixels_on_the_horizon():
+    size = (10, 12)
+    augmentations = build({"RandomPerspective": {"distortion_scale": 1.0, "p": 1.0}}, size=size)
     rows = augmentations.draw(4000, torch.Generator().manual_seed(0))
-    assert rows.isfinite().all()
-    for part in rows.split(500):
-        result = augmentations.augment(noise(500), part)
-        assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
+    result = augmentations.augment(noise(4000, size=size), rows)
+    assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
 
 
 @pytest.mark.parametrize("name", ["RandomAffine", "RandomRotation", "RandomPerspective"])
 @pytest.mark.parametrize("interpolation", [InterpolationMode.BILINEAR, 0, "bilinear"])
-@pytest.mark.parametrize("fill", [0, 0.5, [0.2, 0.4, 0.9]], ids=["black", "gray", "coloured"])
+@pytest.mark.parametrize("fill", [0, 0.5, [0.2, 0.4, 0.9]], ids=["black", "gray", "colored"])
 def test_interpolation_and_fill(name, interpolation, fill):
     parameters = {"fill": fill, "interpolation": interpolation}
     parameters |= {"p": 1} if name == "RandomPerspective" else {"degrees": 30}
@@ -330,7 +328,7 @@ def test_noise_is_normal_and_each_samples_own():
     assert torch.equal(values[1], values[5])
     for sample in values[:5]:
         assert stats.kstest(sample.numpy(), "norm").pvalue > 0.001
-        for distance in (1, 2, 80, 4800):  # neighbours, columns, channels: 14,400 pairs, standard deviation 0.008
+        for distance in (1, 2, 80, 4800):  # neighbors, columns, channels: 14,400 pairs, standard deviation 0.008
             assert np.abs(np.corrcoef(sample[:-distance], sample[distance:])[0, 1]) < 0.04
     assert (torch.corrcoef(values[:5]) - torch.eye(5)).abs().max() < 0.04
 
@@ -368,11 +366,11 @@ def test_c_50_chain_equals_torchvision():
     expected = reference.normalize(torchvision_chain(C_50, images, drawn), MEAN, STD)
     difference = (augmentations(images, rows) - expected).abs().amax(1)
     assert (augmentations(images, rows) - augmentations.augment(images, rows)).abs().max() < 1e-5
-    # A pixel taken from its neighbour also moves the mean gray of its photo, by about 1e-5 of its size here.
+    # A pixel taken from its neighbor also moves the mean gray of its photo, by about 1e-5 of its size here.
     assert (difference > 1e-4).float().mean() <= 5e-5 and difference.median() < 1e-6
 
 
-def test_nothing_configured_is_to_tensor_and_normalise():
+def test_nothing_configured_is_to_tensor_and_normalize():
     images = noise(3)
     assert torch.equal(build()(images, build().draw(3, torch.Generator())), images / 255)
     augmentations = build(mean=MEAN, std=STD)
@@ -402,7 +400,7 @@ def test_difference_from_pil_chain_is_its_rounding():
     assert 0.1 < np.mean(differences) < 2
 
 
-# How it runs
+# Execution
 
 
 def test_rows_do_not_depend_on_how_many_are_drawn():
@@ -417,8 +415,8 @@ def test_rows_do_not_depend_on_how_many_are_drawn():
         assert torch.equal(whole[index], augmentations(images[index : index + 1], epoch[row : row + 1])[0])
 
 
-def test_no_call_asks_the_device_for_a_value():
-    """On the meta device nothing has a value: each question to it (item, nonzero, a mask as an index) is an error."""
+def test_no_call_synchronizes_with_the_device():
+    """Tensors on the meta device have no values: item, nonzero or a boolean index raises."""
     augmentations = build(C_50 | LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     rows = augmentations.draw(4, torch.Generator()).to("meta")
     assert augmentations(noise(4).to("meta"), rows).shape == (4, 3, 40, 50)
@@ -448,10 +446,10 @@ def test_a_step_not_drawn_is_only_left_out_where_that_is_known():
     assert not is_zero(torch.zeros(2, 1)) and not is_zero(torch.zeros(1, 1, device="meta"))
 
 
-# What has no batched form, and wrong parameters
+# Unsupported transforms and wrong parameters
 
 
-def test_unbatched_names():
+def test_unsupported_augmentations():
     assert unsupported_augmentations(C_50 | {"RandomVerticalFlip": None}) == []
     configured = {
         "RandomHorizontalFlip": {},
@@ -461,15 +459,15 @@ def test_unbatched_names():
         "RandomResizedCrop": {"size": 50, "antialias": False},
     }
     assert unsupported_augmentations(configured) == [
-        "GaussianBlur: it has no batched form",
-        "RandomRotation: expand=True changes the size of each photo",
-        "RandomAffine: interpolation bicubic; nearest and bilinear have a batched form",
+        "GaussianBlur: it has no batched implementation",
+        "RandomRotation: expand=True changes the size of each image",
+        "RandomAffine: interpolation bicubic; batched are nearest and bilinear",
         "RandomResizedCrop: antialias is off",
     ]
     assert unsupported_augmentations({"RandomResizedCrop": {"size": 5, "interpolation": "bicubic"}}) == [
-        "RandomResizedCrop: interpolation bicubic; bilinear has a batched form"
+        "RandomResizedCrop: interpolation bicubic; batched is bilinear"
     ]
-    with pytest.raises(ConfigError, match="GaussianBlur: it has no batched form; no RandomRotation: expand"):
+    with pytest.raises(ConfigError, match="GaussianBlur: it has no batched implementation; RandomRotation: expand"):
         build(configured)
 
 
@@ -481,7 +479,7 @@ def test_unbatched_names():
         ("RandomAffine", {"angle": 5}, "unexpected keyword argument 'angle'"),
         ("RandomAffine", {"degrees": [30, -30]}, "RandomAffine: .* not from 30.* to -30"),
         ("ColorJitter", {"hue": 0.7}, "hue values should be between"),
-        ("RandomPerspective", {"distortion_scale": -1}, "distortion_scale is from 0 to 1, not -1"),
+        ("RandomPerspective", {"distortion_scale": -1}, "a distortion_scale from 0 to 1, not -1"),
         ("RandomErasing", {"value": "noise"}, "it should be 'random'"),
         ("RandomAffine", {"degrees": 5, "interpolation": "cubic"}, "'cubic' is not a valid InterpolationMode"),
     ],
@@ -492,7 +490,7 @@ def test_wrong_parameters(name, parameters, message):
 
 
 def test_erasing_wants_tensors():
-    with pytest.raises(ConfigError, match=r"RandomErasing: .* belongs to tensor_augmentations"):
+    with pytest.raises(ConfigError, match=r"RandomErasing: .* move it to tensor_augmentations"):
         build({"RandomErasing": {}})
 
 

@@ -16,7 +16,7 @@ from datamodules.on_device.augmentations import BATCHED, BatchedAugmentations
 AFFINE = {"degrees": 25, "translate": [0.1, 0.1], "scale": [0.9, 1.1], "shear": 8}
 JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
 SIZE = (45, 62)
-OURS, THEIRS = 20_000, 3_000
+OURS, THEIRS = 20_000, 2_000
 
 
 def sampled(name, parameters, size):
