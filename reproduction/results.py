@@ -1,70 +1,71 @@
-"""What was measured: a row for each finished run, and the means over the seeds of an experiment."""
+"""Measured results: a row for each finished run, and the means over the seeds of an experiment."""
 
 import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reproduction.jobs import RunIndex, changes_of, data_set_of
-from reproduction.published import IMAGES, place
-from reproduction.training import read_facts
+from reproduction.evaluation import read_facts
+from reproduction.planning import Key, RunIndex, changes_of, data_set_of
+from reproduction.published import IMAGES, sort_key
 from utils.config import read_config_file
 from utils.errors import ConfigError
 from utils.files import write_csv
 from utils.runs.folder import CONFIG, has_ended, read_record
 
 
-class Condition(NamedTuple):
-    """Under what an experiment was run; only figures of the same condition can be set against each other.
+class Setup(NamedTuple):
+    """The data and the changed settings of a run. Only results of the same setup can be compared.
 
     Attributes:
         data: Name of the data set.
-        data_digest: Of its annotations.
-        train_photos, valid_photos: How many it has.
-        changes: How the settings differ from the experiment's file; "" for those that were published.
+        data_digest: Digest of its annotations.
+        train_images, valid_images: Size of its splits.
+        changes: How the settings differ from the experiment's file; "" if they do not.
     """
 
     data: str
     data_digest: str
-    train_photos: int
-    valid_photos: int
+    train_images: int
+    valid_images: int
     changes: str
 
     @property
     def is_published(self) -> bool:
-        """Says whether it is the published task: all photos of the published splits, and the published settings."""
-        return (self.train_photos, self.valid_photos) == IMAGES and not self.changes
+        """Whether this is the published task: splits of the published size, and the settings of the experiment's file."""
+        return (self.train_images, self.valid_images) == IMAGES and not self.changes
 
     @property
-    def caveat(self) -> str:
-        """Returns what has to stand behind the name of the data; nothing for the published task."""
-        return "" if self.is_published else ": another task"
+    def note(self) -> str:
+        """What must follow the name of the data: nothing for the published task."""
+        return "" if self.is_published else ", different task"
 
     @property
     def data_text(self) -> str:
-        return f"{self.data}, {self.train_photos:,} / {self.valid_photos:,}"
+        return f"{self.data}, {self.train_images:,} / {self.valid_images:,}"
 
     def __str__(self) -> str:
-        return f"{self.data_text}; {self.changes or 'settings as published'}"
+        return f"{self.data_text}; {self.changes or 'no settings changed'}"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run, as a row of experiments/measured.csv; each figure is the best of any epoch.
+    """A finished run, a row of experiments/measured.csv. Each result is the best of any epoch.
 
     Attributes:
-        min_valid_loss, min_train_loss: None where no loss was finite.
-        checkpoint_acc_percent, over_batches_acc_percent: Of best.ckpt: over images, and as a mean of batch means; None
-            where that was not computed.
+        min_valid_loss, min_train_loss: None if no loss was finite.
+        checkpoint_acc_percent, over_batches_acc_percent: Accuracy of best.ckpt over images, and as a mean of batch means;
+            None if it was not evaluated.
     """
 
     experiment: str
+    description: str
     seed: int
     data: str
-    train_photos: int
-    valid_photos: int
+    train_images: int
+    valid_images: int
     data_digest: str
     settings_digest: str
     changes: str
@@ -87,18 +88,18 @@ class Measured:
     run: str
 
     @property
-    def condition(self) -> Condition:
-        return Condition(self.data, self.data_digest, self.train_photos, self.valid_photos, self.changes)
+    def setup(self) -> Setup:
+        return Setup(self.data, self.data_digest, self.train_images, self.valid_images, self.changes)
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """Tells its row from others; not by the digest of its settings, which a key that is added later changes."""
+        """Identifies the row. Without the digest of the settings, which changes when a new setting is introduced."""
         return self.experiment, self.seed, self.data_digest, self.changes
 
 
 @dataclass(frozen=True)
 class Summary:
-    """An experiment under one condition, over its seeds; accuracies in percent."""
+    """The runs of an experiment in one setup, which differ in their seeds; accuracies in percent."""
 
     experiment: str
     runs: tuple[Measured, ...]
@@ -120,43 +121,46 @@ class Summary:
         deviation = self.deviation
         return f"{self.mean:.2f}" if deviation is None else f"{self.mean:.2f} ± {deviation:.2f}"
 
-    def mean_of(self, figure: str) -> float:
-        """Returns the mean of another figure of `Measured`."""
-        return statistics.mean(getattr(run, figure) for run in self.runs)
+    def mean_of(self, column: str) -> float:
+        """Returns the mean of another column of `Measured`."""
+        return statistics.mean(getattr(run, column) for run in self.runs)
 
 
-def read_results(folder: Path, names: Iterable[str]) -> tuple[list[Measured], list[str]]:
-    """Returns the finished runs in `folder` of the experiments `names`, and a line for each that is not finished."""
-    wanted = set(names)
-    measured, unfinished = [], []
-    for key, runs in sorted(RunIndex(folder).runs().items(), key=lambda item: (place(item[0].experiment), item[0])):
-        if key.experiment not in wanted:
-            continue
+def read_results(folder: Path, files: Mapping[str, Path]) -> tuple[list[Measured], list[str]]:
+    """Returns the finished runs in `folder` of the experiments `files`, and a line for each run that is not counted."""
+    measured, not_counted, others = [], [], []
+    for key, runs in sorted(RunIndex(folder).runs().items(), key=lambda item: (sort_key(item[0].experiment), item[0])):
         record = read_record(runs[0])
-        if has_ended(runs[0]):
-            measured.append(_measured(key, runs[0], record))
+        if key.experiment not in files:
+            others.append(key.experiment)
+        elif has_ended(runs[0]):
+            measured.append(_measured(key, runs[0], record, files[key.experiment]))
         else:
-            unfinished.append(f"{key.experiment} with seed {key.seed}: {record.get('status')}, {runs[0]}")
-    return measured, unfinished
+            not_counted.append(
+                f"not finished: {key.experiment} with seed {key.seed}: {record.get('status')}, {runs[0]}"
+            )
+    if others:
+        not_counted.append(f"not asked for: runs of {', '.join(dict.fromkeys(others))}")
+    return measured, not_counted
 
 
-def by_condition(measured: Sequence[Measured]) -> dict[Condition, dict[str, Summary]]:
-    """Returns the summaries of each condition by experiment; the condition with the most runs comes first."""
-    conditions: dict[Condition, dict[str, list[Measured]]] = {}
+def by_setup(measured: Sequence[Measured]) -> dict[Setup, dict[str, Summary]]:
+    """Returns the summaries of each setup by experiment. The setup with the most runs comes first."""
+    setups: dict[Setup, dict[str, list[Measured]]] = {}
     for run in measured:
-        conditions.setdefault(run.condition, {}).setdefault(run.experiment, []).append(run)
-    ordered = sorted(conditions.items(), key=lambda item: (-sum(map(len, item[1].values())), item[0]))
+        setups.setdefault(run.setup, {}).setdefault(run.experiment, []).append(run)
+    ordered = sorted(setups.items(), key=lambda item: (-sum(map(len, item[1].values())), item[0]))
     return {
-        condition: {name: Summary(name, tuple(runs[name])) for name in sorted(runs, key=place)}
-        for condition, runs in ordered
+        setup: {name: Summary(name, tuple(runs[name])) for name in sorted(runs, key=sort_key)}
+        for setup, runs in ordered
     }
 
 
 def read_measured(path: Path) -> list[Measured]:
-    """Reads the rows of measured.csv; none where there is no such file.
+    """Reads the rows of measured.csv; none if there is no such file.
 
     Raises:
-        ConfigError: It is not such a file.
+        ConfigError: The file is not valid.
     """
     if not path.exists():
         return []
@@ -167,28 +171,29 @@ def read_measured(path: Path) -> list[Measured]:
                 for row in csv.DictReader(file)
             ]
     except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is not what this command wrote ({error!r}); restore it") from error
+        raise ConfigError(f"{path} is damaged ({error!r}); restore it from git") from error
 
 
 def write_measured(path: Path, rows: Iterable[Measured]) -> None:
-    """Writes measured.csv; of rows of the same run the last one counts."""
+    """Writes measured.csv. Of several rows of the same run, the last one counts."""
     unique = {row.key: row for row in rows}
-    ordered = sorted(unique.values(), key=lambda row: (place(row.experiment), row.key))
+    ordered = sorted(unique.values(), key=lambda row: (sort_key(row.experiment), row.key))
     write_csv(path, [asdict(row) for row in ordered], [field.name for field in fields(Measured)])
 
 
-def _measured(key: Any, run: Path, record: dict[str, Any]) -> Measured:
+def _measured(key: Key, run: Path, record: dict[str, Any], file: Path) -> Measured:
     data, facts, best = data_set_of(record), read_facts(run), record["best"]
     values = read_config_file(run / CONFIG).values
     return Measured(
         experiment=key.experiment,
+        description=record.get("description") or "",
         seed=key.seed,
         data=data.name,
-        train_photos=record["train_photos"],
-        valid_photos=record["valid_photos"],
+        train_images=record["train_photos"],
+        valid_images=record["valid_photos"],
         data_digest=key.data,
         settings_digest=key.settings,
-        changes=changes_of(values, key.experiment),
+        changes=changes_of(values, key.experiment, file),
         valid_acc_percent=_percent(best["best_valid_acc"]),
         train_acc_percent=_percent(best["best_train_acc"]),
         min_valid_loss=_rounded(best.get("best_valid_loss")),

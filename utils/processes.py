@@ -51,10 +51,10 @@ def _read_variable(name: str) -> int:
         raise ConfigError(f"environment variable {name}={os.environ[name]}: expected a number; unset it") from None
 
 
-def end_with_parent() -> None:
-    """Makes Linux end this process as soon as its parent has ended, for whatever reason."""
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Makes Linux send this process a signal as soon as its parent has ended, for whatever reason."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def ignore_signals(worker: int) -> None:

@@ -108,7 +108,7 @@ def test_learning_rates_and_the_early_stop_come_out_as_published(name, tmp_path)
         assert not trainer.should_stop, f"stopped before epoch {row['epoch']}"
         trainer.current_epoch = int(row["epoch"])
         classifier.train_sums, classifier.valid_sums = (
-            torch.tensor([float(row[f"{split}_loss"]), 0, 0, 1], dtype=torch.float64) for split in ("train", "valid")
+            torch.tensor([float(row[f"{split}_loss"]), 0, 0, 1, 1], dtype=torch.float64) for split in ("train", "valid")
         )
         classifier.on_validation_epoch_end()
         classifier.on_train_epoch_end()

@@ -1,25 +1,28 @@
-"""What tests of the reproduction share: jobs, the folders of runs, and stand-ins of trainings."""
+"""What tests of the reproduction share: jobs, run folders, and processes that have ended."""
 
-import contextlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-from reproduction.jobs import DataSet, Job, plan
-from reproduction.published import (
-    EXPERIMENTS,
-)
+from reproduction.planning import DataSet, Job, plan
+from reproduction.published import choose_experiments
 from utils.config import load_config
+from utils.files import write_text
 
 DATA = DataSet("cars", "0123abcd")
 
 
 def jobs_for(
-    folder: Path, *names: str, overrides: tuple[str, ...] = (), repeat: int = 1, data: DataSet = DATA
+    folder: Path,
+    *names: str,
+    overrides: tuple[str, ...] = (),
+    repeat: int = 1,
+    divisor: int = 1,
+    data: DataSet = DATA,
 ) -> list[Job]:
-    return plan(names, overrides=overrides, repeat=repeat, folder=folder, data=data)
+    return plan(
+        choose_experiments(names), overrides=overrides, repeat=repeat, folder=folder, divisor=divisor, data=data
+    )
 
 
 def write_run(
@@ -27,49 +30,40 @@ def write_run(
 ) -> Path:
     """Writes the folder that train.py leaves behind, without training; returns it."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    folder = job.folder / f"ghost_{len(list(job.folder.iterdir()))}"
+    folder = job.folder / f"ghost_{len(list(job.folder.iterdir()))}_{os.getpid()}"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
-    config = load_config(EXPERIMENTS / f"{job.key.experiment}.yml", overrides=job.overrides)
+    config = load_config(job.file, overrides=job.overrides)
     (folder / "config.yml").write_text(config.as_yaml())
     (folder / "speed.csv").write_text(
         "epoch,seconds,images_per_second\n" + "".join(f"{e},10.0,2.0\n" for e in range(epochs))
     )
     best = {"valid_acc": acc, "train_acc": 0.9, "valid_loss": 2.0, "train_loss": 1.0, "valid_top5_acc": 1.0}
     record = {
-        "status": status, "tags": config.tags, "best": {f"best_{name}": value for name, value in best.items()},
+        "status": status, "tags": config.tags, "description": config.description,
+        "best": {f"best_{name}": value for name, value in best.items()},
         "train_photos": photos[0], "valid_photos": photos[1], "epochs": epochs, "seconds": 90.0,
         "parameters": {"num_params": 3_041_412}, "versions": {"torch": "2.11.0"}, "commit": "abc",
         "started": "2026-11-23T05:00:00+00:00",
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(record))
+    write_text(folder / "run.json", json.dumps(record))  # at once, as train.py does
     return folder
 
 
+def write_facts(run: Path) -> None:
+    """Writes what the evaluation of a finished run leaves behind."""
+    facts = {"device": "A GPU", "checkpoint_acc": 0.5, "checkpoint_acc_over_batches": 0.501}
+    (run / "reproduction.json").write_text(json.dumps(facts))
+
+
 class Ended:
-    """In place of a process that has trained already."""
+    """In place of a process that has ended."""
 
-    def __init__(self, exitcode: int = 0) -> None:
-        self.pid = os.getpid()
-        self.exitcode = exitcode
+    def __init__(self, returncode: int = 0) -> None:
+        self.returncode = returncode
 
+    def wait(self, timeout: float | None = None) -> int:
+        return self.returncode
 
-class Sleeping:
-    """In place of a process that trains for long: a real process that does nothing."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.DEVNULL
-        )
-        self.pid = self.process.pid
-
-    @property
-    def exitcode(self) -> int | None:
-        return self.process.poll()
-
-    def join(self, timeout: float | None = None) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(None if timeout is None else min(timeout, 0.1))
-
-    def terminate(self) -> None:
-        self.process.terminate()
+    def poll(self) -> int:
+        return self.returncode
