@@ -1,4 +1,4 @@
-"""Trains a network on Stanford Cars as `config.yml` says: python train.py --help."""
+"""Trains a model with the settings of config.yml: python train.py --help."""
 
 import argparse
 import json
@@ -22,101 +22,110 @@ from utils.runs.metrics import read_rows
 from utils.runs.summary import summarize
 
 DEMO = PROJECT / "experiments" / "demo.yml"
-LONGER = ("num_epochs=", "early_stopping_patience=")  # changes that give an ended run something to do
+EXTENDING = ("num_epochs=", "early_stopping_patience=")  # changes that let a finished run train further
 
 logger = logging.getLogger(__name__)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Trains a network on Stanford Cars as config.yml says.")
+    parser = argparse.ArgumentParser(description="Trains a model with the settings of config.yml.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", metavar="FILE", help="YAML file with the keys that differ from config.yml")
     source.add_argument("--demo", action="store_true", help="train on drawn cars: needs no data, takes two minutes")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; may be repeated"
-    )
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
     parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of data_path")
     work = parser.add_mutually_exclusive_group()
-    work.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or name, or 'last'")
-    work.add_argument("--check", action="store_true", help="look at configuration and data, and train nothing")
+    work.add_argument(
+        "--resume", metavar="RUN", help="resume a run: its folder, name or last.ckpt, or 'last', the newest"
+    )
+    work.add_argument("--check", action="store_true", help="check configuration and data without training")
     return parser.parse_args(argv)
 
 
-def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
-    """Returns the configuration, and the folder of the run that goes on."""
-    overrides = arguments.set + ([f"data_path={json.dumps(arguments.data)}"] if arguments.data else [])
-    if arguments.resume is None:
-        return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
-    if arguments.config:
-        raise ConfigError(
-            "--config has no effect with --resume: a resumed run keeps its configuration; --set changes keys"
-        )
-    where = [override for override in overrides if override.startswith("output_path=")]
-    checkpoint = resolve_checkpoint(arguments.resume, load_config(overrides=where).output_path, which=LAST)
-    folder = checkpoint.parent.parent
-    if checkpoint != folder / LAST:
-        raise ConfigError(f"--resume {arguments.resume}: a run is resumed from its {LAST.name}; name the run's folder")
-    config = load_run_config(folder, overrides=[each for each in overrides if each not in where])
-    if (done := len(read_rows(folder / METRICS))) > config.num_epochs:
-        raise ConfigError(f"--set num_epochs={config.num_epochs}: {folder} has {done} epochs already")
-    return config, folder
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains, and returns the best value of each metric and its epoch; with --check neither."""
+    """Trains a model, resumes a run, or checks configuration and data.
+
+    Returns:
+        The best value of each metric and its epoch; with --check nothing.
+    """
     arguments = parse_arguments(argv)
     config, resumed = read_configuration(arguments)
     start_logging(config.loglevel)
     if config.neptune_api_token:
-        logger.warning("neptune_api_token: the place of a secret is the environment variable NEPTUNE_API_TOKEN")
-    if resumed and has_ended(resumed) and not any(change.startswith(LONGER) for change in arguments.set):
+        logger.warning(
+            "neptune_api_token: set the environment variable NEPTUNE_API_TOKEN instead, files are not for secrets"
+        )
+    if resumed and has_ended(resumed) and not any(change.startswith(EXTENDING) for change in arguments.set):
         if is_first_process():
             print(
                 f"{summarize(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N"
             )
         return read_record(resumed)["best"]
 
-    # Torch takes seconds to import: a wrong configuration has been answered by now.
+    # Torch takes seconds to import: by now, errors in the configuration have been reported.
     import assembly
-    from datamodules.check.check import check_data
-    from datamodules.demo import write_demo_data
+
+    assembly.check_buildable(config)
+    if arguments.demo and not arguments.data:
+        from datamodules.demo import write_demo_data
+
+        write_demo_data(config.data_path)
+    if arguments.check:
+        from datamodules.check.check import check_data
+
+        build_data = partial(assembly.build_data, config)
+        check_data(assembly.read_splits(config), build_data, folder=config.data_path, output_path=config.output_path)
+        return {}
+    if resumed and argv is None:
+        sys.argv.append(f"--resume={resumed}")  # for the processes that Lightning starts: "last" may change until then
+    return train(config, resumed)
+
+
+def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
+    """Returns the configuration and the folder of the resumed run, None for a new run."""
+    overrides = arguments.set + ([f"data_path={json.dumps(arguments.data)}"] if arguments.data else [])
+    if arguments.resume is None:
+        return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
+    if arguments.config:
+        raise ConfigError("--config has no effect with --resume: a run keeps its configuration; change keys with --set")
+    where = [override for override in overrides if override.startswith("output_path=")]
+    checkpoint = resolve_checkpoint(arguments.resume, load_config(overrides=where).output_path, which=LAST)
+    folder = checkpoint.parent.parent
+    if checkpoint != folder / LAST:
+        raise ConfigError(f"--resume {arguments.resume}: a run is resumed from its {LAST.name}; name the run's folder")
+    config = load_run_config(folder, overrides=[override for override in overrides if override not in where])
+    if (done := len(read_rows(folder / METRICS))) > config.num_epochs:
+        raise ConfigError(f"--set num_epochs={config.num_epochs}: {folder} has {done} epochs already")
+    return config, folder
+
+
+def train(config: Config, resumed: Path | None) -> dict[str, float]:
+    """Trains a new run, or the resumed one in the folder `resumed`, and returns its best metrics."""
+    import assembly
     from training.checkpoints import resume_guard
     from training.error_hints import error_hints
     from training.max_batch_size import find_max_batch_size
 
-    assembly.check_buildable(config)
-    if arguments.demo and not arguments.data:
-        write_demo_data(config.data_path)
-    if arguments.check:
-        check_data(
-            assembly.read_splits(config),
-            partial(assembly.build_data, config),
-            folder=config.data_path,
-            output_path=config.output_path,
-        )
-        return {}
-    annotations = assembly.load_annotations(config)
-    classifier = assembly.build_classifier(config, num_classes=len(annotations.class_names))
-    data = assembly.build_data(config, annotations)
+    splits = assembly.load_annotations(config)
+    classifier = assembly.build_classifier(config, num_classes=len(splits.class_names))
+    data = assembly.build_data(config, splits)
     data.check_cache_path()
 
     if not is_first_process():
-        end_with_parent()  # it would wait for the others, with the memory of its device, for half an hour
-    if resumed and argv is None:
-        sys.argv.append(f"--resume={resumed}")  # Lightning starts other processes by it; "last" may be another by then
+        end_with_parent()  # else it would wait half an hour for the other processes, and hold its device's memory
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
-    record = assembly.build_record(config, folder, classifier, annotations)
+    record = assembly.build_record(config, folder, classifier, splits)
     checkpoint = folder / LAST if resumed else None
     signals = SignalHandler()
-    explaining = error_hints(
+    hints = error_hints(
         batch_size=config.batch_size,
         num_workers=lambda: data.num_workers,
         find_max_batch_size=partial(find_max_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
         signals=signals,
     )
-    with signals, record, closing(data), resume_guard(checkpoint), explaining:
-        callbacks = assembly.build_callbacks(config, record, class_names=annotations.class_names, signals=signals)
+    with signals, record, closing(data), resume_guard(checkpoint), hints:
+        callbacks = assembly.build_callbacks(config, record, class_names=splits.class_names, signals=signals)
         trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
         logger.info(assembly.augmentation_path(config))

@@ -1,27 +1,27 @@
-"""The errors that a person is meant to read: each is one clear message, shown without a traceback.
+"""The errors that users read: each is one clear message, shown without a traceback.
 
 UserError
-├── ConfigError   a key, a value or a command line argument is wrong   exit code 2
-├── DataError     a photo, an archive or an annotation is wrong        exit code 2
-└── RunError      a training cannot start, go on or be resumed         exit code 1
-    ├── DamagedCheckpoint  no run can go on from it             exit code 1
-    ├── DamagedStore  the store of the dashboard cannot be read        exit code 1
-    └── Interrupted   a person or the system ended it                  exit code 128 + signal
+├── ConfigError   a key, a value or a command line argument is wrong    exit code 2
+├── DataError     an image, an archive or an annotation is wrong        exit code 2
+└── RunError      a run cannot start, continue or be resumed            exit code 1
+    ├── DamagedCheckpoint  no run can be resumed from it                exit code 1
+    ├── DamagedStore       the tracking store is corrupt                exit code 1
+    └── Interrupted        a user or the system interrupted the run     exit code 128 + signal
 """
 
-LONGEST_MESSAGE = 20_000  # characters; a hostile file must not fill the log
+MAX_MESSAGE_LENGTH = 20_000  # characters; a hostile file must not fill the log
 
 
 class UserError(Exception):
-    """Base of all errors whose message is the whole answer."""
+    """Base class of all errors whose message is shown without a traceback."""
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        # A DataLoader's worker hands its error over as a text with the whole traceback; its last line is the message.
+        # A DataLoader worker passes its error on as a text with the whole traceback; the last line is the message.
         _, traceback, rest = message.rpartition(f"{type(self).__name__}: ")
         message = rest.strip() if traceback and "Original Traceback" in message else message
-        super().__init__(message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + " …")
+        super().__init__(message if len(message) <= MAX_MESSAGE_LENGTH else message[:MAX_MESSAGE_LENGTH] + " …")
 
 
 class ConfigError(UserError):
@@ -33,10 +33,10 @@ class DataError(UserError):
 
 
 class RunError(UserError):
-    """A run cannot start, go on or be resumed, although configuration and data are in order.
+    """A run cannot start, continue or be resumed, although its configuration and data are valid.
 
     Args:
-        change: What `--set` has to change, such as "seed=1", or else the run that goes on would end in the same way.
+        change: The `--set` argument without which the resumed run would fail again, such as "seed=1".
     """
 
     exit_code = 1
@@ -47,15 +47,15 @@ class RunError(UserError):
 
 
 class DamagedCheckpoint(RunError):
-    """A checkpoint is missing, damaged or of another program."""
+    """A checkpoint is missing, damaged or from another program."""
 
 
 class DamagedStore(RunError):
-    """The store of the dashboard is no database, or one that is broken; the run folders hold all that was in it."""
+    """The tracking store is corrupt; everything in it is also in the run folders."""
 
 
 class Interrupted(RunError):
-    """A signal ended the training after it had written its checkpoint."""
+    """A signal interrupted the training, which has written its checkpoint."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)

@@ -29,16 +29,19 @@ IGNORED_WARNINGS = (
     r".*when logging on epoch level in distributed setting.*",  # the metrics are already reduced over all processes
 )
 
-# Their DEBUG messages contain requests with API tokens.
-VERBOSE_LOGGERS = ("bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib")
+QUIET_LIBRARIES = (
+    "pytorch_lightning", "lightning_fabric", "lightning", "matplotlib", "PIL", "urllib3", "git", "alembic",
+)  # fmt: skip
+VERBOSE_LOGGERS = (
+    "pytorch_lightning.utilities.rank_zero", "pytorch_lightning.trainer.connectors.signal_connector",
+    "lightning_fabric.utilities.distributed",
+    # At DEBUG these log requests with API tokens.
+    "bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib",
+)  # fmt: skip
 # Environment variables; of MLFLOW_TRACKING_URI, the password in it.
 SECRETS = (
-    "NEPTUNE_API_TOKEN",
-    "WANDB_API_KEY",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_URI",
-)
+    "NEPTUNE_API_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI",
+)  # fmt: skip
 
 
 def without_secrets(text: str) -> str:
@@ -112,24 +115,10 @@ def start_logging(level: str) -> None:
     logging.captureWarnings(True)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    for library in (
-        "pytorch_lightning",
-        "lightning_fabric",
-        "lightning",
-        "matplotlib",
-        "PIL",
-        "urllib3",
-        "git",
-        "alembic",
-    ):
+    for library in QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    for noisy in (
-        "pytorch_lightning.utilities.rank_zero",
-        "pytorch_lightning.trainer.connectors.signal_connector",
-        "lightning_fabric.utilities.distributed",
-        *VERBOSE_LOGGERS,
-    ):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in VERBOSE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def log_to_file(path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Suggests what a person may have meant."""
+"""Suggests the name that a user may have meant."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Returns " Did you mean 'X'? Allowed: A, B, …", ready to stand behind a sentence."""
+    """Returns " Did you mean 'X'? Allowed: A, B, …", to be appended to a sentence."""
     names = list(allowed)
     lower = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)

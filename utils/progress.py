@@ -1,33 +1,28 @@
-"""Progress bars that read well in a terminal, in a notebook and in a log file."""
+"""Progress bars for a terminal, a notebook and a log file."""
 
 import sys
 from collections.abc import Iterable
 
 from tqdm.auto import tqdm
 
-LOG_FILE_INTERVAL = 30.0  # seconds between two lines where nobody watches the bar move
+LOG_FILE_INTERVAL = 30.0  # seconds between two lines of a bar in a log file
 
 
 def is_watched() -> bool:
-    """Says whether stderr is a terminal or a notebook."""
+    """Returns whether stderr is a terminal or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def progress_bar(
-    iterable: Iterable | None = None,
-    *,
-    description: str,
-    unit: str,
-    total: int | None = None,
-    unit_scale: bool = False,
+    iterable: Iterable | None = None, *, description: str, unit: str, total: int | None = None, unit_scale: bool = False
 ) -> tqdm:
-    """Returns a tqdm bar on stderr: moving in a terminal or a notebook, a line every 30 s in a log file.
+    """Returns a tqdm bar on stderr that moves in a terminal or a notebook and prints a line every 30 s to a log file.
 
     Args:
-        iterable: What to walk through; None for a bar that is moved by `update`.
-        description: What is being done, such as "extracting car_ims.tgz".
-        unit: What is counted, such as " photos"; "B" with `unit_scale` for bytes.
-        total: How many, where `iterable` does not tell.
+        iterable: The items to iterate over; None for a bar that is advanced by `update`.
+        description: The activity, such as "extracting car_ims.tgz".
+        unit: The unit of the count, such as " images"; "B" with `unit_scale` for bytes.
+        total: The number of items, if `iterable` has no length.
         unit_scale: Whether to print 1.2k for 1200.
     """
     settings = {"desc": description, "unit": unit, "total": total, "unit_scale": unit_scale, "leave": False}
@@ -38,7 +33,7 @@ def progress_bar(
 
 
 class _Lines:
-    """Writes each state of a bar as a line of its own; what takes less than the interval leaves none."""
+    """Prints each state of a bar as a line of its own; work shorter than the interval prints none."""
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):

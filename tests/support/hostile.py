@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from utils.errors import LONGEST_MESSAGE, UserError
+from utils.errors import MAX_MESSAGE_LENGTH, UserError
 
 SECONDS = 2  # far above what any example needs, far below a hang
 
@@ -28,7 +28,7 @@ def outcome(call: Callable[[], object], *clean: type[UserError], seconds: float 
         call()
     except clean as error:
         message = str(error)
-        assert 0 < len(message) <= LONGEST_MESSAGE + 2
+        assert 0 < len(message) <= MAX_MESSAGE_LENGTH + 2
         message.encode()
     finally:
         faulthandler.cancel_dump_traceback_later()

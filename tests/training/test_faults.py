@@ -296,7 +296,7 @@ def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(cars, fo
     with held_by_another_process("run", folder), pytest.raises(RunError) as caught:
         train.main(longer)
     assert str(caught.value) == (
-        f"{folder} is being trained by another process; wait for its end, or start a run of its own without --resume"
+        f"{folder} is being trained by another process: wait until it ends, or start a new run without --resume"
     )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
     train.main(longer)

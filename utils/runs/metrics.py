@@ -1,4 +1,4 @@
-"""The metrics of a run, epoch by epoch: as rows, as a CSV file, and the best of them."""
+"""The metrics of a run: one row per epoch, read from CSV, and the best of them."""
 
 import csv
 import math
@@ -7,35 +7,34 @@ from pathlib import Path
 Row = dict[str, float]
 
 METRICS = ("train_loss", "train_acc", "valid_loss", "valid_acc", "lr")  # as the study logged them
-COLUMNS = ("epoch", *METRICS, "train_top5_acc", "valid_top5_acc")
+TOP5_METRICS = ("train_top5_acc", "valid_top5_acc")
+COLUMNS = ("epoch", *METRICS, *TOP5_METRICS)
 SPEED_COLUMNS = ("epoch", "seconds", "images_per_second")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the rows of a CSV file of numbers; a line that is broken off ends them, a missing file has none."""
+    """Reads the rows of a CSV file of numbers up to the first incomplete one; returns [] if the file is missing."""
     rows: list[Row] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 rows.append({"epoch": int(row["epoch"]), **{k: float(v) for k, v in row.items() if k != "epoch"}})
-    except (OSError, ValueError, TypeError, KeyError, UnicodeDecodeError):
+    except (OSError, ValueError, TypeError, KeyError):
         pass
     return rows
 
 
 def best(rows: list[Row], metric: str) -> tuple[float, int] | None:
-    """Returns the best value of `metric` and its epoch: the lowest loss, the highest of anything else; None without rows."""
+    """Returns the best finite value of `metric`, the lowest loss or the highest of other metrics, and its first epoch."""
     known = [(row[metric], int(row["epoch"])) for row in rows if metric in row and math.isfinite(row[metric])]
-    if not known:
-        return None
     sign = 1 if metric.endswith("loss") else -1
-    return min(known, key=lambda pair: (sign * pair[0], pair[1]))
+    return min(known, key=lambda pair: (sign * pair[0], pair[1]), default=None)
 
 
 def best_values(rows: list[Row]) -> dict[str, float | int]:
-    """Returns the best value of each metric, `best_valid_acc`, and its epoch, `best_valid_acc_epoch`."""
+    """Returns each metric's best value, as in `best_valid_acc`, and its epoch, as in `best_valid_acc_epoch`."""
     values: dict[str, float | int] = {}
-    for metric in (*METRICS[:-1], "train_top5_acc", "valid_top5_acc"):
+    for metric in (*METRICS[:-1], *TOP5_METRICS):
         if (found := best(rows, metric)) is not None:
             values[f"best_{metric}"], values[f"best_{metric}_epoch"] = found
     return values
