@@ -12,7 +12,6 @@ zero. Where it does, its half width says how large a difference would have been 
 """
 
 import argparse
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,14 +63,11 @@ def trained(folder: Path, overrides: Sequence[str]) -> float:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Returns the interval of the mean of `second` minus that of `first`."""
-    difference = statistics.mean(second) - statistics.mean(first)
-    shares = [statistics.variance(values) / len(values) for values in (first, second)]
-    if not any(shares):
-        return difference, difference
-    freedom = sum(shares) ** 2 / sum(s**2 / (len(v) - 1) for s, v in zip(shares, (first, second), strict=True))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(sum(shares))
-    return difference - reach, difference + reach
+    """Returns Welch's confidence interval of the mean of `second` minus that of `first`."""
+    if not statistics.pvariance(first) + statistics.pvariance(second):
+        return (statistics.mean(second) - statistics.mean(first),) * 2
+    interval = stats.ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
 
 
 def tabulate(found: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
