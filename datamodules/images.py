@@ -37,6 +37,7 @@ def read_image(source: Path | bytes | BinaryIO, *, upright: bool = False, name: 
 
     An image of more than `MAX_FULL_PIXELS` is read at half its width and height (`info["reduction"]` is 2). A JPEG whose
     file ends before its end marker, but after its last pixel, is read with a warning (`info["lacks_end"]` is True).
+    `info["mode"]` is the color mode of the file.
 
     Args:
         source: A file, its content or its path.
@@ -185,7 +186,7 @@ def _open(source: Path | bytes | BinaryIO) -> Image.Image:
 
 def _decode(image: Image.Image) -> Image.Image:
     """Returns the pixels of an opened image as RGB."""
-    size, is_large = image.size, image.width * image.height > MAX_FULL_PIXELS
+    mode, size, is_large = image.mode, image.size, image.width * image.height > MAX_FULL_PIXELS
     if is_large:
         image.draft(None, (image.width // 2, image.height // 2))  # only a JPEG can be decoded at half its size
     # "I" is the name of a PNG's 16 bits in older versions of Pillow.
@@ -201,6 +202,7 @@ def _decode(image: Image.Image) -> Image.Image:
     if is_large:
         image = image.reduce(2) if image.size == size else image
         image.info["reduction"] = 2
+    image.info["mode"] = mode
     return image
 
 

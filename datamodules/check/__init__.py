@@ -1,1 +1,1 @@
-"""Looks at a data set before it is trained on: `train.py --check`."""
+"""Checks a data set before training: `train.py --check`."""

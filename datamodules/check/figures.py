@@ -1,4 +1,4 @@
-"""Draws what a data check found: photos of each class, their sizes, and samples as the network will see them."""
+"""Draws the results of a data check: images per class, their sizes, and samples as the model will see them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,34 +9,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from datamodules.images import box_within
+from datamodules.readers.records import BoundingBox
 from utils.files import replacing
-from utils.runs.curves import COLOURS, SPLITS, escape_dollars
+from utils.runs.curves import COLOURS, escape_dollars
 
-if TYPE_CHECKING:  # matplotlib takes half a second that a typo need not wait for
+if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 DPI = 110
-STYLES = {"train": COLOURS[0], "valid": COLOURS[3]}
-NETWORK = COLOURS[1]
-LONGEST_COLUMN = 49  # classes above each other: 196 make four columns
-THUMBNAIL = 320  # pixels of a photo's longer side
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+STYLES = {"train": COLOURS[0], "valid": COLOURS[3], "test": COLOURS[2]}
+MODEL = COLOURS[1]
+MAX_CLASSES_PER_COLUMN = 49  # 196 make four columns
+THUMBNAIL = 320  # pixels of the longer side
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """A photo, its box (x1, y1, x2, y2), file name and label, and (H, W, C) arrays in [0, 1] of each epoch's draw."""
+    """An image, its box, file name and label, and what the model sees in each epoch: (H, W, C) in [0, 1]."""
 
-    photo: Image.Image
-    bounding_box: Sequence[int]
+    image: Image.Image
+    bounding_box: BoundingBox | None
     name: str
     label: int
     draws: list[np.ndarray]
 
 
 def draw_class_balance(counts: Mapping[str, Sequence[int]], class_names: Sequence[str], path: Path) -> None:
-    """Draws the number of photos of each class in each split, the class with most training photos first.
+    """Draws the number of images of each class in each split, the class with most training images first.
 
     Raises:
         RunError: The picture cannot be written.
@@ -44,32 +47,32 @@ def draw_class_balance(counts: Mapping[str, Sequence[int]], class_names: Sequenc
     from matplotlib.figure import Figure
 
     order = sorted(range(len(class_names)), key=lambda label: (-counts["train"][label], class_names[label].casefold()))
-    columns = math.ceil(len(order) / LONGEST_COLUMN)
+    columns = math.ceil(len(order) / MAX_CLASSES_PER_COLUMN)
     length = math.ceil(len(order) / columns)
-    figure = Figure(figsize=(max(8, 5.2 * columns), 1.3 + 0.2 * length), layout="constrained")
+    figure = Figure(figsize=(max(8, 5.2 * columns), 1.3 + 0.1 * len(counts) * length), layout="constrained")
     most = max(max(values) for values in counts.values())
     for number, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         labels = order[number * length : (number + 1) * length]
-        for offset, (split, colour) in zip((-0.2, 0.2), STYLES.items(), strict=True):
-            values = [counts[split][label] for label in labels]
-            places = np.arange(len(labels)) + offset
-            bars = axes.barh(places, values, height=0.36, color=colour, label=SPLITS[split])
+        for row, (split, all_values) in enumerate(counts.items()):
+            values = [all_values[label] for label in labels]
+            places = np.arange(len(labels)) + 0.8 * ((row + 0.5) / len(counts) - 0.5)
+            bars = axes.barh(places, values, height=0.72 / len(counts), color=STYLES[split], label=SPLITS[split])
             axes.bar_label(bars, [str(value) for value in values], padding=2, fontsize=5.5, color="#555555")
             for place in places[np.equal(values, 0)]:
-                axes.plot(0, place, "x", color=NETWORK, markersize=4, clip_on=False)
+                axes.plot(0, place, "x", color=MODEL, markersize=4, clip_on=False)
         axes.set_yticks(range(len(labels)), [escape_dollars(class_names[label]) for label in labels], fontsize=7.5)
         axes.set(xlim=(0, 1.08 * most), ylim=(length - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         _finish(axes)
     handles, names = axes.get_legend_handles_labels()
-    totals = [f"{name}: {sum(values):,} photos" for name, values in zip(names, counts.values(), strict=True)]
-    figure.legend(handles, totals, loc="outside upper right", ncols=2, frameon=False, fontsize=10)
-    figure.suptitle(f"photos of each of {len(order):,} classes", fontsize=12, x=0.01, ha="left")
+    totals = [f"{name}: {sum(values):,} images" for name, values in zip(names, counts.values(), strict=True)]
+    figure.legend(handles, totals, loc="outside upper right", ncols=len(counts), frameon=False, fontsize=10)
+    figure.suptitle(f"images of each of {len(order):,} classes", fontsize=12, x=0.01, ha="left")
     _save(figure, path)
 
 
 def draw_sizes(sizes: Mapping[str, Sequence[tuple[int, int]]], image_size: tuple[int, int], path: Path) -> None:
-    """Draws width against height, and how far number of pixels and aspect ratio are from the network's images.
+    """Draws width against height, and number of pixels and aspect ratio relative to the images that the model sees.
 
     Raises:
         RunError: The picture cannot be written.
@@ -81,26 +84,26 @@ def draw_sizes(sizes: Mapping[str, Sequence[tuple[int, int]]], image_size: tuple
     height, width = image_size
     present = {split: np.array(values) for split, values in sizes.items() if values}
     for split, values in present.items():
-        style = {"color": STYLES[split], "label": f"{SPLITS[split]}: {len(values):,} photos"}
+        style = {"color": STYLES[split], "label": f"{SPLITS[split]}: {len(values):,} images"}
         plane.plot(*values.T, ".", markersize=3, alpha=0.35, markeredgewidth=0, **style)
-    plane.plot(width, height, "s", color=NETWORK, markersize=7, label=f"the network's images: {width}×{height}")
+    plane.plot(width, height, "s", color=MODEL, markersize=7, label=f"the model's images: {width}×{height}")
     plane.set(xlabel="width, pixels", ylabel="height, pixels", xscale="log", yscale="log")
     plane.set_title("size", fontsize=11)
     for handle in plane.legend(fontsize=9, loc="lower right").legend_handles:
         handle.set(alpha=1, markersize=7)
     for axes, measured, title, label in (
         (area, lambda values: values.prod(axis=1) / (width * height), "left of the line enlarged, right of it shrunk",
-         "pixels of a photo ÷ pixels of the network's image"),
+         "pixels of an image ÷ pixels of the model's image"),
         (ratio, lambda values: values[:, 0] / values[:, 1] * height / width, "left of the line widened, right of it narrowed",
-         "width ÷ height of a photo, ÷ that of the network's image"),
+         "width ÷ height of an image, ÷ that of the model's image"),
     ):  # fmt: skip
         measures = {split: measured(values) for split, values in present.items()}
         low = min(1.0, *(values.min() for values in measures.values()))
         high = max(1.0, *(values.max() for values in measures.values()))
         edges = np.geomspace(0.97 * low, 1.03 * high, 60)
         axes.hist(list(measures.values()), edges, stacked=True, color=[STYLES[split] for split in measures])
-        axes.axvline(1, color=NETWORK, linewidth=1.4)
-        axes.set(xlabel=label, ylabel="photos", xscale="log")
+        axes.axvline(1, color=MODEL, linewidth=1.4)
+        axes.set(xlabel=label, ylabel="images", xscale="log")
         axes.set_title(title, fontsize=11)
     for axes in (plane, area, ratio):
         for axis in (axes.xaxis, axes.yaxis) if axes is plane else (axes.xaxis,):
@@ -110,7 +113,7 @@ def draw_sizes(sizes: Mapping[str, Sequence[tuple[int, int]]], image_size: tuple
 
 
 def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Path, *, title: str) -> None:
-    """Draws a row for each photo: the photo with its box, then what the network will see of it in each epoch.
+    """Draws a row for each image: the image with its box, then what the model will see of it in each epoch.
 
     Raises:
         RunError: The picture cannot be written.
@@ -126,12 +129,13 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), columns, squeeze=False, width_ratios=[1.6, *[1] * (columns - 1)])
     for line, (row, places) in enumerate(zip(rows, grid, strict=True)):
-        factor = THUMBNAIL / max(row.photo.size)
-        photo = row.photo.resize([max(1, round(factor * side)) for side in row.photo.size], Image.Resampling.BOX)
-        x1, y1, x2, y2 = (factor * side for side in row.bounding_box)
-        places[0].imshow(photo)
-        style = {"fill": False, "edgecolor": COLOURS[3], "linewidth": 1.6}
-        places[0].add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, clip_on=False, **style))
+        factor = THUMBNAIL / max(row.image.size)
+        thumbnail = row.image.resize([max(1, round(factor * side)) for side in row.image.size], Image.Resampling.BOX)
+        places[0].imshow(thumbnail)
+        if row.bounding_box is not None:
+            x1, y1, x2, y2 = (factor * side for side in box_within(row.image, row.bounding_box))
+            style = {"fill": False, "edgecolor": COLOURS[3], "linewidth": 1.6}
+            places[0].add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, clip_on=False, **style))
         caption = places[0].set_title(
             f"{escape_dollars(class_names[row.label])}\n{escape_dollars(row.name)}", fontsize=8, pad=3
         )
@@ -143,7 +147,7 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
         for axes in places:
             axes.axis("off")
     figure.suptitle(
-        f"training photos with their boxes, and what the network will see of them: {escape_dollars(title)}", fontsize=12
+        f"training images with their boxes, and what the model will see of them: {escape_dollars(title)}", fontsize=12
     )
     _save(figure, path)
 

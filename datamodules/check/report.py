@@ -1,4 +1,4 @@
-"""What a data check found, in a few lines for the terminal and at length in report.md, with its pictures beside it."""
+"""The results of a data check: a summary for the terminal, and report.md with pictures."""
 
 import statistics
 import time
@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.check.figures import SampleRow, draw_class_balance, draw_samples, draw_sizes
+from datamodules.check.figures import SPLITS, SampleRow, draw_class_balance, draw_samples, draw_sizes
 from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
 
 REPORT, BALANCE, SIZES, SAMPLES = "report.md", "class_balance.png", "sizes.png", "samples.png"
-SPLITS = {"train": "training", "valid": "validation"}
 CROPS = {"no": "", "box": ", cut to their boxes", "box on white": ", cut to their boxes on white"}
-NAMED = 2  # classes of the same number of photos that the terminal names
+MAX_NAMED = 2  # classes with the same number of images that the summary names
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedPhoto:
-    """A photo that was decoded; `size` is width and height in pixels, `digest` that of the file's bytes."""
+class CheckedImage:
+    """A decoded image; `size` is its width and height in pixels, `digest` that of the file."""
 
     path: Path
     split: str
@@ -31,33 +30,34 @@ class CheckedPhoto:
     size: tuple[int, int]
     mode: str
     is_gray: bool
+    lacks_end: bool
     digest: str
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found.
+    """The results of a data check.
 
     Attributes:
         folder: The data set.
         description: What the reader found, such as "updated release of Stanford Cars".
         class_names: By label.
-        photos: All that could be decoded, training first.
-        broken: A line for each photo that cannot be decoded.
-        clipped: A line for each box that reached past its photo.
-        levels: (C, 256), how often each of 0 … 255 occurs in the training photos as resized, before any augmentation.
-        image_size: Height and width to which they were resized.
-        crop: How they were cut before that.
-        configured: Mean and standard deviation by which the training will normalise; None: it will not.
-        samples: Training photos as the network will see them.
-        sampled_by: The augmentations, in words.
-        began: When the check began, by `time.monotonic`.
+        images: All that can be decoded, training first.
+        broken: A line for each image that cannot be decoded or that its box lies outside of.
+        clipped: A line for each box that extended beyond its image.
+        levels: (C, 256), histogram of the resized training images, before any augmentation.
+        image_size: Height and width of the resized images, pixels.
+        crop: How training images are cut before that.
+        configured: Mean and standard deviation of the configuration; None: no normalization.
+        samples: Training images as the model will see them.
+        augmentations: In words.
+        began: Start of the check, by `time.monotonic`.
     """
 
     folder: Path
     description: str
     class_names: Sequence[str]
-    photos: list[CheckedPhoto]
+    images: list[CheckedImage]
     broken: list[str]
     clipped: list[str]
     levels: np.ndarray
@@ -65,30 +65,35 @@ class Findings:
     crop: str
     configured: tuple[list[float], list[float]] | None
     samples: list[SampleRow]
-    sampled_by: str
+    augmentations: str
     began: float
 
     @cached_property
     def class_counts(self) -> dict[str, list[int]]:
-        """Number of photos of each label in each split."""
-        counts = Counter((photo.split, photo.label) for photo in self.photos)
-        return {split: [counts[split, label] for label in range(len(self.class_names))] for split in SPLITS}
+        """Number of images of each label, in each split that has any; training and validation always."""
+        counts = Counter((image.split, image.label) for image in self.images)
+        splits = {"train", "valid", *(image.split for image in self.images)}
+        return {
+            split: [counts[split, label] for label in range(len(self.class_names))]
+            for split in SPLITS
+            if split in splits
+        }
 
     @cached_property
-    def duplicates(self) -> list[list[CheckedPhoto]]:
-        """Groups of files with the same bytes."""
+    def duplicates(self) -> list[list[CheckedImage]]:
+        """Groups of identical files."""
         groups = defaultdict(list)
-        for photo in self.photos:
-            groups[photo.digest].append(photo)
+        for image in self.images:
+            groups[image.digest].append(image)
         return [group for group in groups.values() if len(group) > 1]
 
     @property
-    def in_two_classes(self) -> list[list[CheckedPhoto]]:
-        return [group for group in self.duplicates if len({photo.label for photo in group}) > 1]
+    def in_two_classes(self) -> list[list[CheckedImage]]:
+        return [group for group in self.duplicates if len({image.label for image in group}) > 1]
 
     @property
-    def in_both_splits(self) -> list[list[CheckedPhoto]]:
-        return [group for group in self.duplicates if len({photo.split for photo in group}) > 1]
+    def in_several_splits(self) -> list[list[CheckedImage]]:
+        return [group for group in self.duplicates if len({image.split for image in group}) > 1]
 
     @cached_property
     def normalization(self) -> tuple[list[float], list[float]]:
@@ -101,56 +106,58 @@ class Findings:
 
 
 def write_report(findings: Findings, output_path: Path) -> Path:
-    """Writes report.md and three pictures into a new folder `check_<timestamp>`, prints the short report, returns it.
+    """Writes report.md and three pictures into a new folder `check_<timestamp>`, prints the summary, returns the folder.
 
     Raises:
         RunError: The folder cannot be written.
     """
     folder = make_timestamped_folder(output_path, "check")
     draw_class_balance(findings.class_counts, findings.class_names, folder / BALANCE)
-    sizes = {split: [photo.size for photo in findings.photos if photo.split == split] for split in SPLITS}
+    sizes = {split: [image.size for image in findings.images if image.split == split] for split in SPLITS}
     draw_sizes(sizes, findings.image_size, folder / SIZES)
-    draw_samples(findings.samples, findings.class_names, folder / SAMPLES, title=findings.sampled_by)
+    draw_samples(findings.samples, findings.class_names, folder / SAMPLES, title=findings.augmentations)
     lines = summary_lines(findings)
     write_text(folder / REPORT, full_report(findings, lines))
     print("\n".join(lines))
-    print(f"  all of it is in {folder}: {REPORT}, {BALANCE}, {SIZES}, {SAMPLES}")
+    print(f"  full report: {folder}/{REPORT}, {BALANCE}, {SIZES}, {SAMPLES}")
     print(
         "  next: the same command without --check"
         if not findings.broken
-        else "  next: replace the broken photos and check again"
+        else "  next: replace the damaged images and check again"
     )
     return folder
 
 
 def summary_lines(findings: Findings) -> list[str]:
-    """Returns the short report."""
-    photos, duplicates = findings.photos, findings.duplicates
-    gray = sum(photo.is_gray for photo in photos)
-    modes = ", ".join(f"{mode} {count:,}" for mode, count in Counter(photo.mode for photo in photos).most_common())
+    """Returns the summary."""
+    images, duplicates = findings.images, findings.duplicates
+    gray = sum(image.is_gray for image in images)
+    lacking = sum(image.lacks_end for image in images)
+    modes = ", ".join(f"{mode} {count:,}" for mode, count in Counter(image.mode for image in images).most_common())
     return [
-        f"{len(photos) + len(findings.broken):,} photos of {len(findings.class_names):,} classes in {findings.folder}, "
+        f"{len(images) + len(findings.broken):,} images of {len(findings.class_names):,} classes in {findings.folder}, "
         f"checked in {duration(time.monotonic() - findings.began)}",
-        _line("broken", f"{len(findings.broken):,} photos cannot be decoded" if findings.broken else "none"),
+        _line("damaged", f"{len(findings.broken):,} images cannot be used" if findings.broken else "none"),
         *(_line(SPLITS[split], text) for split, text in _balance(findings)),
-        *(_line(name, _range(photo.size[axis] for photo in photos)) for axis, name in enumerate(("width", "height"))),
-        _line("colours", f"{modes}; {gray:,} {'is' if gray == 1 else 'are'} gray in content"),
-        _line("boxes", f"{len(findings.clipped):,} reached past their photos and were clipped"),
+        *(_line(name, _range(image.size[axis] for image in images)) for axis, name in enumerate(("width", "height"))),
+        _line("colors", f"{modes}; {gray:,} {'is' if gray == 1 else 'are'} gray in content"),
+        *([_line("incomplete", f"{lacking:,} JPEGs lack only their end marker")] if lacking else []),
+        _line("boxes", f"{len(findings.clipped):,} extended beyond their images and were clipped"),
         _line(
             "identical files",
             f"{len(duplicates):,} group{'s' * (len(duplicates) > 1)}, {len(findings.in_two_classes):,} under two labels, "
-            f"{len(findings.in_both_splits):,} in both splits"
+            f"{len(findings.in_several_splits):,} in several splits"
             if duplicates
             else "none",
         ),
-        _line("normalisation", f"{_basis(findings)}, to paste into config.yml:"),
+        _line("normalization", f"{_basis(findings)}; for config.yml:"),
         *yaml_lines(findings),
         f"  {_comparison(findings)}",
     ]
 
 
 def yaml_lines(findings: Findings) -> list[str]:
-    """Returns mean and standard deviation as the key of config.yml that the training reads."""
+    """Returns mean and standard deviation as a key of config.yml."""
     mean, std = findings.normalization
     key = "normalization_params_grayscale" if len(mean) == 1 else "normalization_params_rgb"
     return [f"{key}:", f"  mean: {_numbers(mean)}", f"  std: {_numbers(std)}"]
@@ -158,12 +165,12 @@ def yaml_lines(findings: Findings) -> list[str]:
 
 def _basis(findings: Findings) -> str:
     height, width = findings.image_size
-    return f"all pixels of the training photos at {height}×{width}{CROPS[findings.crop]}"
+    return f"all pixels of the training images at {height}×{width}{CROPS[findings.crop]}"
 
 
 def _comparison(findings: Findings) -> str:
     if findings.configured is None:
-        return "The configuration normalises by nothing."
+        return "The configuration does not normalize."
     configured_mean, configured_std = findings.configured
     mean, std = findings.normalization
     furthest = [
@@ -184,25 +191,27 @@ def _balance(findings: Findings) -> Iterable[tuple[str, str]]:
     for split, counts in findings.class_counts.items():
         present = [count for count in counts if count]
         if not present:
-            yield split, "no photos"
+            yield split, "no images"
             continue
-        text = f"{sum(counts):,} photos, {min(present)} a class"
+        text = f"{sum(counts):,} images, {min(present)} per class"
         if min(present) < max(present):
-            text = f"{sum(counts):,} photos, {min(present)} … {max(present)} a class, median {_middle(present)}"
+            text = f"{sum(counts):,} images, {min(present)} … {max(present)} per class, median {_middle(present)}"
             least, most = (_named(findings, counts, number) for number in (min(present), max(present)))
-            text += f"; least: {least}; most: {most}"
+            text += f"; fewest: {least}; most: {most}"
         if len(present) < len(counts):
-            text += f"; without any: {_named(findings, counts, 0)}"
+            text += f"; none: {_named(findings, counts, 0)}"
         yield split, text
 
 
 def _named(findings: Findings, counts: list[int], number: int) -> str:
     names = [name for name, count in zip(findings.class_names, counts, strict=True) if count == number]
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
 
 
 def _range(values: Iterable[int]) -> str:
     values = list(values)
+    if min(values) == max(values):
+        return f"{values[0]:,} pixels"
     return f"{min(values):,} … {max(values):,} pixels, median {_middle(values)}"
 
 
@@ -215,20 +224,21 @@ def _line(name: str, text: str) -> str:
 
 
 def full_report(findings: Findings, lines: Sequence[str]) -> str:
-    """Returns report.md: the short report's lines, the pictures, and every photo that there is something to say of."""
+    """Returns report.md: the summary, the pictures, and lists of all images that need attention."""
 
-    def photo_name(photo: CheckedPhoto) -> str:
-        where = f"{photo.path.parent.name}/{photo.path.name}"
-        return f"{where} ({SPLITS[photo.split]}, {findings.class_names[photo.label]})"
+    def describe(image: CheckedImage) -> str:
+        where = f"{image.path.parent.name}/{image.path.name}"
+        return f"{where} ({SPLITS[image.split]}, {findings.class_names[image.label]})"
 
     def listed(title: str, items: Iterable[str]) -> list[str]:
         items = list(items)
         return [f"## {title}: {len(items):,}", "", *(f"- {item}" for item in items or ["none"]), ""]
 
-    def groups(which: list[list[CheckedPhoto]]) -> Iterable[str]:
-        return (" = ".join(photo_name(photo) for photo in group) for group in which)
+    def groups(which: list[list[CheckedImage]]) -> Iterable[str]:
+        return (" = ".join(describe(image) for image in group) for group in which)
 
     same_label = [group for group in findings.duplicates if group not in findings.in_two_classes]
+    without_end = [image for image in findings.images if image.lacks_end]
     counts = findings.class_counts
     return "\n".join(
         [
@@ -236,16 +246,18 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
             f"{datetime.now():%Y-%m-%d %H:%M}, {findings.description}. Nothing was trained.", "",
             "```", *lines, "```", "",
             f"![Samples]({SAMPLES})", "", f"![Class balance]({BALANCE})", "", f"![Sizes]({SIZES})", "",
-            *listed("Photos that cannot be decoded", findings.broken),
-            *listed("Photos that stand in both splits", groups(findings.in_both_splits)),
+            *listed("Images that cannot be used", findings.broken),
+            *listed("JPEGs that lack only their end marker", map(describe, without_end)),
+            *listed("Identical files in several splits", groups(findings.in_several_splits)),
             *listed("Identical files under two labels", groups(findings.in_two_classes)),
             *listed("Identical files under one label", groups(same_label)),
-            *listed("Photos that are gray in content", (photo_name(each) for each in findings.photos if each.is_gray)),
-            *listed("Boxes that were clipped (x1, y1, x2, y2 from 0, x2 and y2 outside)", findings.clipped),
-            "## Photos of each class", "", "| class | training | validation |", "|---|---:|---:|",
+            *listed("Images that are gray in content", (describe(image) for image in findings.images if image.is_gray)),
+            *listed("Clipped boxes (x1, y1, x2, y2 from 0, x2 and y2 exclusive)", findings.clipped),
+            "## Images of each class", "",
+            f"| class | {' | '.join(SPLITS[split] for split in counts)} |", "|---" + "|---:" * len(counts) + "|",
             *(
-                f"| {name.replace('|', chr(92) + '|')} | {train} | {valid} |"
-                for name, train, valid in zip(findings.class_names, counts["train"], counts["valid"], strict=True)
+                f"| {name.replace('|', chr(92) + '|')} | {' | '.join(map(str, values))} |"
+                for name, *values in zip(findings.class_names, *counts.values(), strict=True)
             ),
             "",
         ]

@@ -82,7 +82,7 @@ def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
     """
     records = data.records
     with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(partial(_clipped, upright=data.upright), records)
+        results = pool.map(partial(clip_box, upright=data.upright), records)
         checked = list(progress_bar(results, description="checking images", unit=" images", total=len(records)))
     raise_data_errors([result for result in checked if isinstance(result, str)], "the images")
     count = sum(new is not old for new, old in zip(checked, records, strict=True))
@@ -120,7 +120,7 @@ def raise_data_errors(problems: list[str], where: object) -> None:
         raise DataError("\n  ".join([f"{count} in {where}:", *problems[:MAX_LISTED_PROBLEMS], *more]))
 
 
-def _clipped(record: ImageRecord, *, upright: bool) -> ImageRecord | str:
+def clip_box(record: ImageRecord, *, upright: bool) -> ImageRecord | str:
     """Returns the record with its box inside the image, or the problem."""
     try:
         width, height = read_size(record.path, upright=upright)

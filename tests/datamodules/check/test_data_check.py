@@ -18,7 +18,7 @@ import assembly
 import train
 from datamodules import read_data
 from datamodules.check.check import SAMPLE_EPOCHS, draw_samples, examine_data
-from datamodules.check.report import full_report, summary_lines, yaml_lines
+from datamodules.check.report import full_report, summary_lines, write_report, yaml_lines
 from tests.support.data_sets import UPDATED_FIELDS, Photo, write_mat, write_updated_release
 from utils.cli import run_command
 from utils.config import Config, load_config
@@ -90,15 +90,15 @@ def test_sound_data_passes_and_nothing_is_trained(tmp_path, photos, capsys):
             assert np.asarray(image.convert("L")).std() > 10  # not an empty page
     assert not (tmp_path / "cache").exists()
     said = capsys.readouterr().out
-    assert "18 photos of 3 classes" in said
-    assert re.search(r"broken +none\n +training +12 photos, 4 a class\n +validation +6 photos, 2 a class\n", said)
+    assert "18 images of 3 classes" in said
+    assert re.search(r"damaged +none\n +training +12 images, 4 per class\n +validation +6 images, 2 per class\n", said)
     widths, heights = zip(*(photo.size for photo in photos), strict=True)
     for name, values in (("width", widths), ("height", heights)):
         expected = f"{name} +{min(values)} … {max(values)} pixels, median {statistics.median(values):g}\n"
         assert re.search(expected, said)
     assert "RGB 18; 0 are gray" in said
     assert re.search(r"identical files +none\n", said)
-    assert f"all of it is in {folder}: report.md" in said
+    assert f"full report: {folder}/report.md" in said
     assert said.endswith("\n  next: the same command without --check\n")
 
 
@@ -116,11 +116,11 @@ def test_duplicates_photos_in_both_splits_and_gray_photos_are_named(tmp_path, ph
     pair = f"{first.name} (training, Audi A) = {other.name} (training, BMW B)"
     assert section(text, "Identical files under two labels") == [pair]
     both = f"{second.name} (training, Audi A) = {again.name} (validation, Audi A)"
-    assert section(text, "Photos that stand in both splits") == [both]
+    assert section(text, "Identical files in several splits") == [both]
     assert section(text, "Identical files under one label") == [both]
     gray = [f"{third.name} (training, Audi A)", f"{also_gray.name} (training, BMW B)"]
-    assert section(text, "Photos that are gray in content") == gray
-    assert "2 groups, 1 under two labels, 1 in both splits" in said
+    assert section(text, "Images that are gray in content") == gray
+    assert "2 groups, 1 under two labels, 1 in several splits" in said
     assert "RGB 17, L 1; 2 are gray in content" in said
 
 
@@ -132,17 +132,43 @@ def test_every_broken_photo_is_listed_at_the_end_with_exit_code_2(tmp_path, phot
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert check(tmp_path) == 2
     said = capsys.readouterr()
-    assert "18 photos" in said.out
-    assert "11 photos cannot be decoded" in said.out
-    assert "3 photos, 1 a class" in said.out
-    assert re.search(r"validation +4 photos, 2 a class; without any: Fiat C\n", said.out)
-    assert "next: replace the broken photos" in said.out
-    assert said.err.startswith("error: 11 problems in the photos")
+    assert "18 images" in said.out
+    assert "11 images cannot be used" in said.out
+    assert "3 images, 1 per class" in said.out
+    assert re.search(r"validation +4 images, 2 per class; none: Fiat C\n", said.out)
+    assert "next: replace the damaged images" in said.out
+    assert said.err.startswith("error: 11 problems in the images")
     assert "… and 1 more" in said.err
     assert sum(path.name in said.err for path in (empty, *truncated)) == 10
     (report,) = (tmp_path / "output").glob("check_*/report.md")
-    listed = section(report.read_text(encoding="utf-8"), "Photos that cannot be decoded")
+    listed = section(report.read_text(encoding="utf-8"), "Images that cannot be used")
     assert {Path(line.partition(": ")[0]) for line in listed} == {empty, *truncated}
+
+
+def test_a_box_outside_its_image_and_a_jpeg_without_its_end_are_listed(tmp_path, photos):
+    outside, open_ended = of(photos, "train", 1)[0], of(photos, "valid", 1)[0]
+    path = tmp_path / "data" / open_ended.name
+    path.write_bytes(path.read_bytes()[:-2])
+    rows = [replace(photo, box=(900, 900, 950, 950)) if photo is outside else photo for photo in photos]
+    write_mat(tmp_path / "data" / "cars_annos.mat", [each.row for each in rows], UPDATED_FIELDS, class_names=NAMES)
+    said, text = examine(tmp_path)
+    assert section(text, "JPEGs that lack only their end marker") == [f"{open_ended.name} (validation, BMW B)"]
+    (problem,) = section(text, "Images that cannot be used")
+    assert problem.startswith(f"{tmp_path / 'data' / outside.name}: its box (900, 900, 950, 950) lies outside")
+    assert "1 images cannot be used" in said and "1 JPEGs lack only their end marker" in said
+
+
+def test_data_without_boxes_and_with_a_test_split(tmp_path, photos):
+    data = read_data(tmp_path / "data")
+    train, valid = (tuple(replace(record, bounding_box=None) for record in split) for split in (data.train, data.valid))
+    data = replace(data, train=train, valid=valid[:3], test=valid[3:])
+    findings = examine_data(data, partial(assembly.build_data, configuration(tmp_path)), folder=tmp_path / "data")
+    write_report(findings, tmp_path / "output")
+    (report,) = (tmp_path / "output").glob("check_*/report.md")
+    text = report.read_text(encoding="utf-8")
+    assert re.search(r"\n +test +3 images, 1 … 2 per class", text)
+    assert text.endswith("| class | training | validation | test |\n|---|---:|---:|---:|\n"
+                         "| Audi A | 4 | 2 | 0 |\n| BMW B | 4 | 1 | 1 |\n| Fiat C | 4 | 0 | 2 |\n")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -152,7 +178,7 @@ def test_with_too_few_usable_photos_there_is_no_report(tmp_path, photos, capsys,
     for photo in [photo for photo in photos if photo.split == split][kept:]:
         (tmp_path / "data" / photo.name).write_bytes(b"no JPEG")
     assert check(tmp_path) == 2
-    assert f"{found} validation photos can be used, expected at least 2 and 1" in capsys.readouterr().err
+    assert f"{found} validation images can be used, expected at least 2 and 1" in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
 
 
@@ -167,10 +193,10 @@ def test_a_rare_class_a_missing_class_and_a_clipped_box_are_named(tmp_path, phot
     ]
     write_mat(tmp_path / "data" / "cars_annos.mat", [each.row for each in kept], UPDATED_FIELDS, class_names=NAMES)
     said, text = examine(tmp_path)
-    training = r"training +10 photos, 2 … 4 a class, median 4; least: Audi A; most: BMW B, Fiat C\n"
-    assert re.search(training + r" +validation +4 photos, 2 a class; without any: BMW B\n", said)
+    training = r"training +10 images, 2 … 4 per class, median 4; fewest: Audi A; most: BMW B, Fiat C\n"
+    assert re.search(training + r" +validation +4 images, 2 per class; none: BMW B\n", said)
     assert text.endswith("| Audi A | 2 | 2 |\n| BMW B | 4 | 0 |\n| Fiat C | 4 | 2 |\n")
-    assert section(text, "Boxes that were clipped") == [
+    assert section(text, "Clipped boxes") == [
         f"{Path(wide.name).name}: {(0, 0, width + 9, height)} to {(0, 0, width, height)}"
     ]
 
