@@ -76,11 +76,11 @@ def test_the_26_parameters_equal_the_published_record_and_all_is_built_as_they_s
     assert config.shuffle_bounding_boxes == name.endswith("-published-boxes")
 
     logged = {key: value(text) for key, text in published.items()}
-    before, normalisation = ["Resize"] + ["Grayscale"] * logged["grayscale"], ["Normalize"] * logged["normalize"]
+    before, normalization = ["Resize"] + ["Grayscale"] * logged["grayscale"], ["Normalize"] * logged["normalize"]
     image, tensor = (list(logged[f"{kind}_augmentations"] or ()) for kind in ("image", "tensor"))
     train, valid = ([type(each).__name__ for each in way.transforms] for way in assembly.build_pipelines(config))
-    assert train == [*before, *image, "ToTensor", *tensor, *normalisation]
-    assert valid == [*before, "ToTensor", *normalisation]
+    assert train == [*before, *image, "ToTensor", *tensor, *normalization]
+    assert valid == [*before, "ToTensor", *normalization]
     is_plateau = logged["lr_scheduler"] == "ReduceLROnPlateau"
     assert stopper.patience == (3 * logged["lr_scheduler_params"]["patience"] if is_plateau else 15)
 

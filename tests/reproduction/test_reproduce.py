@@ -96,7 +96,7 @@ def test_the_comparison_of_what_is_there(output, capsys):
         and "at most 0.28 percentage points" in text
     )
     printed = capsys.readouterr().out
-    lacking = ("loss, normalisation, augmentation (a fourth augmentation), grayscale, boxes (as published, with the boxes of "
+    lacking = ("loss, normalization, augmentation (a fourth augmentation), grayscale, boxes (as published, with the boxes of "
                "other photos), weight decay, dropout,")  # fmt: skip
     assert f"\nToo few variants measured: {lacking} " in text and f" measured: {lacking} " in printed.replace("\n", " ")
     assert "\nNo order was published: boxes (with the right boxes).\n" in text
