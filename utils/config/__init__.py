@@ -3,12 +3,12 @@
 from utils.config.loading import (
     CONFIG_FILE,
     Config,
-    Problems,
     load_config,
     load_run_config,
     parse_config,
     read_config_file,
 )
+from utils.config.problems import Problems
 from utils.config.schema import LOCAL_KEYS, RENAMED_KEYS, RESUMABLE_KEYS
 from utils.errors import ConfigError
 

@@ -6,11 +6,10 @@ from typing import Any
 
 from utils.config.architectures import architecture_problems
 from utils.config.expressions import parse_expression
+from utils.config.problems import Problem
 from utils.config.signatures import UNSUPPORTED, Signature, losses, lr_schedulers, optimizers, transforms
-from utils.config.yaml_source import Key, shown
+from utils.config.yaml_source import shown
 from utils.nearest import nearest
-
-Problem = tuple[Key, str]
 
 # With larger parameters of a transform one image takes all memory, or hours.
 MAX_NUMBER = 4096  # pixels, as of image_size; degrees, factors and thresholds are far below
@@ -84,17 +83,10 @@ def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
         except ValueError as error:
             yield ("lr_scheduler_params", parameter), str(error)
     milestones = params.get("milestones", [])
-    if not isinstance(milestones, list) or not all(_is_number(epoch, int) for epoch in milestones):
+    if not isinstance(milestones, list) or not all(type(epoch) is int and epoch >= 0 for epoch in milestones):
         yield ("lr_scheduler_params", "milestones"), f"{shown(milestones)}; expected a list of epochs, such as [67, 82]"
-    for parameter in ("gamma", "factor"):
-        if not _is_number(value := params.get(parameter, 0), (int, float)):
-            yield ("lr_scheduler_params", parameter), f"{shown(value)}; expected a number of at least 0"
     if values["lr_scheduler"] == "ReduceLROnPlateau" and params.get("mode", "min") != "min":
         yield ("lr_scheduler_params", "mode"), "the scheduler monitors the validation loss; expected 'min'"
-
-
-def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value >= 0
 
 
 def _check_transforms(values: dict[str, Any], key: str) -> Iterator[Problem]:

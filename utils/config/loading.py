@@ -1,9 +1,6 @@
-"""Loads configuration files and overrides, and reports all problems with them in one error."""
+"""Loads configuration files on top of their bases, applies overrides, and checks the result."""
 
-import difflib
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +8,12 @@ import yaml
 from pydantic import PrivateAttr, ValidationError
 
 from utils.config.checks import check_values
-from utils.config.schema import RENAMED_KEYS, RESUMABLE_KEYS
+from utils.config.problems import Problem, close_keys, report, schema_problems
+from utils.config.schema import RENAMED_KEYS, RESUMABLE_KEYS, SECRET
 from utils.config.schema import Config as _Schema
-from utils.config.yaml_source import SET, Key, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
+from utils.config.yaml_source import SET, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
 from utils.errors import ConfigError
-from utils.nearest import nearest
 
-MAX_PROBLEMS = 50  # in one error
-MAX_REASON = 1000  # characters of a library's message
-# Types as YAML writes them, from pydantic's names.
-KINDS = {
-    "a valid list": "a list, such as [1, 2]",
-    "a valid dictionary": "names with their values below, such as {name: value}",
-    "an instance of Path": "a path",
-}
-# What constructors of torch and torchvision raise for a wrong value.
-CONSTRUCTOR_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, ConfigError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-SECRET = "neptune_api_token"  # a key whose value is in no message and in no file
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "config.yml"
 
 
@@ -37,6 +21,11 @@ class Config(_Schema):
     """A complete, valid configuration that knows the place of each value."""
 
     _source: SourcedMapping = PrivateAttr()
+
+    @property
+    def source(self) -> SourcedMapping:
+        """The values as they were written, and their places."""
+        return self._source
 
     def as_yaml(self) -> str:
         """Returns the configuration as YAML text, without the secret."""
@@ -61,13 +50,34 @@ def load_config(
     Raises:
         ConfigError: Lists every problem with its place, its value and what was expected.
     """
-    path = CONFIG_FILE if path is None else Path(path)
     source = SourcedMapping()
-    for layer in reversed(_layers(path, with_config_yml)):
+    for layer in reversed(_layers(CONFIG_FILE if path is None else Path(path), with_config_yml)):
         for key in ("experiment_id", "description"):  # those of its base are not its own
             source.values.pop(key, None)
         source.update(layer)
     return parse_config(_overridden(source, overrides))
+
+
+def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
+    """Loads the resolved configuration of the run in `folder`, to resume it.
+
+    Args:
+        folder: A run's folder; its parent becomes the output_path.
+        overrides: As in `load_config`, but only of `RESUMABLE_KEYS`.
+
+    Raises:
+        ConfigError: As `load_config`, or a key may not change in a resumed run.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if RENAMED_KEYS.get(key, key) not in RESUMABLE_KEYS:
+            raise ConfigError(
+                f"--set {cut(key)}: a resumed run keeps its {cut(key)}; it can change {', '.join(RESUMABLE_KEYS)}. "
+                "For other settings start a new run, without --resume"
+            )
+    source = _overridden(read_config_file(folder / "config.yml"), overrides)
+    source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
+    return parse_config(source)
 
 
 def read_config_file(path: Path) -> SourcedMapping:
@@ -81,13 +91,26 @@ def read_config_file(path: Path) -> SourcedMapping:
     return source
 
 
-def _rename_keys(source: SourcedMapping) -> None:
-    for former, name in RENAMED_KEYS.items():
-        if former in source.values:
-            if name in source.values:
-                places = f"{source.place((former,))} and {source.place((name,))}"
-                raise ConfigError(f"{places}: {former} is the former name of {name}; remove one of them")
-            source.rename(former, name)
+def parse_config(source: SourcedMapping) -> Config:
+    """Checks the values of `source` and returns them as a `Config`.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    _rename_keys(source)  # of a checkpoint's configuration
+    config, problems = None, list[Problem]()
+    try:
+        config = Config.model_validate(source.values)
+        config._source = source
+    except ValidationError as error:
+        problems = schema_problems(error)
+    # An unknown key may be a misspelled one, whose present value is not the one that was meant.
+    wrong = {path[0] for path, _ in problems}
+    wrong |= {close for key in wrong - _Schema.model_fields.keys() for close in close_keys(key)}
+    problems += check_values({key: value for key, value in source.values.items() if key not in wrong})
+    if config is None or problems:
+        raise ConfigError(report(source, problems))
+    return config
 
 
 def _layers(path: Path | None, with_config_yml: bool) -> list[SourcedMapping]:
@@ -118,28 +141,6 @@ def _layers(path: Path | None, with_config_yml: bool) -> list[SourcedMapping]:
     return layers
 
 
-def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
-    """Loads the resolved configuration of the run in `folder`, to resume it.
-
-    Args:
-        folder: A run's folder; its parent becomes the output_path.
-        overrides: As in `load_config`, but only of `RESUMABLE_KEYS`.
-
-    Raises:
-        ConfigError: As `load_config`, or a key may not change in a resumed run.
-    """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if RENAMED_KEYS.get(key, key) not in RESUMABLE_KEYS:
-            raise ConfigError(
-                f"--set {cut(key)}: a resumed run keeps its {cut(key)}; it can change {', '.join(RESUMABLE_KEYS)}. "
-                "For other settings start a new run, without --resume"
-            )
-    source = _overridden(read_config_file(folder / "config.yml"), overrides)
-    source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
-    return parse_config(source)
-
-
 def _overridden(source: SourcedMapping, overrides: Sequence[str]) -> SourcedMapping:
     used: dict[str, str] = {}
     for override in overrides:
@@ -156,112 +157,10 @@ def _overridden(source: SourcedMapping, overrides: Sequence[str]) -> SourcedMapp
     return source
 
 
-def parse_config(source: SourcedMapping) -> Config:
-    """Checks the values of `source` and returns them as a `Config`.
-
-    Raises:
-        ConfigError: As `load_config`.
-    """
-    _rename_keys(source)  # of a checkpoint's configuration
-    config, problems = None, []
-    try:
-        config = Config.model_validate(source.values)
-        config._source = source
-    except ValidationError as error:
-        problems = _schema_problems(error)
-    # An unknown key may be a misspelled one, whose present value is not the one that was meant.
-    wrong = {path[0] for path, _ in problems}
-    wrong |= {close for key in wrong - Config.model_fields.keys() for close in _close_keys(key)}
-    problems += check_values({key: value for key, value in source.values.items() if key not in wrong})
-    if problems:
-        raise ConfigError(_report(source, problems))
-    return config
-
-
-def _close_keys(key: str | int) -> list[str]:
-    return difflib.get_close_matches(cut(str(key)).lower(), Config.model_fields, n=1)
-
-
-class Problems:
-    """Collects the problems that only torch finds, and reports them in one error too."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.found: list[tuple[Key, str]] = []
-
-    @contextmanager
-    def of(self, key: str) -> Iterator[None]:
-        """Records an error raised in the block as a problem of `key`."""
-        try:
-            yield
-        except CONSTRUCTOR_ERRORS as error:
-            reason = str(error)[:MAX_REASON] or type(error).__name__
-            path = self.config._source.changed(key)
-            value = getattr(self.config, key)
-            for part in path[1:]:
-                value = value[part]
-            self.found.append((path, f"invalid value {shown(value)}: {reason}"))
-
-    def raise_any(self) -> None:
-        """Raises a ConfigError of all problems, if there are any."""
-        if self.found:
-            raise ConfigError(_report(self.config._source, self.found))
-
-
-def _report(source: SourcedMapping, problems: list[tuple[Key, str]]) -> str:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"The configuration has {count}:"]
-    for path, message in problems[:MAX_PROBLEMS]:
-        place = source.place(path)
-        lead = f"{place} " if place == SET else f"{place}: " if place else ""
-        lines.append(f"  {lead}{cut('.'.join(map(str, path)))}: {message}")
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"  and {len(problems) - MAX_PROBLEMS} more")
-    return "\n".join(lines)
-
-
-def _schema_problems(error: ValidationError) -> list[tuple[Key, str]]:
-    """Returns one problem for each value; the alternatives of a key (such as auto, or a number) share a message."""
-    problems: dict[Key, str] = {}
-    expected: dict[Key, list[str]] = {}
-    choices: dict[Key, list[str]] = {}
-    values: dict[Key, Any] = {}
-    for detail in error.errors(include_url=False):
-        path = _written_path(detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            allowed = [*Config.model_fields, "base"] if len(path) == 1 else ["mean", "std"]
-            problems[path] = f"unknown key.{nearest(cut(str(path[-1])), allowed)}"
-        elif detail["type"] == "missing":
-            problems[path] = "this key is missing"
-        else:
-            values[path] = detail["input"]
-            message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            expected.setdefault(path, []).append(KINDS.get(message, message))
-            choices.setdefault(path, []).extend(re.findall("'([^']+)'", detail.get("ctx", {}).get("expected", "")))
-    for path, messages in expected.items():
-        value = "<secret>" if path[0] == SECRET else shown(values[path])
-        hint = _hint(values[path], choices[path])
-        problems[path] = f"{value}; expected {' or '.join(dict.fromkeys(messages))}.{hint}"
-    return list(problems.items())
-
-
-def _written_path(location: tuple[str | int, ...]) -> Key:
-    """Returns a location of pydantic without the names of alternatives, which nobody wrote."""
-    key, *below = location
-    if key in ("image_augmentations", "tensor_augmentations"):
-        names = set(below) - {"dict[str,any]"}
-    elif str(key).startswith("normalization_params"):
-        names = set(below)
-    else:
-        names = set()
-    return (key, *(part for part in below if isinstance(part, int) or part in names))
-
-
-def _hint(value: Any, choices: list[str]) -> str:
-    """Returns what was probably meant: a boolean without quotes, or one of the choices."""
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return f" Write {value.capitalize()} without quotes."
-    text = cut(str(value)).lower()
-    close = [choice for choice in choices if text in (choice.lower(), choice.partition("-")[0])]
-    close += difflib.get_close_matches(text, choices, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+def _rename_keys(source: SourcedMapping) -> None:
+    for former, name in RENAMED_KEYS.items():
+        if former in source.values:
+            if name in source.values:
+                places = f"{source.place((former,))} and {source.place((name,))}"
+                raise ConfigError(f"{places}: {former} is the former name of {name}; remove one of them")
+            source.rename(former, name)

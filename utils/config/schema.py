@@ -12,14 +12,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from utils.config.architectures import ARCHITECTURE_LIMITS
 
-# Marks of a key. Without one, it shapes the result and stays as it is in a resumed run.
+# Marks of a key; without one it shapes the result and cannot change in a resumed run.
 RESUMABLE = {"resumable": True}  # may change in a resumed run
-NO_EFFECT = {
-    "affects_result": False
-}  # does not shape the result: how a run is named and logged, where and on what it runs
+NO_EFFECT = {"affects_result": False}  # how a run is named and logged, where and on what it runs
 LOCAL = RESUMABLE | NO_EFFECT
 
+SECRET = "neptune_api_token"  # a key whose value is in no message and in no file
 RENAMED_KEYS = {"stanford_data_path": "data_path", "stanford_raw_data_path": "raw_data_path"}  # former name: name
+
+
+def key(default: Any, description: str, marks: dict[str, Any] | None = None, **limits: Any) -> Any:
+    """Describes a key; `...` as default: it must be set."""
+    return Field(default, description=description, json_schema_extra=marks, **limits)
 
 
 def _empty_to_none(value: Any) -> Any:
@@ -64,162 +68,119 @@ class Config(BaseModel):
     )
 
     # Run
-    experiment_id: OptionalText = Field(
-        None, description="Name of the published experiment, such as C-50.", json_schema_extra=NO_EFFECT
-    )
-    description: OptionalText = Field(None, description="Purpose of the run, in one line.", json_schema_extra=NO_EFFECT)
-    tags: list[str] = Field([], description="Words to find the run by.", json_schema_extra=NO_EFFECT)
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
-    deterministic: bool = Field(
-        False, description="Use deterministic kernels only: bit-equal results on a GPU too, but slower."
-    )
+    experiment_id: OptionalText = key(None, "Name of the published experiment, such as C-50.", NO_EFFECT)
+    description: OptionalText = key(None, "Purpose of the run, in one line.", NO_EFFECT)
+    tags: list[str] = key([], "Words to find the run by.", NO_EFFECT)
+    seed: int = key(0, "Seed of all random numbers.", ge=0, lt=2**32)
+    deterministic: bool = key(False, "Use deterministic kernels only: bit-equal results on a GPU too, but slower.")
 
     # Logging
-    loglevel: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
-        "INFO", description="Minimum log level.", json_schema_extra=LOCAL
+    loglevel: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = key("INFO", "Minimum log level.", LOCAL)
+    logging_dir: OptionalPath = key(None, "Folder of the log files; null: the run's folder.", LOCAL)
+    trackers: list[Literal["mlflow", "tensorboard", "wandb"]] | None = key(
+        ["mlflow"], "Experiment trackers; mlflow is the local dashboard. null: only the run's folder.", LOCAL
     )
-    logging_dir: OptionalPath = Field(
-        None, description="Folder of the log files; null: the run's folder.", json_schema_extra=LOCAL
+    mlflow_artifacts: bool = key(
+        False, "Log best.ckpt and its ONNX export as MLflow artifacts at the end of a run.", LOCAL
     )
-    trackers: list[Literal["mlflow", "tensorboard", "wandb"]] | None = Field(
-        ["mlflow"],
-        description="Experiment trackers; mlflow is the local dashboard. null: only the run's folder.",
-        json_schema_extra=LOCAL,
-    )
-    mlflow_artifacts: bool = Field(
-        False,
-        description="Log best.ckpt and its ONNX export as MLflow artifacts at the end of a run.",
-        json_schema_extra=LOCAL,
-    )
-    log_to_neptune: bool = Field(False, description="Log to Neptune.", json_schema_extra=LOCAL)
-    neptune_username: NeptuneText = Field(None, description="Neptune workspace.", json_schema_extra=LOCAL)
-    neptune_project_name: NeptuneText = Field(None, description="Neptune project.", json_schema_extra=LOCAL)
-    neptune_api_token: NeptuneText = Field(
-        None,
-        repr=False,
-        description="Neptune API token; the environment variable NEPTUNE_API_TOKEN is the safer place.",
-        json_schema_extra=NO_EFFECT,
+    log_to_neptune: bool = key(False, "Log to Neptune.", LOCAL)
+    neptune_username: NeptuneText = key(None, "Neptune workspace.", LOCAL)
+    neptune_project_name: NeptuneText = key(None, "Neptune project.", LOCAL)
+    neptune_api_token: NeptuneText = key(
+        None, "Neptune API token; the environment variable NEPTUNE_API_TOKEN is safer.", NO_EFFECT, repr=False
     )
 
     # Folders
-    data_path: RequiredPath = Field(
-        Path("input/stanford"), description="Folder of the images and annotations.", json_schema_extra=LOCAL
-    )
-    raw_data_path: OptionalPath = Field(
-        None, description="Folder of the downloaded archives; null: data_path.", json_schema_extra=LOCAL
-    )
-    output_path: RequiredPath = Field(
-        Path("output"), description="Folder in which each run creates its own.", json_schema_extra=NO_EFFECT
-    )
+    data_path: RequiredPath = key(Path("input/stanford"), "Folder of the images and annotations.", LOCAL)
+    raw_data_path: OptionalPath = key(None, "Folder of the downloaded archives; null: data_path.", LOCAL)
+    output_path: RequiredPath = key(Path("output"), "Folder in which each run creates its own.", NO_EFFECT)
 
     # Images
-    image_size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] = Field(
-        description="[height, width] of the resized images, in pixels."
+    image_size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] = key(
+        ..., "[height, width] of the resized images, in pixels."
     )
-    exif_orientation: Literal["auto"] | bool = Field(
-        "auto", description="Rotate images by their EXIF orientation; auto: except those of Stanford Cars."
+    exif_orientation: Literal["auto"] | bool = key(
+        "auto", "Rotate images by their EXIF orientation; auto: except those of Stanford Cars."
     )
-    convert_to_grayscale: bool = Field(description="One gray channel instead of three color channels.")
-    normalize: bool = Field(description="Subtract the mean of each channel and divide by its standard deviation.")
-    normalization_params_rgb: Normalization | None = Field(description="Used without convert_to_grayscale.")
-    normalization_params_grayscale: Normalization | None = Field(description="Used with convert_to_grayscale.")
-    crop_to_bboxes: bool = Field(description="Crop training images to their bounding boxes.")
-    erase_background: bool = Field(
-        description="With crop_to_bboxes: paste the crop on a white image of the original size."
+    convert_to_grayscale: bool = key(..., "One gray channel instead of three color channels.")
+    normalize: bool = key(..., "Subtract the mean of each channel and divide by its standard deviation.")
+    normalization_params_rgb: Normalization | None = key(..., "Used without convert_to_grayscale.")
+    normalization_params_grayscale: Normalization | None = key(..., "Used with convert_to_grayscale.")
+    crop_to_bboxes: bool = key(..., "Crop training images to their bounding boxes.")
+    erase_background: bool = key(..., "With crop_to_bboxes: paste the crop on a white image of the original size.")
+    shuffle_bounding_boxes: bool = key(
+        False, "With crop_to_bboxes: use another image's box, the fault of the published runs C-10 and C-11."
     )
-    shuffle_bounding_boxes: bool = Field(
-        False,
-        description="With crop_to_bboxes: use another image's box, the fault of the published runs C-10 and C-11.",
+    augment_images: bool = key(..., "Apply image_augmentations.")
+    image_augmentations: Transforms | None = key(
+        ..., "torchvision.transforms on training images, in order; null: none."
     )
-    augment_images: bool = Field(description="Apply image_augmentations.")
-    image_augmentations: Transforms | None = Field(
-        description="Transforms of torchvision.transforms on training images, in order; null: none."
-    )
-    augment_tensors: bool = Field(description="Apply tensor_augmentations.")
-    tensor_augmentations: Transforms | None = Field(
-        description="Transforms of torchvision.transforms on training tensors in [0, 1], in order; null: none."
+    augment_tensors: bool = key(..., "Apply tensor_augmentations.")
+    tensor_augmentations: Transforms | None = key(
+        ..., "torchvision.transforms on training tensors in [0, 1], in order; null: none."
     )
 
     # Model
-    architecture: str = Field(
-        description="Name of the architecture.",
-        json_schema_extra={"anyOf": [{"enum": list(ARCHITECTURE_LIMITS)}, {"pattern": "^timm/"}]},
+    architecture: str = key(
+        ..., "Name of the architecture.", {"anyOf": [{"enum": list(ARCHITECTURE_LIMITS)}, {"pattern": "^timm/"}]}
     )
-    dropout: float | None = Field(ge=0, lt=1, description="Dropout probability before the last layer; null: none.")
-    out_channels: int | None = Field(ge=1, description="Width of the last hidden layer, ghost only; null: others.")
-    width_multiplier: Annotated[float, Field(gt=0, le=4)] = Field(
-        1.0, description="Factor of the other widths, ghost only."
-    )
+    dropout: float | None = key(..., "Dropout probability before the last layer; null: none.", ge=0, lt=1)
+    out_channels: int | None = key(..., "Width of the last hidden layer, ghost only; null: others.", ge=1)
+    width_multiplier: float = key(1.0, "Factor of the other widths, ghost only.", gt=0, le=4)
 
     # Training
-    batch_size: int = Field(
-        ge=2,
-        description="Training images a step on each device; batch norm needs two. A resumed run may have another number of "
-        "devices if batch_size × devices × num_nodes stays the same.",
-        json_schema_extra=RESUMABLE,
+    batch_size: int = key(
+        ...,
+        "Training images a step on each device. A resumed run keeps batch_size × devices × num_nodes.",
+        RESUMABLE,
+        ge=2,  # batch norm
     )
-    num_epochs: int = Field(ge=1, le=100_000, description="Maximum number of epochs.", json_schema_extra=RESUMABLE)
-    early_stopping_patience: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
-        "auto",
-        description="Epochs without a lower validation loss before training stops; null: never.",
-        json_schema_extra=RESUMABLE,
+    num_epochs: int = key(..., "Maximum number of epochs.", RESUMABLE, ge=1, le=100_000)
+    early_stopping_patience: Literal["auto"] | Annotated[int, Field(ge=1)] | None = key(
+        "auto", "Epochs without a lower validation loss before training stops; null: never.", RESUMABLE
     )
-    checkpoint_interval: Annotated[float, Field(gt=0)] | None = Field(
-        10,
-        description="Minutes between checkpoints within an epoch; null: only at the end of each epoch.",
-        json_schema_extra=LOCAL,
+    checkpoint_interval: float | None = key(
+        10, "Minutes between checkpoints within an epoch; null: only at the end of each epoch.", LOCAL, gt=0
     )
-    stop_on_nonfinite_loss: bool = Field(
-        True, description="End the training when the loss is NaN or infinite.", json_schema_extra=RESUMABLE
+    stop_on_nonfinite_loss: bool = key(True, "End the training when the loss is NaN or infinite.", RESUMABLE)
+    optimizer: str = key(..., "Optimizer of torch.optim.")
+    optimizer_params: Parameters | None = key(..., "Parameters of the optimizer.")
+    lr_scheduler: str | None = key(
+        ..., "Scheduler of torch.optim.lr_scheduler, stepped once an epoch; null: constant learning rate."
     )
-    optimizer: str = Field(description="Optimizer of torch.optim.")
-    optimizer_params: Parameters | None = Field(description="Parameters of the optimizer.")
-    lr_scheduler: str | None = Field(
-        description="Scheduler of torch.optim.lr_scheduler, stepped once an epoch; null: constant learning rate."
-    )
-    lr_scheduler_params: Parameters | None = Field(description="Parameters of the scheduler.")
-    loss_function: str = Field(description="LabelSmoothingCrossEntropy or a loss of torch.nn.")
-    loss_params: Parameters | None = Field(description="Parameters of the loss.")
+    lr_scheduler_params: Parameters | None = key(..., "Parameters of the scheduler.")
+    loss_function: str = key(..., "LabelSmoothingCrossEntropy or a loss of torch.nn.")
+    loss_params: Parameters | None = key(..., "Parameters of the loss.")
 
     # Input
-    cache_path: OptionalPath = Field(
-        Path("cache"),
-        description="Folder of the cache of resized images; null: decode every image in every epoch.",
-        json_schema_extra=LOCAL,
+    cache_path: OptionalPath = key(
+        Path("cache"), "Folder of the cache of resized images; null: decode every image in every epoch.", LOCAL
     )
-    augmentation_device: Literal["auto", "device", "cpu"] = Field(
-        "auto", description="Augment batches on the device, or images one by one on the CPU."
+    augmentation_device: Literal["auto", "device", "cpu"] = key(
+        "auto", "Augment batches on the device, or images one by one on the CPU."
     )
-    cache_on_device: Literal["auto"] | bool = Field(
-        "auto",
-        description="With augmentation on the device: keep the cache in the device's memory.",
-        json_schema_extra=LOCAL,
+    cache_on_device: Literal["auto"] | bool = key(
+        "auto", "With augmentation on the device: keep the cache in the device's memory.", LOCAL
     )
 
     # Machine
-    num_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
-        "auto",
-        description="Processes that load images, for each device; auto: one per core, at most 8.",
-        json_schema_extra=LOCAL,
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = key(
+        "auto", "Processes that load images, for each device; auto: one per core, at most 8.", LOCAL
     )
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
-        "auto", description="Kind of device.", json_schema_extra=LOCAL
-    )
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = key("auto", "Kind of device.", LOCAL)
     devices: (
         Literal["auto"]
         | Annotated[int, Field(ge=1, le=1024)]
         | Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1)]
-    ) = Field("auto", description="Number of devices, or a list of their indices.", json_schema_extra=RESUMABLE)
-    num_nodes: int = Field(1, ge=1, le=100_000, description="Number of machines.", json_schema_extra=RESUMABLE)
-    strategy: Literal["auto", "ddp"] = Field(
-        "auto", description="Strategy of training on several devices.", json_schema_extra=LOCAL
+    ) = key("auto", "Number of devices, or a list of their indices.", RESUMABLE)
+    num_nodes: int = key(1, "Number of machines.", RESUMABLE, ge=1, le=100_000)
+    strategy: Literal["auto", "ddp"] = key("auto", "Strategy of training on several devices.", LOCAL)
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = key(
+        "auto", "Floating-point precision; auto: the fastest that the device supports natively."
     )
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = Field(
-        "auto", description="Floating-point precision; auto: the fastest that the device supports natively."
-    )
-    channels_last: bool = Field(True, description="Memory format NHWC: faster on most devices.")
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
-        None, description="Mode of torch.compile; null: eager."
+    channels_last: bool = key(True, "Memory format NHWC: faster on most devices.")
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = key(
+        None, "Mode of torch.compile; null: eager."
     )
 
     @property
@@ -242,14 +203,8 @@ def json_schema() -> str:
     """Returns the JSON schema of a configuration file for editors; a file may hold only some of the keys."""
     schema = Config.model_json_schema()
     del schema["required"]
-    schema["properties"]["base"] = {
-        "anyOf": [{"type": "string"}, {"type": "null"}],
-        "description": "File whose keys this one overrides, relative to this one; without it: config.yml.",
-    }
+    base = "File whose keys this one overrides, relative to this one; without it: config.yml."
+    schema["properties"]["base"] = {"type": ["string", "null"], "description": base}
     for former, name in RENAMED_KEYS.items():
-        schema["properties"][former] = {
-            "deprecated": True,
-            "description": f"Former name of {name}.",
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-        }
+        schema["properties"][former] = {"type": ["string", "null"], "description": f"Use {name}.", "deprecated": True}
     return json.dumps(schema, indent=2) + "\n"

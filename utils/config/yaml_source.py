@@ -195,7 +195,7 @@ def _build(loader: _Loader, node: yaml.Node, path: Key, name: str, places: dict[
             value = value.encode("utf-16", "surrogatepass").decode("utf-16")
             if "\0" in value:
                 raise ValueError
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: !!bool of another word
         raise ConfigError(f"{place}: this value cannot be read") from error
     if not isinstance(value, str | int | float | None) or (isinstance(value, int) and abs(value) > MAX_INTEGER):
         raise ConfigError(f"{place}: expected text, a number up to {MAX_INTEGER:.0e}, a boolean or null")
