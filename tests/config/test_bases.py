@@ -108,7 +108,7 @@ def test_no_edit_of_config_yml_changes_an_experiment(edited):
         config = load_config(path)
         assert result_settings(config) == result_settings(load_config(path, with_config_yml=False)), path.stem
         weight_decay = (config.optimizer_params or {}).get("weight_decay", {"AdamW": 0.01}.get(config.optimizer, 0))
-        parameters = study_parameters(config, network=config.architecture, num_params=0, weight_decay=weight_decay)
+        parameters = study_parameters(config, architecture=config.architecture, num_params=0, weight_decay=weight_decay)
         assert len(parameters) == 26
         for key in parameters.keys() - {
             "runtime",
