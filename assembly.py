@@ -1,15 +1,15 @@
-"""Builds data, network and trainer from a configuration: the one place that knows all three."""
+"""Builds data, model and trainer from a configuration: the one place that knows all parts."""
 
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules import DataSplits, clip_boxes, read_data
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
@@ -20,12 +20,14 @@ from models import build_model, count_parameters
 from models.classifier import Classifier
 from models.compilation import check_compiler
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
-from training.checkpoints import AtomicCheckpointIO, Checkpoints
+from training import trainer
+from training.checkpoint_callback import Checkpoints
 from training.early_stopping import EarlyStopping
 from training.progress import TrainingProgress
 from training.recorder import Recorder
 from training.run_record import RunRecord
 from training.signals import SignalHandler
+from training.trainer import uses_cuda
 from utils.config import Config, ConfigError, Problems
 from utils.errors import DataError
 from utils.machine import total_memory
@@ -68,9 +70,9 @@ def check_buildable(config: Config) -> None:
     for key in ("trackers", "log_to_neptune"):
         with problems.of(key):
             check_trackers(config, key)
-    trainer = None
+    built = None
     with problems.of("accelerator"):
-        trainer = build_trainer(config, Path(), [])
+        built = build_trainer(config, Path(), [])
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = None
     with problems.of("optimizer_params"):
@@ -87,7 +89,7 @@ def check_buildable(config: Config) -> None:
                     raise ValueError(f"learning rate {lr} in epoch {epoch}")
                 step_lr_scheduler(lr_scheduler, valid_loss=1.0)
     problems.raise_any()
-    check_launch(rank=trainer.global_rank, world_size=trainer.world_size)
+    check_launch(rank=built.global_rank, world_size=built.world_size)
 
 
 def _check_memory(network: torch.nn.Module) -> None:
@@ -165,34 +167,36 @@ def _augmentations(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def _obstacles(config: Config) -> list[str]:
-    """Returns why whole batches cannot be augmented at once; nothing where they can."""
-    reasons = [reason for part in _augmentations(config) for reason in unsupported_augmentations(part)]
-    if config.cache_path is None:
-        reasons.append("cache_path is null, and whole batches come from the cache")
-    return reasons
-
-
 def augmentation_path(config: Config) -> str:
-    """Returns one line on how photos are augmented, and why so."""
-    if _batched_augmentations(config) is not None:
-        asked = "augmentation_device is device"
-        why = asked if config.augmentation_device == "device" else "every configured transform can be done so"
+    """Returns one line on where images are augmented, and why there."""
+    on_device, reason = _choose_path(config)
+    if on_device:
         unused = "; num_workers has no effect" if config.num_workers not in ("auto", 0) else ""
-        return f"whole batches are augmented at once, on the device of the network: {why}{unused}"
-    reason = "augmentation_device is cpu" if config.augmentation_device == "cpu" else "no CUDA device is used"
-    why = "; ".join(_obstacles(config)) if _on_cuda(config) else ""
+        return f"images are augmented in batches on the device: {reason}{unused}"
     unused = "; cache_on_device has no effect" if config.cache_on_device is True else ""
-    return f"photos are augmented one at a time on the CPU: {why or reason}{unused}"
+    return f"images are augmented one at a time on the CPU: {reason}{unused}"
+
+
+def _choose_path(config: Config) -> tuple[bool, str]:
+    """Returns whether images are augmented in batches on the device, and why."""
+    obstacles = [reason for part in _augmentations(config) for reason in unsupported_augmentations(part)]
+    if config.cache_path is None:
+        obstacles.append("cache_path is null, and batches come from the cache")
+    match config.augmentation_device:
+        case "cpu":
+            return False, "augmentation_device is cpu"
+        case "device" if obstacles:
+            raise ConfigError("; ".join(obstacles))  # check_buildable adds the key and the value
+        case "device":
+            return True, "augmentation_device is device"
+    if not uses_cuda(config.accelerator):
+        return False, "no CUDA device is used"
+    return not obstacles, "; ".join(obstacles) or "every configured transform supports it"
 
 
 def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
-    """Returns the augmentations of whole batches, or None where photos are augmented one at a time."""
-    obstacles = _obstacles(config)
-    wanted = config.augmentation_device
-    if wanted == "device" and obstacles:
-        raise ConfigError("; ".join(obstacles))  # of which check_buildable says the key and the value
-    if wanted == "cpu" or (wanted == "auto" and (obstacles or not _on_cuda(config))):
+    """Returns the batched augmentations of training and validation; None where images are augmented one at a time."""
+    if not _choose_path(config)[0]:
         return None
     normalization = config.normalization.model_dump() if config.normalization else {"mean": None, "std": None}
     size = (config.image_size[0], config.image_size[1])
@@ -201,7 +205,7 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
 
 
 def build_classifier(config: Config, num_classes: int) -> Classifier:
-    """Returns the network of `config` with random weights that depend on the seed alone, ready to be trained."""
+    """Returns the classifier of `config` with random weights that depend on the seed alone."""
     torch.manual_seed(mix(config.seed, "weights"))
     return Classifier(
         _build_network(config, num_classes),
@@ -254,42 +258,24 @@ def build_callbacks(
     ]
 
 
-def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Trainer:
-    """Returns Lightning's trainer on the device of `config`.
+def build_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -> Trainer:
+    """Returns Lightning's Trainer of `config`.
 
     Raises:
         ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
     """
-    try:
-        trainer = Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=config.strategy,
-            precision=precision(config),
-            max_epochs=config.num_epochs,
-            callbacks=callbacks,
-            logger=False,  # the recorder speaks to the trackers, so that none of them can end a training
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=folder,
-            deterministic=config.deterministic,
-            # cuDNN tries its kernels at the first batch of each size and keeps the fastest.
-            benchmark=_on_cuda(config) and not config.deterministic,
-            sync_batchnorm=_on_cuda(config),  # torch has no such batch norm for the CPU
-            inference_mode=config.compile is None,  # its tensors and compiled networks do not always go together
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        if (environment := getattr(trainer.strategy, "cluster_environment", None)) is not None:
-            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
-    except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"accelerator {config.accelerator!r} with devices {config.devices!r}, strategy {config.strategy!r} and "
-            f"precision {config.precision!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    return trainer
+    return trainer.build_trainer(
+        folder,
+        callbacks,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+        num_epochs=config.num_epochs,
+        deterministic=config.deterministic,
+        compiled=config.compile is not None,
+    )
 
 
 def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
@@ -305,20 +291,11 @@ def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
-    """Returns the shape (C, H, W) of an image that the network gets."""
+    """Returns the shape (C, H, W) of the images that the model gets."""
     height, width = config.image_size
     return 1 if config.convert_to_grayscale else 3, height, width
 
 
-def _on_cuda(config: Config) -> bool:
-    return torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
-
-
 def precision(config: Config) -> str:
-    """Returns the precision, for auto the one that the device computes natively."""
-    if config.precision != "auto":
-        return config.precision
-    if not _on_cuda(config):
-        return "32-true"
-    # Not torch.cuda.is_bf16_supported(): it says yes on cards that only emulate it, four times slower.
-    return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
+    """Returns the precision; for auto, the fastest that the devices support natively."""
+    return trainer.resolve_precision(config.precision, accelerator=config.accelerator, devices=config.devices)

@@ -5,20 +5,30 @@ import torch
 
 import assembly
 from models.optimization import build_optimizer
+from training import trainer
 from utils.config import load_config
 
-
-@pytest.fixture(params=[(9, 0), (8, 0), (7, 5), None], ids=["H100", "A100", "T4", "CPU"])
-def capability(request, monkeypatch):
-    """The compute capability of the device that torch sees."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: request.param)
-    return request.param
+H100, A100, T4 = (9, 0), (8, 0), (7, 5)
 
 
-def test_auto_is_the_precision_that_the_device_computes_natively(capability):
-    expected = {(9, 0): "bf16-mixed", (8, 0): "bf16-mixed", (7, 5): "16-mixed", None: "32-true"}
-    assert assembly.precision(load_config()) == expected[capability]
+def see_devices(monkeypatch, *capabilities: tuple[int, int]) -> None:
+    """Makes torch see CUDA devices of these compute capabilities."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[device])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "devices", "expected"),
+    [
+        ([H100], "auto", "bf16-mixed"), ([A100], "auto", "bf16-mixed"), ([T4], "auto", "16-mixed"), ([], "auto", "32-true"),
+        ([T4, H100], "[1]", "bf16-mixed"), ([H100, T4], "[1]", "16-mixed"),
+        ([H100, T4], "auto", "16-mixed"), ([H100, T4], "1", "bf16-mixed"),
+    ],
+)  # fmt: skip
+def test_auto_is_the_precision_that_all_devices_used_have_natively(monkeypatch, capabilities, devices, expected):
+    see_devices(monkeypatch, *capabilities)
+    assert assembly.precision(load_config(overrides=[f"devices={devices}"])) == expected
     assert assembly.precision(load_config(overrides=["accelerator=cpu"])) == "32-true"
     assert assembly.precision(load_config(overrides=["precision=32-true"])) == "32-true"
 
@@ -26,22 +36,27 @@ def test_auto_is_the_precision_that_the_device_computes_natively(capability):
 @pytest.mark.parametrize(
     ("change", "on_cuda", "on_cpu"),
     [
-        ("augmentation_device=auto", "network: every configured transform can", "on the CPU: no CUDA device is used"),
+        (
+            "augmentation_device=auto",
+            "on the device: every configured transform supports it",
+            "on the CPU: no CUDA device is used",
+        ),
         ("augmentation_device=cpu", "on the CPU: augmentation_device is cpu", "on the CPU: augmentation_device is cpu"),
         ("image_augmentations={RandAugment: {}}", "on the CPU: RandAugment: it has no", "no CUDA device is used"),
         ("cache_path=null", "on the CPU: cache_path is null", "no CUDA device is used"),
     ],
 )
-def test_the_start_says_where_photos_are_augmented_and_why(capability, change, on_cuda, on_cpu):
-    said = assembly.augmentation_path(load_config(overrides=[change]))
-    assert (on_cpu if capability is None else on_cuda) in said
+def test_the_log_says_where_images_are_augmented_and_why(monkeypatch, change, on_cuda, on_cpu):
+    for capabilities, expected in (([A100], on_cuda), ([], on_cpu)):
+        see_devices(monkeypatch, *capabilities)
+        assert expected in assembly.augmentation_path(load_config(overrides=[change]))
 
 
 @pytest.mark.parametrize(
     ("on_cuda", "deterministic", "tried"), [(True, False, True), (True, True, False), (False, False, False)]
 )
 def test_cudnn_tries_its_kernels_unless_the_same_ones_are_wanted(tmp_path, monkeypatch, on_cuda, deterministic, tried):
-    monkeypatch.setattr(assembly, "_on_cuda", lambda config: on_cuda)
+    monkeypatch.setattr(trainer, "uses_cuda", lambda accelerator: on_cuda)
     config = load_config(overrides=["accelerator=cpu", "precision=32-true", f"deterministic={deterministic}"])
     before = torch.are_deterministic_algorithms_enabled()
     with torch.backends.cudnn.flags(benchmark=not tried):

@@ -29,7 +29,8 @@ from datamodules.images import read_image
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
 from training import run_record
-from training.checkpoints import Checkpoints, read_checkpoint
+from training.checkpoint_callback import Checkpoints
+from training.checkpoints import read_checkpoint
 from utils.config import CONFIG_FILE, load_run_config
 from utils.errors import RunError, UserError
 
@@ -43,6 +44,9 @@ WITHOUT_BATCH_NORM = (
 WHOLE_BATCHES_AND_SUMS = (
     "augmentation_device=device", "loss_function=CrossEntropyLoss", "loss_params={reduction: sum}", "optimizer_params.lr=0.001",
 )  # fmt: skip
+
+CLASS_WEIGHTS = ("loss_function=CrossEntropyLoss", "loss_params={weight: [1.0, 5.0, 0.2], label_smoothing: 0.1}")
+LBFGS = ("optimizer=LBFGS", "optimizer_params={lr: 0.05, max_iter: 3}", "precision=64-true")
 
 
 # What Python tells an audit hook of changes to files: https://docs.python.org/3/library/audit_events.html
@@ -149,7 +153,7 @@ def test_python_train_starts_the_second_process_and_only_one_speaks(cars, starte
         "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log", ".training",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt",
     }  # fmt: skip
-    messages = ("run ", "photos are augmented", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1")
+    messages = ("run ", "images are augmented", "caching 15", "caching 9", "epoch 0/1", "epoch 1/1")
     logged = (folder / "train.log").read_text().splitlines()
     assert len(logged) == 6 and all(
         f" INFO    {message}" in line for message, line in zip(messages, logged, strict=True)
@@ -175,15 +179,16 @@ def by_srun_on_two_machines(rank: int, port: str) -> dict[str, str]:
 
 
 def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tuple[str, int] | None) -> None:
-    """What a fork does: trains, notes which photos it used and decoded and what it wrote, and has a fault after a step."""
+    """What a fork does: trains, notes its images, files and collectives, and has a fault after a step."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     items: list[list] = []
     written: list[str] = []
-    get, decode, end, note = (
-        ImageDataset.__getitem__,
-        read_image,
+    steps: list[str] = []
+    get, decode, all_reduce = ImageDataset.__getitem__, read_image, torch.distributed.all_reduce
+    end, valid_end, track = (
         Checkpoints.on_train_batch_end,
+        Checkpoints.on_validation_batch_end,
         Classifier._track_nonfinite,
     )
 
@@ -195,13 +200,22 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
         items.append(["decoded", 0, path.name])
         return decode(path, **options)
 
-    def signalled(self, trainer, *others):
-        if fault == ("signal", trainer.global_step):
-            os.kill(os.getpid(), signal.SIGTERM)
+    def reduced(tensor, *arguments, group=None, **settings):
+        steps.append("devices" if group in (None, torch.distributed.group.WORLD) else "hosts")
+        return all_reduce(tensor, *arguments, group=group, **settings)
+
+    def ended(self, trainer, *others):
+        steps.append("train")
+        if fault in (("signal", trainer.global_step), ("kill", trainer.global_step)):
+            os.kill(os.getpid(), signal.SIGTERM if fault[0] == "signal" else signal.SIGKILL)
         end(self, trainer, *others)
 
-    def spoilt(self, loss):
-        note(self, loss * float("nan") if fault == ("loss", self.trainer.global_step) else loss)
+    def validated(self, *others):
+        steps.append("valid")
+        valid_end(self, *others)
+
+    def spoiled(self, loss):
+        track(self, loss * float("nan") if fault == ("loss", self.trainer.global_step) else loss)
 
     def heard(event, values):
         if event in CHANGES or (event == "open" and values[2] & WRITING):
@@ -209,7 +223,8 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
 
     sys.addaudithook(heard)
     ImageDataset.__getitem__, images.read_image = noted, decoded
-    Checkpoints.on_train_batch_end, Classifier._track_nonfinite = signalled, spoilt
+    Checkpoints.on_train_batch_end, Checkpoints.on_validation_batch_end = ended, validated
+    Classifier._track_nonfinite, torch.distributed.all_reduce = spoiled, reduced
     run_record.draw_curves = lambda *_, **__: None  # half of the time of so small a run
     try:
         train.main(words)
@@ -217,7 +232,7 @@ def _train(environment: dict[str, str], words: list[str], seen: Path, fault: tup
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     finally:
-        seen.write_text(json.dumps({"items": items, "written": written.copy()}))
+        seen.write_text(json.dumps({"items": items, "written": written.copy(), "steps": steps}))
 
 
 @pytest.fixture(scope="module")
@@ -248,17 +263,21 @@ def train_on_two(tmp_path_factory):
             for process in processes:
                 process.join(60)
                 process.kill()
-            found = [json.loads(path.read_text()) for path in seen]
+            found = [json.loads(path.read_text()) if path.exists() else {"written": []} for path in seen]
             first, second = ([path for path in each["written"] if path.startswith(base)] for each in found)
             assert not [path for path in second if "_cache" not in path]
             codes = [process.exitcode for process in processes]
             assert codes[0] or any(path.endswith("metrics.csv") for path in first)  # it is heard what is written
-            return codes, [each["items"] for each in found]
+            return codes, found
 
         yield start
 
 
-@pytest.mark.parametrize("others", [(), WHOLE_BATCHES_AND_SUMS], ids=["photo by photo", "whole batches, summed loss"])
+@pytest.mark.parametrize(
+    "others",
+    [(), WHOLE_BATCHES_AND_SUMS, CLASS_WEIGHTS, LBFGS],
+    ids=["per image", "batched, summed loss", "class weights", "LBFGS"],
+)
 def test_two_processes_train_as_one_with_the_doubled_batch(cars, tmp_path, train_on_two, others):
     changes = (*WITHOUT_BATCH_NORM, *others)
     codes, _ = train_on_two(arguments(cars, tmp_path / "two", *changes, "devices=2"))
@@ -279,7 +298,7 @@ def undisturbed(cars, tmp_path_factory, train_on_two):
     output = tmp_path_factory.mktemp("undisturbed") / "output"
     codes, seen = train_on_two(arguments(cars, output, "devices=2"))
     assert codes == [0, 0]
-    return only(output), seen
+    return only(output), [each["items"] for each in seen]
 
 
 def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undisturbed):
@@ -346,6 +365,27 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both(cars, tmp_path, trai
     folder = only(tmp_path)
     assert codes == [1, 0] and status(folder) == "failed"
     assert "not finite in epoch 1, step 2" in json.loads((folder / "run.json").read_text())["error"]
+
+
+def test_no_step_has_one_image_or_waits_for_the_devices_of_others(cars, tmp_path, train_on_two):
+    """Of 15 images, 4 a step, the last 3 join the step before: GhostNet has batch norm, which needs two a process."""
+    codes, seen = train_on_two(arguments(cars, tmp_path, "devices=2", batch_size=2))
+    assert codes == [0, 0]
+    for each in seen:
+        steps = " ".join(each["steps"])
+        first, _, rest = steps.partition("train hosts train hosts ")  # each asks all processes for signals, on the host
+        assert "train" not in first and rest.startswith("devices train "), steps  # the last step has uneven shares
+        assert steps.count("valid hosts valid hosts") == 2, steps  # epochs
+        assert steps.count("train") == 2 * 3 and steps.count("valid") == 2 * 2
+
+
+def test_a_process_that_is_killed_ends_the_other_with_one_line(cars, tmp_path, train_on_two):
+    codes, _ = train_on_two(arguments(cars, tmp_path, "devices=2"), fault=("kill", 3))
+    folder = only(tmp_path)
+    assert codes == [1, -signal.SIGKILL] and status(folder) == "failed"
+    error = json.loads((folder / "run.json").read_text())["error"]
+    assert error.startswith("RunError: another process of this training ended or cannot be reached"), error
+    assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 2
 
 
 def test_processes_that_would_each_train_alone_are_refused(cars, tmp_path, train_on_two):

@@ -26,7 +26,8 @@ from measurements.run_differences import wrong_in_mlflow
 from models.classifier import Classifier
 from tests.support.small_runs import assert_same_run, only_run, run
 from training import checkpoints
-from training.checkpoints import Checkpoints, read_checkpoint
+from training.checkpoint_callback import Checkpoints
+from training.checkpoints import read_checkpoint
 from utils import files
 from utils.config import CONFIG_FILE
 from utils.errors import DataError, RunError
@@ -116,7 +117,9 @@ def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", fill)
-    with pytest.raises(RunError, match=f"too small for batches of 8 images; in a new run {advice}, or free the device"):
+    with pytest.raises(
+        RunError, match=f"too small for batches of 8 images; in a new run {advice}, or end other programs"
+    ):
         run(cars, tmp_path)
 
 

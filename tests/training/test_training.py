@@ -22,7 +22,8 @@ from datamodules import read_data
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from training import run_record
-from training.checkpoints import ABOUT, Checkpoints, read_checkpoint
+from training.checkpoint_callback import Checkpoints
+from training.checkpoints import ABOUT, read_checkpoint
 from utils.cli import run_command
 from utils.config import CONFIG_FILE
 from utils.config.signatures import UNSUPPORTED, lr_schedulers
@@ -162,9 +163,9 @@ def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_p
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ([], "photos are augmented one at a time on the CPU: no CUDA device is used"),
-        (["augmentation_device=cpu"], "photos are augmented one at a time on the CPU: augmentation_device is cpu"),
-        (["augmentation_device=device"], "on the device of the network: augmentation_device is device"),
+        ([], "images are augmented one at a time on the CPU: no CUDA device is used"),
+        (["augmentation_device=cpu"], "images are augmented one at a time on the CPU: augmentation_device is cpu"),
+        (["augmentation_device=device"], "in batches on the device: augmentation_device is device"),
     ],
 )
 def test_the_start_says_once_how_photos_are_augmented_and_why(cars, tmp_path, capfd, changes, said):
@@ -183,7 +184,7 @@ def test_whole_batches_on_the_device_train_and_go_on_as_the_same_run(cars, tmp_p
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("cache_path=null", "whole batches come from the cache"),
+        ("cache_path=null", "batches come from the cache"),
         ("image_augmentations={RandAugment: {}}", "RandAugment: it has no"),
     ],
 )

@@ -1,0 +1,120 @@
+"""Decides when checkpoints are written, and ends the training after a signal."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from training.checkpoints import ABOUT, FORMAT
+from training.signals import SignalHandler
+from utils.errors import ConfigError, Interrupted
+from utils.runs.folder import BEST, LAST
+
+MAX_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closing takes its time too
+
+
+class Checkpoints(Checkpoint):
+    """Writes last.ckpt at the end of each epoch and every `interval` minutes, and best.ckpt.
+
+    best.ckpt is the epoch of the lowest validation loss, as in the study.
+
+    After a signal it writes last.ckpt and ends the training. Before an epoch is validated, it waits for the checkpoint of the
+    last one: no epoch is recorded if the one before could not be written, and no thread runs when Lightning forks the
+    workers of the validation.
+
+    Args:
+        folder: The run's folder.
+        about: What every checkpoint holds beside Lightning's, as plain values: config and class_names.
+        interval: Minutes between two checkpoints within an epoch; None for none.
+        signals: Shows whether a signal was received.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], *, interval: float | None, signals: SignalHandler) -> None:
+        self.folder = folder
+        self.about = about
+        self.interval = interval
+        self.signals = signals
+        self.lowest = float("inf")
+        self.written = time.monotonic()
+        self.group: torch.distributed.ProcessGroup | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lowest = state["lowest"]
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        # Of the CPUs: through the group of the devices, the host would wait for its device after every batch.
+        self.group = torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[ABOUT] = {"format": FORMAT, "metrics": module.epoch_metrics, **self.about}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        first = trainer.strategy.broadcast(self.folder.name)
+        if self.folder.name != first:  # "last" may become another run while processes start
+            raise ConfigError(
+                f"--resume: one process found {first}, another {self.folder.name}; give the name of the run"
+            )
+        for callback in trainer.callbacks:  # some of their state is used only when the run ends
+            found = checkpoint["callbacks"].get(callback.state_key)
+            for name, value in callback.state_dict().items() if found is not None else ():
+                if isinstance(value, (int, float)) and not isinstance(found[name], (int, float)):
+                    raise TypeError(f"its {name} is {found[name]!r:.60}, not a number")
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.signals.install()  # in place of Lightning's handlers, which communicate with other processes
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        if trainer.is_last_batch:  # validation follows, and then the epoch's own checkpoint
+            trainer.strategy.checkpoint_io.wait()
+            return
+        due = self.interval is not None and time.monotonic() - self.written >= 60 * self.interval
+        if self._any_process(due or self.signals.received):
+            self.save(trainer, LAST)
+            self._end_if(trainer, self.signals.received)
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        # A long validation is abandoned; what was trained since the last checkpoint is trained again.
+        self._end_if(trainer, self.signals.seconds_since > MAX_WAIT)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        valid_loss = module.epoch_metrics["valid_loss"]
+        lowest = valid_loss < self.lowest
+        self.lowest = min(self.lowest, valid_loss) if lowest else self.lowest
+        if lowest:
+            # First: a run that is killed before last.ckpt is there trains this epoch again, and has its best one again.
+            self.save(trainer, BEST, second_name=LAST)
+        else:
+            self.save(trainer, LAST)
+        self._end_if(trainer, self.signals.received)
+
+    def save(self, trainer: Trainer, name: Path, *, second_name: Path | None = None) -> None:
+        """Starts to write a checkpoint, unless a NaN or infinite loss has spoiled the weights."""
+        trainer.lightning_module.check_finite()
+        also = {"second_name": self.folder / second_name} if second_name else None
+        trainer.save_checkpoint(self.folder / name, weights_only=False, storage_options=also)
+        self.written = time.monotonic()
+
+    def _any_process(self, wish: bool) -> bool:
+        """Returns whether any process wishes it; then all must do it, as they wait for each other."""
+        if self.group is None:
+            return wish
+        wishes = torch.tensor(int(wish))
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, group=self.group)
+        return bool(wishes)
+
+    def _end_if(self, trainer: Trainer, wish: bool) -> None:
+        if not self._any_process(wish):
+            return
+        number = self.signals.signal_number or signal.SIGTERM
+        raise Interrupted(
+            f"{signal.Signals(number).name} ended the training in epoch {trainer.current_epoch}", signal_number=number
+        )
