@@ -182,7 +182,13 @@ def table(output_path: Path) -> str:
     parameters = dict.fromkeys(name for record in records for name in record.get("parameters", {}))
     columns = ["tags.`experiment_id`", "tags.`status`", *(f"metrics.`{name}`" for name in BEST)]
     columns += [f"params.`{name}`" for name in parameters]
-    view = {"selectedColumns": columns, "orderByKey": f"metrics.`{BEST[0]}`", "orderByAsc": False}
+    view = {
+        "selectedColumns": columns,
+        "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", "duration", *columns],
+        "isAccordionReordered": True,  # the metrics before the parameters
+        "orderByKey": f"metrics.`{BEST[0]}`",
+        "orderByAsc": False,
+    }
     tag = f"mlflow.sharedViewState.{VIEW}"
     if client.get_experiment(experiment).tags.get(tag) != json.dumps(view):
         try:
@@ -258,7 +264,7 @@ def mlflow_ui(output_path: Path, port: int, *, colab: bool) -> Iterator[subproce
         process = subprocess.Popen(command, env=os.environ | MLFLOW_ENV, stdout=output, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + START_SECONDS
-            while not _answers(port):
+            while not answers(port):
                 if process.poll() is not None or time.monotonic() > deadline:
                     output.seek(0)
                     raise RunError(f"MLflow did not start:\n{output.read().strip()[-2000:]}")
@@ -272,7 +278,8 @@ def mlflow_ui(output_path: Path, port: int, *, colab: bool) -> Iterator[subproce
                 process.kill()
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Returns whether MLflow answers on this port."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as response:
             return response.status == 200

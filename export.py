@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> "ExportedFile":
     output = arguments.output or trained.folder / "export" / f"{trained.path.stem}{chosen.suffix}"
     exported = export(trained, arguments.format, splits, output, num_images=arguments.images)
     print("\n".join([*describe(exported), f"  next: {chosen.hint}"]))
+    if trained.config.mlflow_artifacts:
+        from utils.tracking.mlflow import log_artifact
+
+        log_artifact(trained.folder, exported.path)
     return exported
 
 

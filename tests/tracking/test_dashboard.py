@@ -22,7 +22,7 @@ from utils.tracking.mlflow import STORE, import_runs, open_store
 pytest.importorskip("mlflow", reason="mlflow is not installed")
 
 
-def test_a_damaged_store_gets_one_message_that_tells_what_to_do(output):
+def test_a_damaged_store_gets_one_message_with_the_remedy(output):
     write_record(Run(output, trackers=[]).folder, {"name": "any"})
     store = output / STORE
     content = bytearray(store.read_bytes())

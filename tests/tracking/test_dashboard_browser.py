@@ -1,70 +1,69 @@
-"""Three small runs, looked at in a real browser: the table, the curves, and what differs between the runs.
+"""The dashboard in a real browser, and MLflow's own server: slow, as MLflow takes 12 to 25 s to start.
 
-python tests/tracking/test_dashboard_browser.py OUTPUT PICTURE.png takes a picture of the runs in OUTPUT instead.
+python tests/tracking/test_dashboard_browser.py OUTPUT PICTURE.png takes a picture of the table of the runs in OUTPUT.
 """
 
 import http.client
 import json
+import math
+import os
 import re
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support.tracked_runs import ROWS, Run, points, stored_runs, warnings_of
+from utils.machine import PROJECT
+from utils.runs.folder import BEST
+from utils.runs.metrics import COLUMNS
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1400,1000",
+    "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
-START_SECONDS = 120
-PAGE_SECONDS = 60
+START_SECONDS = 180
+PAGE_SECONDS = 90
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its chromedriver are not installed"),
-]
+pytestmark = pytest.mark.slow
 
 
 @contextmanager
 def dashboard(output: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Opens the dashboard of `output`; gives its address and its process."""
-    code = (
-        "from utils.tracking import mlflow_server; mlflow_server.LOOK_SECONDS = 1; import dashboard; dashboard.main()"
-    )
+    code = "import dashboard; dashboard.UPDATE_SECONDS = 1; dashboard.main()"
     command = [sys.executable, "-c", code, "--output", str(output), "--no-browser", *options]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=PROJECT, stdout=said, stderr=subprocess.STDOUT, text=True)
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=printed, stderr=subprocess.STDOUT, text=True)
         try:
             limit = time.monotonic() + START_SECONDS
             while True:
-                said.seek(0)
-                text = said.read()
+                printed.seek(0)
+                text = printed.read()
                 if found := re.search(r"http://127\.0\.0\.1:\d+/\S*", text):
                     break
                 assert process.poll() is None and time.monotonic() < limit, text
                 time.sleep(0.1)
             yield found[0], process
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            process.terminate()
+            process.wait(60)
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
+def browser(width: int = 1400, height: int = 1000) -> Iterator[Any]:
     """Opens headless Chromium with an empty profile."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -73,7 +72,7 @@ def browser() -> Iterator[Any]:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         try:
@@ -83,7 +82,7 @@ def browser() -> Iterator[Any]:
 
 
 def wait_for(driver: Any, what: str, script: str, wanted: Callable[[Any], bool] = bool) -> Any:
-    """Returns what the JavaScript expression `script` gives as soon as it is what is `wanted`."""
+    """Returns the value of a JavaScript expression as soon as it is the one that is `wanted`."""
     limit = time.monotonic() + PAGE_SECONDS
     while not wanted(found := driver.execute_script(f"return {script}")):
         assert time.monotonic() < limit, f"{what} did not appear within {PAGE_SECONDS} s, but {found!r}"
@@ -92,7 +91,7 @@ def wait_for(driver: Any, what: str, script: str, wanted: Callable[[Any], bool] 
 
 
 def requested_hosts(driver: Any) -> set[str]:
-    """Returns the hosts of all that the pages asked for, websockets included."""
+    """Returns the hosts of all requests of the pages, websockets included."""
     hosts = set()
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -105,27 +104,40 @@ def requested_hosts(driver: Any) -> set[str]:
     return hosts
 
 
+def request(address: str, path: str, body: dict | None = None, **headers: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
+    headers = {"Content-Type": "application/json", **headers}
+    connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+    response = connection.getresponse()
+    response.content = response.read()
+    connection.close()
+    return response
+
+
+CELLS = "[...document.querySelectorAll('[role=gridcell]')].flatMap(cell => cell.innerText.split('\\n'))"
+HEADERS = "[...document.querySelectorAll('[role=columnheader]')].map(cell => cell.innerText.trim())"
+
+
 @pytest.fixture(scope="module")
 def runs(car_photos, tmp_path_factory) -> Path:
-    """The folder of three runs, each of three epochs, that differ in their learning rate."""
+    """The folder of three runs of three epochs that differ in their learning rate; MLflow has the first one."""
     import train
 
-    output = tmp_path_factory.mktemp("runs")
+    output = tmp_path_factory.mktemp("runs") / "What? #1"
     settings = [
         "architecture=shuff_v2_x05", "dropout=null", "out_channels=null", "image_size=[32, 32]", "batch_size=14",
         "num_epochs=3", "num_workers=0", "accelerator=cpu", "augment_images=False", "cache_path=null",
-        f"output_path={output}",
+        f"output_path='{output}'",
     ]  # fmt: skip
     for number, rate in enumerate((0.003, 0.03, 0.03)):
         own = [f"optimizer_params={{lr: {rate}}}", f"experiment_id=B-{number}", f"seed={number}"]
-        # Only the first one speaks to the store; the dashboard has to find the others by itself.
         own += ["trackers=[]"] if number else []
         train.main(["-d", str(car_photos), *(word for setting in [*settings, *own] for word in ("--set", setting))])
     return output
 
 
-def test_the_dashboard_shows_the_runs_in_a_browser(runs):
-    pytest.importorskip("mlflow", reason="mlflow is not installed")
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its chromedriver are not installed")
+def test_the_browser_shows_the_runs_with_their_parameters(runs):
     pytest.importorskip("selenium", reason="selenium is not installed")
     records = [json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("*/run.json")]
     names = {record["name"] for record in records}
@@ -133,126 +145,135 @@ def test_the_dashboard_shows_the_runs_in_a_browser(runs):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with dashboard(runs, "--port", str(port)) as (address, process), browser() as driver:
-            site = f"http://{urlsplit(address).netloc}"
+        # The table draws only the columns in sight, the page only the charts in sight.
+        with dashboard(runs, "--port", str(port)) as (address, process), browser(width=7000, height=4000) as driver:
             assert urlsplit(address).port != port
-
             driver.get(address)
-            cells = "[...document.querySelectorAll('[role=gridcell]')].flatMap(cell => cell.innerText.split('\\n'))"
-            shown = wait_for(driver, "the table of runs", cells, lambda texts: names <= set(texts))
+            shown = wait_for(driver, "the table of runs", CELLS, lambda texts: names | {"[32, 32]"} <= set(texts))
             best = {f"{record['best']['best_valid_acc']:.6g}"[:6] for record in records}
             assert all(any(text.startswith(value) for text in shown) for value in best)
-            assert {"completed", "B-0", "B-1", "B-2"} <= set(shown)
-            assert "Assistant" not in driver.execute_script("return document.body.innerText")
-            # The table draws only the columns that are in sight.
-            driver.set_window_size(6000, 1000)
-            headers = "[...document.querySelectorAll('[role=columnheader]')].map(cell => cell.innerText.trim())"
+            assert {"completed", "B-0", "B-1", "B-2", "ShuffleNetV2", "0.003", "0.03"} <= set(shown)
             columns = set(records[0]["parameters"]) | {"best_valid_acc", "best_valid_loss", "status", "experiment_id"}
-            wait_for(driver, "the columns", headers, lambda texts: columns <= set(texts))
-            shown = wait_for(driver, "the parameters", cells, lambda texts: "ShuffleNetV2" in texts)
-            assert {"0.003", "0.03", "[32, 32]"} <= set(shown)
-            driver.set_window_size(1400, 1000)
-
-            page = driver.current_url
-            experiment = re.search(r"/experiments/(\d+)", page)[1]
-            driver.get(f"{page}&compareRunsMode=CHART")
-            lines = "document.querySelectorAll('.scatterlayer .trace path.js-line').length"
-            wait_for(driver, "a curve of each run", lines, lambda count: count >= len(names))
-            text = wait_for(driver, "the charts", "document.body.innerText", lambda text: "Best of each run" in text)
-            assert text.index("Curves") < text.index("Best of each run")
-
+            wait_for(driver, "the columns", HEADERS, lambda texts: columns <= set(texts))
             ids = driver.execute_script(
                 "return [...new Set([...document.querySelectorAll('a[href*=\"/runs/\"]')]"
                 ".map(link => link.href.split('/runs/')[1].split(/[/?]/)[0]))]"
             )
             assert len(ids) == len(names)
+            driver.get(f"{driver.current_url}&compareRunsMode=CHART")
+            lines = "document.querySelectorAll('.scatterlayer .trace path.js-line').length"
+            wait_for(driver, "a curve of each run", lines, lambda count: count >= len(names))
+            experiment = re.search(r"/experiments/(\d+)", address)[1]
+            site = f"http://{urlsplit(address).netloc}"
             driver.get(f'{site}/#/compare-runs?runs={json.dumps(ids)}&experiments=["{experiment}"]')
             rows = "[...document.querySelectorAll('tr')].map(row => [row.className, row.innerText])"
             found = wait_for(
                 driver, "the comparison", rows, lambda rows: any(text.startswith("learning_rate") for _, text in rows)
             )
-            marked = {text.split()[0]: "diff-row" in name for name, text in found if text.split()[0] in columns}
-            assert {name for name in set(records[0]["parameters"]) if marked[name]} == {
-                "learning_rate",
-                "all_optimizer_params",
-            }
-
-            driver.get(f"{site}/#/")
-            text = wait_for(driver, "the home page", "document.body.innerText", lambda text: "Car models" in text)
-            assert "UI telemetry" not in text and "Start Demo" not in text
-
+            marked = {text.split()[0] for name, text in found if "diff-row" in name}
+            assert marked & set(records[0]["parameters"]) == {"learning_rate", "all_optimizer_params"}
             assert requested_hosts(driver) == {urlsplit(address).netloc}
-            children = subprocess.run(
-                ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False
-            )
-            assert children.stdout == ""
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
-
-
-def answer(address: str, path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
-    """Asks the dashboard at `address` for `path`."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
-    body = '{"experiment_ids": []}' if method == "POST" else None
-    connection.request(method, path, body, {"Content-Type": "application/json", **headers})
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    return response
+            assert process.wait(60) == 0
+    with socket.socket() as freed:
+        freed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        freed.bind(("127.0.0.1", urlsplit(address).port))  # MLflow has ended as well
 
 
 @pytest.mark.parametrize("colab", [False, True])
-def test_other_names_reach_the_dashboard_on_colab_alone(runs, colab):
+def test_only_colab_may_use_other_host_names_and_new_runs_are_added(runs, colab):
     proxy = "x-5000.prod.colab.dev"
+    search = {"experiment_ids": ["1"]}
     with dashboard(runs, *["--colab"] * colab) as (address, _):
-        page = answer(address, "/")
-        assert page.status == 200 and page.headers["Content-Security-Policy"].startswith("default-src 'self' ")
-        assert page.headers["X-Frame-Options"] == (None if colab else "SAMEORIGIN")
-        assert answer(address, "/ajax-api/3.0/mlflow/assistant/config").status == 404
-        assert answer(address, "/", Host=proxy).status == (200 if colab else 403)
-        search = "/ajax-api/2.0/mlflow/runs/search"
-        assert answer(address, search, "POST", Origin=f"https://{proxy}").status == (200 if colab else 403)
-        assert answer(address, search, "POST", Origin="https://elsewhere.example").status == 403
+        assert request(address, "/").headers["X-Frame-Options"] == (None if colab else "SAMEORIGIN")
+        assert request(address, "/", Host=proxy).status == (200 if colab else 403)
+        path = "/ajax-api/2.0/mlflow/runs/search"
+        assert request(address, path, search, Origin=f"https://{proxy}").status == (200 if colab else 403)
+        assert request(address, path, search, Origin="https://elsewhere.example").status == 403
 
-
-def test_a_run_trained_meanwhile_is_taken_up(runs):
-    with dashboard(runs):
-        new = runs / "of_meanwhile"
+        new = runs / f"trained meanwhile {colab}"
         shutil.copytree(next(runs.glob("*/run.json")).parent, new)
         record = json.loads((new / "run.json").read_text(encoding="utf-8"))
         (new / "run.json").write_text(json.dumps(record | {"name": new.name, "run_id": new.name}), encoding="utf-8")
-        limit = time.monotonic() + 30
-        while time.monotonic() < limit:
-            with closing(sqlite3.connect(runs / "mlflow.db")) as store:
-                found = list(store.execute("SELECT status FROM runs WHERE name = ?", [new.name]))
-            if found == [("FINISHED",)]:
-                break
+        limit = time.monotonic() + PAGE_SECONDS
+        while new.name.encode() not in request(address, path, search).content:
+            assert time.monotonic() < limit
             time.sleep(0.2)
     shutil.rmtree(new)
-    assert found == [("FINISHED",)]
 
 
-def test_a_folder_without_runs_is_named(tmp_path):
-    command = [sys.executable, str(PROJECT / "dashboard.py"), "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"error: there is no run in {tmp_path} yet; start one: python train.py, or python train.py --demo\n"
-    )
+@pytest.fixture
+def tracking_server(tmp_path) -> Iterator[str]:
+    """A real MLflow server; gives its address."""
+    from dashboard import MLFLOW_ENV, answers, free_port
+
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with free_port(5700) as port:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+            "--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | MLFLOW_ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        limit = time.monotonic() + START_SECONDS
+        while not answers(port):
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.2)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_a_tracking_server_gets_everything(tracking_server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Mine")
+    output = tmp_path / "output"
+    first = Run(output, num_epochs=2, mlflow_artifacts=True)
+    first.start()
+    first.train(ROWS[0] | {"train_loss": math.nan, "valid_loss": math.inf})
+    first.train(ROWS[1] | {"valid_loss": 9.0})  # killed before its checkpoint, and trained again
+    first.end("interrupted")
+    second = Run(output, num_epochs=3, mlflow_artifacts=True)
+    second.rows = [first.rows[0]]
+    second.start()
+    (second.folder / BEST).parent.mkdir()
+    (second.folder / BEST).write_bytes(b"weights")
+    second.train(ROWS[1])
+    second.train(ROWS[2])
+    second.end()
+    assert warnings_of(caplog) == [] and [path.name for path in output.iterdir()] == [second.folder.name]
+    (stored,) = stored_runs(output)
+    assert (stored.info.status, stored.data.params["max_num_epochs"]) == ("FINISHED", "3")
+    for metric in COLUMNS[1:]:
+        logged = points(output, stored, metric)
+        assert logged[1:] == [(row["epoch"], row[metric]) for row in ROWS[1:]]  # to the last digit
+    assert math.isnan(points(output, stored, "train_loss")[0][1])
+    assert stored.data.metrics["best_valid_loss"] == 4.9
+    [weights] = (tmp_path / "server/artifacts").rglob("best.ckpt")
+    assert weights.read_bytes() == b"weights"
+
+    Run(output, "trained without the server", trackers=[]).whole()
+    command = [sys.executable, str(PROJECT / "dashboard.py"), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=START_SECONDS)
+    [address] = re.findall(rf"{tracking_server}/#/experiments/\d+/runs\?\S+", done.stdout)
+    assert "viewStateShareKey" in address and len(stored_runs(output)) == 2
 
 
 def take_picture(output: Path, picture: Path) -> None:
-    """Writes a picture of the curves of the runs in `output`, 1400 pixels wide."""
-    with dashboard(output) as (address, process), browser() as driver:
+    """Writes a picture of the table of the runs in `output`."""
+    with dashboard(output) as (address, _), browser(width=1900, height=620) as driver:
         driver.get(address)
         wait_for(driver, "the table of runs", "document.querySelectorAll('[role=gridcell]').length > 20")
-        driver.get(f"{driver.current_url}&compareRunsMode=CHART")
-        wait_for(driver, "the curves", "document.querySelectorAll('.scatterlayer .trace path.js-line').length > 3")
-        time.sleep(3)  # until the charts stand still
-        driver.execute_script("document.head.insertAdjacentHTML('beforeend', '<style>.modebar {display: none}')")
+        for name in ("shared_view.dismiss", "assistant.chat_panel.close", "toggle_sidebar_button"):  # as a person would
+            button = f"document.querySelector('[data-component-id$=\"{name}\"]')"
+            wait_for(driver, name, button)
+            driver.execute_script(f"{button}.click()")
+        time.sleep(3)  # until nothing moves
         driver.save_screenshot(str(picture))
-        process.send_signal(signal.SIGINT)
-        process.wait(20)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A token never leaves the process it was given to: neither its output nor a byte of what it writes has it."""
+"""Tokens: no message and no byte that a command writes or logs contains one."""
 
 import base64
 import gzip
@@ -33,7 +33,7 @@ CANARY = "canary-4f1d0c9b7a"
 
 
 class Server(NeptuneServer):
-    """Its token leads to it and holds the canary."""
+    """Its token contains the canary."""
 
     @property
     def token(self) -> str:
@@ -41,14 +41,14 @@ class Server(NeptuneServer):
 
 
 def spellings(secret: str) -> set[bytes]:
-    """Returns the ways in which a secret could stand in a file."""
+    """Returns the encodings in which a file could contain a secret."""
     encoded = base64.b64encode(secret.encode()).decode()
     texts = {secret, encoded.rstrip("="), quote(secret, safe=""), json.dumps(secret)[1:-1], secret.encode().hex()}
     return {text.encode() for text in texts} | {secret.encode("utf-16-le")}
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields every file, also those within zip archives such as checkpoints, and every name."""
+    """Yields all file names and contents, also those within zip archives such as checkpoints."""
     for path in sorted(folder.rglob("*")):
         yield f"the name of {path}", str(path).encode()
         if not path.is_file():
@@ -62,16 +62,16 @@ def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def assert_nowhere(secrets: tuple[str, ...], places: Iterator[tuple[str, bytes]]) -> list[str]:
-    looked_at = []
+    checked = []
     for place, content in places:
-        looked_at.append(place)
+        checked.append(place)
         for secret in secrets:
             assert not any(spelling in content for spelling in spellings(secret)), place
-    return looked_at
+    return checked
 
 
 def train(folder: Path, *changes: str, config: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Trains for an epoch on a few photos, in a process with nothing but this environment and what it needs."""
+    """Trains for an epoch on a few images, in a process with this environment only."""
     (folder / "mine.yml").write_text(config)
     settings = [
         "architecture=sq_11", "out_channels=null", "image_size=[32, 32]", "batch_size=4", "num_epochs=1", "num_workers=0",
@@ -92,7 +92,7 @@ def train(folder: Path, *changes: str, config: str = "", **environment: str) -> 
         [*command, *(word for change in settings for word in ("--set", change))],
         cwd=folder, env=plain | own | environment, capture_output=True, timeout=300,
     )  # fmt: skip
-    (folder / "mine.yml").unlink()  # what a person wrote there is their own
+    (folder / "mine.yml").unlink()  # the user's own file
     return done
 
 
@@ -108,38 +108,38 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_succeeds_and_logs_to_a_server_keeps_its_tokens(folder):
+def test_a_completed_run_that_logs_to_a_server_writes_no_token(folder):
     with Server() as server:
         secrets = (server.token, CANARY, WANDB_KEY)
         names = both_names(server)
         done = train(folder, *names, NEPTUNE_API_TOKEN=server.token, WANDB_API_KEY=WANDB_KEY)
         assert done.returncode == 0, done.stderr.decode()
-        assert server.token in server.tokens and server.runs  # it did log there
+        assert server.token in server.tokens and server.runs  # it has logged there
         logged = json.dumps([server.operations, server.runs]).encode()
         sent = [("what was logged", logged), *((str(name), content) for name, content in server.files.items())]
     output = [("its output", done.stdout + done.stderr)]
-    looked_at = assert_nowhere(secrets, iter([*sent, *output, *contents(folder)]))
+    checked = assert_nowhere(secrets, iter([*sent, *output, *contents(folder)]))
     for part in ("mlflow.db", "events.out.tfevents", "best.ckpt, its ", ".log", "run.json", "config.yml"):
-        assert any(part in place for place in looked_at), (part, looked_at)
+        assert any(part in place for place in checked), (part, checked)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["environment", "configuration"])
-def test_a_run_that_fails_offline_keeps_its_token(folder, where):
+def test_a_failed_run_that_logs_offline_writes_no_token(folder, where):
     photo = sorted((folder / "data").glob("car_ims/*.jpg"))[0]
     photo.write_bytes(photo.read_bytes()[:-200])
     with Server() as server:
-        server.behaviour = "missing"
+        server.behavior = "missing"
         secrets = (server.token, CANARY)
         names = both_names(server)
         config = f"neptune_api_token: {server.token}\n" if where == "configuration" else ""
         environment = {} if config else {"NEPTUNE_API_TOKEN": server.token}
         done = train(folder, *names, config=config, **environment)
-    assert done.returncode == 2 and b"cannot be decoded" in done.stderr and b"Neptune: offline" in done.stderr
+    assert done.returncode == 2 and b"cannot be decoded" in done.stderr and b"neptune: offline" in done.stderr
     assert_nowhere(secrets, iter([("its output", done.stdout + done.stderr), *contents(folder)]))
 
 
-def test_a_wrong_key_beside_a_token_in_the_configuration_is_said_without_it(folder):
+def test_the_error_of_a_wrong_key_shows_no_token(folder):
     done = train(folder, config=f"neptune_api_token: {CANARY}\nneptune_usernam: me\nbatch_size: x\n")
     assert done.returncode == 2 and b"Did you mean 'neptune_username'" in done.stderr
     assert_nowhere((CANARY,), iter([("its output", done.stdout + done.stderr), *contents(folder)]))
@@ -182,13 +182,13 @@ def test_no_message_about_the_command_line_shows_a_token(tmp_path, override):
     assert CANARY not in str(caught.value)
 
 
-def test_a_configuration_that_is_printed_does_not_show_its_token():
+def test_a_printed_configuration_shows_no_token():
     config = load_config(overrides=[f"neptune_api_token={CANARY}"])
     for text in (repr(config), str(config), config.as_yaml(), str(config.plain())):
         assert CANARY not in text
 
 
-def test_no_message_of_any_library_shows_a_token_of_the_environment(tmp_path, monkeypatch, capsys):
+def test_no_log_message_shows_a_token_of_the_environment(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
     start_logging("DEBUG")
     log_to_file(tmp_path / "train.log")
@@ -196,13 +196,13 @@ def test_no_message_of_any_library_shows_a_token_of_the_environment(tmp_path, mo
         raise ValueError(f"refused: {WANDB_KEY}")
     except ValueError:
         logging.getLogger("some.library").exception("sent %s", {"key": WANDB_KEY})
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     start_logging("WARNING")  # closes the file
-    for text in (said, (tmp_path / "train.log").read_text()):
+    for text in (printed, (tmp_path / "train.log").read_text()):
         assert "sent" in text and "refused" in text and WANDB_KEY not in text
 
 
-def test_an_error_that_holds_a_token_is_said_and_kept_without_it(cars, tmp_path, monkeypatch, capsys):
+def test_an_error_is_printed_and_recorded_without_its_token(cars, tmp_path, monkeypatch, capsys):
     def refused(*_):
         raise RunError(f"refused: {WANDB_KEY}")
 
@@ -210,9 +210,9 @@ def test_an_error_that_holds_a_token_is_said_and_kept_without_it(cars, tmp_path,
     monkeypatch.setattr(Classifier, "training_step", refused)
     tracker = "[mlflow]" if importlib.util.find_spec("mlflow") else "[]"
     assert run_command(lambda _: small_run(cars, tmp_path / "output", f"trackers={tracker}")) == 1
-    said = capsys.readouterr().err
-    assert "error: refused: <WANDB_API_KEY>" in said
+    printed = capsys.readouterr().err
+    assert "error: refused: <WANDB_API_KEY>" in printed
     start_logging("WARNING")  # closes the file
     assert "RunError: refused: <WANDB_API_KEY>" in read_record(only_run(tmp_path / "output"))["error"]
-    looked_at = assert_nowhere((WANDB_KEY,), iter([("its output", said.encode()), *contents(tmp_path / "output")]))
-    assert tracker == "[]" or any("mlflow.db" in place for place in looked_at)
+    checked = assert_nowhere((WANDB_KEY,), iter([("its output", printed.encode()), *contents(tmp_path / "output")]))
+    assert tracker == "[]" or any("mlflow.db" in place for place in checked)

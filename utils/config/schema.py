@@ -81,7 +81,7 @@ class Config(BaseModel):
         ["mlflow"], "Experiment trackers; mlflow is the local dashboard. null: only the run's folder.", LOCAL
     )
     mlflow_artifacts: bool = key(
-        False, "Log best.ckpt and its ONNX export as MLflow artifacts at the end of a run.", LOCAL
+        False, "Log best.ckpt at the end of a run, and the files of export.py, as MLflow artifacts.", LOCAL
     )
     log_to_neptune: bool = key(False, "Log to Neptune.", LOCAL)
     neptune_username: NeptuneText = key(None, "Neptune workspace.", LOCAL)
