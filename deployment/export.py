@@ -58,7 +58,7 @@ def build_metadata(trained: TrainedModel) -> Metadata:
         "class_names": list(trained.class_names),
         "input": "float32 (images, channels, height, width)",
         "preprocessing": [
-            "rotate and mirror the image as its EXIF orientation (tag 0x0112) says, so that it is upright",
+            "apply the EXIF orientation (tag 0x0112), so that the image is upright",
             "convert to 8-bit RGB",
             "resize to image_size = [height, width], bilinear with antialiasing, aspect ratio not kept",
             *(["one gray channel: 0.299 red + 0.587 green + 0.114 blue"] if gray else []),

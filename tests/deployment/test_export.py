@@ -69,7 +69,7 @@ def upright(image: Image.Image, metadata: dict) -> Image.Image:
 
 # What a programmer does who has the file and its metadata, and nothing of this project: sentence → code.
 STEPS = {
-    "rotate and mirror the image as its EXIF orientation (tag 0x0112) says, so that it is upright": upright,
+    "apply the EXIF orientation (tag 0x0112), so that the image is upright": upright,
     "convert to 8-bit RGB": lambda image, _: image.convert("RGB"),
     "resize to image_size = [height, width], bilinear with antialiasing, aspect ratio not kept": (
         lambda image, metadata: image.resize(metadata["image_size"][::-1], Image.Resampling.BILINEAR)
@@ -297,7 +297,7 @@ def test_the_metadata_of_gray_images_without_normalization(trained):
     changes = {"convert_to_grayscale": True, "normalize": False}
     metadata = build_metadata(replace(trained, config=trained.config.model_copy(update=changes)))
     assert metadata["channels"] == ["gray"] and metadata["mean"] is None and metadata["std"] is None
-    assert [step.split()[0] for step in metadata["preprocessing"]] == ["rotate", "convert", "resize", "one", "divide"]
+    assert [step.split()[0] for step in metadata["preprocessing"]] == ["apply", "convert", "resize", "one", "divide"]
 
 
 def test_images_are_evenly_spaced():
