@@ -164,11 +164,23 @@ def test_an_unknown_name_is_an_error_that_offers_the_nearest(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "problems"),
     [
-        (["eff_b0", "--image-size", "0", "0"], [r"\[0, 0\] is too small for eff_b0; expected at least 32 pixels a side"]),
-        (["ghost", "--image-size", "16", "64"], [r"\[16, 64\] is too small for ghost; expected at least 32 pixels a side"]),
-        (["timm/x", "--image-size", "32", "0"], [r"\[32, 0\] is too small for timm/x; expected at least 1 pixels a side"]),
+        (
+            ["eff_b0", "--image-size", "0", "0"],
+            [r"\[0, 0\] is too small for eff_b0; expected at least 32 pixels a side"],
+        ),
+        (
+            ["ghost", "--image-size", "16", "64"],
+            [r"\[16, 64\] is too small for ghost; expected at least 32 pixels a side"],
+        ),
+        (
+            ["timm/x", "--image-size", "32", "0"],
+            [r"\[32, 0\] is too small for timm/x; expected at least 1 pixels a side"],
+        ),
         (["sq_11", "--image-size", "64", "4097"], [r"\[64, 4097\] is too large; expected at most 4096 pixels a side"]),
-        (["sq_10", "sq_11", "ghost", "--image-size", "20", "20"], ["for sq_10; expected at least 21", "for ghost; expected at least 32"]),
+        (
+            ["sq_10", "sq_11", "ghost", "--image-size", "20", "20"],
+            ["for sq_10; expected at least 21", "for ghost; expected at least 32"],
+        ),
         (["--image-size", "31", "31"], ["for ghost; expected at least 32", "for shuff_v2_x20; expected at least 32"]),
     ],
 )
