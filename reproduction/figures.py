@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from reproduction.comparison import Accuracy, margin_of_error
 from reproduction.published import WRONG_BOXES, FirstDrop, Line, Published, sort_key
 from utils.files import replacing
-from utils.runs.curves import COLOURS
+from utils.runs.curves import COLORS
 
 if TYPE_CHECKING:  # importing matplotlib takes half a second
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def draw_comparison(
     )  # fmt: skip
     taken: list[tuple[float, float]] = []
     for number, (setup, accuracies) in enumerate(setups.items()):
-        style = {"fmt": "o", "markersize": 4.5, "color": COLOURS[number % len(COLOURS)], "elinewidth": 1.1}
+        style = {"fmt": "o", "markersize": 4.5, "color": COLORS[number % len(COLORS)], "elinewidth": 1.1}
         margins = {name: margin_of_error(accuracy) for name, accuracy in accuracies.items()}
         offset = 0.5 * (number - (len(setups) - 1) / 2) / (len(setups) + 1)
         rows.errorbar(
@@ -93,20 +93,20 @@ def draw_first_drops(drops: Sequence[FirstDrop], others: Sequence[FirstDrop], li
     for is_plateau, text in ((True, "chosen by ReduceLROnPlateau"), (False, "fixed by a milestone")):
         chosen = [drop for drop in drops if drop.is_plateau == is_plateau]
         axes.plot(
-            [drop.epoch for drop in chosen], [drop.accuracy for drop in chosen], "o", color=COLOURS[0], markersize=7,
-            markerfacecolor="white" if is_plateau else COLOURS[0],
+            [drop.epoch for drop in chosen], [drop.accuracy for drop in chosen], "o", color=COLORS[0], markersize=7,
+            markerfacecolor="white" if is_plateau else COLORS[0],
             label=f"weight decay {min(drop.weight_decay for drop in drops)} or more, drop {text}",
         )  # fmt: skip
     ends = (min(drop.epoch for drop in drops), max(drop.epoch for drop in drops))
     axes.plot(
-        ends, [line.at(epoch) for epoch in ends], color=COLOURS[1], linewidth=1.3, zorder=0,
+        ends, [line.at(epoch) for epoch in ends], color=COLORS[1], linewidth=1.3, zorder=0,
         label=f"{line.intercept:.1f} + {line.slope:.3f} × epoch, r = {line.correlation:.3f}, {len(drops)} runs",
     )  # fmt: skip
     for drop in (*drops, *others):
         above = drop in drops and drop.accuracy > line.at(drop.epoch)
         axes.annotate(
             drop.name, drop.point, (0, 6 if above else -6), textcoords="offset points", rotation=60, fontsize=8.5,
-            ha="center", va="bottom" if above else "top", color=COLOURS[0] if drop in drops else "0.4",
+            ha="center", va="bottom" if above else "top", color=COLORS[0] if drop in drops else "0.4",
         )  # fmt: skip
     axes.margins(0.05, 0.12)
     axes.set(xlabel="epoch of the first drop of the learning rate", ylabel="best validation accuracy, published, %")

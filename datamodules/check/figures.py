@@ -12,7 +12,7 @@ from PIL import Image
 from datamodules.images import box_within
 from datamodules.readers.records import BoundingBox
 from utils.files import replacing
-from utils.runs.curves import COLOURS, escape_dollars
+from utils.runs.curves import COLORS, escape_dollars
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.axes import Axes
@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import
 
 DPI = 110
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
-STYLES = {"train": COLOURS[0], "valid": COLOURS[3], "test": COLOURS[2]}
-MODEL = COLOURS[1]
+STYLES = {"train": COLORS[0], "valid": COLORS[3], "test": COLORS[2]}
+MODEL = COLORS[1]
 MAX_CLASSES_PER_COLUMN = 49  # 196 make four columns
 THUMBNAIL = 320  # pixels of the longer side
 
@@ -134,7 +134,7 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
         places[0].imshow(thumbnail)
         if row.bounding_box is not None:
             x1, y1, x2, y2 = (factor * side for side in box_within(row.image, row.bounding_box))
-            style = {"fill": False, "edgecolor": COLOURS[3], "linewidth": 1.6}
+            style = {"fill": False, "edgecolor": COLORS[3], "linewidth": 1.6}
             places[0].add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, clip_on=False, **style))
         caption = places[0].set_title(
             f"{escape_dollars(class_names[row.label])}\n{escape_dollars(row.name)}", fontsize=8, pad=3

@@ -104,14 +104,14 @@ def test_the_table_says_what_came_out_of_each_run(output: Path):
         "2  ghost_1  C-1  completed         3    61.24 %      1      1.8333    71.24 %   3,041,412   1:01:01",
         "3  ghost_3  –    completed         1    30.00 %      0      9.5000    40.00 %         999  24:00:00",
         "",
-        "What differs between them:",
+        "Differing settings:",
         "#  dropout",
         "1      0.5",
         "2      0.2",
         "3      0.2",
         "",
-        "Each figure is the best of its run; 'epoch', counted from 0, is that of valid_acc. valid_acc and valid_loss are",
-        "of the validation split, which also chose the checkpoint: expect a little less on other photos.",
+        "Each value is the best of its run; 'epoch', counted from 0, is that of valid_acc. valid_acc and valid_loss are",
+        "of the validation split, which also chose the checkpoint: expect slightly lower accuracy on new images.",
     ]
     assert not any(run.problems for run in runs)
 
@@ -119,7 +119,7 @@ def test_the_table_says_what_came_out_of_each_run(output: Path):
 def test_runs_of_other_photos_are_not_set_against_each_other(output: Path):
     write_run(output / "demo", epochs(0.9), num_classes=15)
     text = describe_runs([read_run(folder) for folder in find_runs([], output)], width=120)
-    assert "These runs differ in num_classes: their accuracies cannot be set against each other." in text.splitlines()
+    assert "These runs differ in num_classes: their accuracies cannot be compared." in text.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_differences_are_named_by_the_innermost_key(tmp_path: Path):
         "precision": [MISSING, MISSING, "16-mixed", MISSING],
     }
     assert differences([runs[1], runs[3]])["image_augmentations.ColorJitter.hue"] == [0.1, MISSING]
-    heading = describe_runs(runs, width=200).split("them:\n")[1].splitlines()[0]
+    heading = describe_runs(runs, width=200).split("settings:\n")[1].splitlines()[0]
     assert heading.split() == ["#", "weight_decay", "RandomHorizontalFlip", "ColorJitter", "precision"]
 
 
@@ -173,20 +173,20 @@ def test_augmentations_in_another_order_differ(tmp_path: Path):
     assert list(found) == ["image_augmentations"]
     assert [list(value) for value in found["image_augmentations"]] == [list(given), list(turned)]
     assert differences([first, third]) == {"image_augmentations.RandomRotation": [MISSING, {"degrees": 5}]}
-    assert "Their settings are the same." in describe_runs([first, first], width=80)
+    assert "All settings are equal." in describe_runs([first, first], width=80)
 
 
 def test_an_ambiguous_key_is_written_whole(tmp_path: Path):
     changes = [{"optimizer_params": {"gamma": value}, "lr_scheduler_params": {"gamma": value}} for value in (1, 2)]
     runs = [read_run(write_run(tmp_path / str(index), [], change)) for index, change in enumerate(changes)]
-    text = describe_runs(runs, width=200).split("them:\n")[1]
+    text = describe_runs(runs, width=200).split("settings:\n")[1]
     assert text.splitlines()[0].split() == ["#", "optimizer_params.gamma", "lr_scheduler_params.gamma"]
 
 
 def test_many_settings_of_few_runs_stand_side_by_side(tmp_path: Path):
     changes = [{"dropout": value, "seed": value, "tags": [value, "a"]} for value in (1, 2)]
     runs = [read_run(write_run(tmp_path / str(index), [], change)) for index, change in enumerate(changes)]
-    lines = describe_runs(runs, width=100).split("them:\n")[1].split("\n\n")[0].splitlines()
+    lines = describe_runs(runs, width=100).split("settings:\n")[1].split("\n\n")[0].splitlines()
     assert lines == ["#        1       2", "dropout  1       2", "seed     1       2", "tags     [1, a]  [2, a]"]
 
 
@@ -211,7 +211,7 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int):
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()
     columns = "# run id status epochs valid_acc epoch valid_loss train_acc parameters duration"
-    heads = [block.splitlines()[0] for block in text.split("\n\nWhat")[0].split("\n\n")]
+    heads = [block.splitlines()[0] for block in text.split("\n\nDiffering")[0].split("\n\n")]
     assert [name for head in heads for name in head.split() if name != "#"] == columns.split()[1:]
 
 
@@ -251,8 +251,8 @@ def test_a_silent_run_is_not_called_running(
     if status == "killed?":
         hours, minutes = divmod(age // 60, 60)
         (problem,) = run.problems
-        assert problem.startswith(f"{folder} was running when it last wrote, {hours}:{minutes:02}:")
-        assert problem.endswith(f"; to go on: python train.py --resume {folder}")
+        assert problem.startswith(f"{folder} was running at its last write, {hours}:{minutes:02}:")
+        assert problem.endswith(f"; to resume: python train.py --resume {folder}")
     else:
         assert run.problems == []
         (folder / "checkpoints" / "last.ckpt").unlink()
@@ -291,7 +291,7 @@ def test_a_damaged_record_is_named_and_the_rest_is_shown(output: Path, content: 
     (output / "ghost_2" / "run.json").write_bytes(content)
     run = read_run(output / "ghost_2")
     assert run.problems == [
-        f"{output / 'ghost_2' / 'run.json'} is missing or damaged: status, parameters and duration are not known"
+        f"{output / 'ghost_2' / 'run.json'} is missing or damaged: status, parameters and duration are unknown"
     ]
     assert (run.status, run.num_params, run.seconds, run.epochs) == ("unknown", None, None, 2)
     assert run.best["best_valid_acc"] == 0.83794
@@ -314,7 +314,7 @@ def test_damaged_metrics_are_named_and_the_rest_is_shown(output: Path, content: 
     path = output / "ghost_2" / "metrics.csv"
     path.write_text(content)
     run = read_run(path.parent)
-    assert run.problems == [f"{path} is damaged; epochs that can be read: {rows}"]
+    assert run.problems == [f"{path} is damaged: {rows} epochs can be read"]
     assert (len(run.rows), run.status, run.num_params) == (rows, "interrupted", 3_041_412)
     assert run.best.get("best_valid_acc") == (0.5 if rows else None)
 
@@ -329,7 +329,7 @@ def test_a_damaged_configuration_is_named_with_its_line(output: Path):
     (output / "ghost_1" / "config.yml").write_text("seed: 1\nseed: [")
     run = read_run(output / "ghost_1")
     (problem,) = run.problems
-    assert "config.yml:2: not valid YAML" in problem and problem.endswith("; its settings are not known")
+    assert "config.yml:2: not valid YAML" in problem and problem.endswith("; its settings are unknown")
     assert (run.settings, run.experiment_id) == ({}, "C-1")
 
 
@@ -485,13 +485,13 @@ def test_the_curves_show_every_epoch_of_every_run():
         (train_acc, "train_acc", 100), (lr, "lr", 1),
     ):  # fmt: skip
         drawn = {line.get_color(): line for line in axes.lines if line.get_marker() != "o"}
-        for rows, colour in zip(runs.values(), curves.COLOURS, strict=False):
+        for rows, colour in zip(runs.values(), curves.COLORS, strict=False):
             assert list(drawn[colour].get_xdata()) == [row["epoch"] for row in rows]
             assert list(drawn[colour].get_ydata()) == [factor * row[metric] for row in rows]
     dots = [(*line.get_xdata(), *line.get_ydata()) for line in valid_acc.lines if line.get_marker() == "o"]
     assert sorted(dots) == [(0, 20), (1, 40)]
     assert [text.get_text() for text in legend.get_legend().texts] == ["1  a", "2  b", "3  c"]
-    assert [line.get_color() for line in legend.get_legend().get_lines()] == list(curves.COLOURS[:3])
+    assert [line.get_color() for line in legend.get_legend().get_lines()] == list(curves.COLORS[:3])
     assert sorted((text.get_text(), text.xy) for text in valid_acc.texts) == [("1", (2, 30)), ("3", (1, 10))]
 
 

@@ -114,7 +114,7 @@ def test_an_output_that_can_only_be_read_is_refused_with_one_line(cars, disk, tm
     subprocess.run(["mount", "-o", "remount,ro", output], check=True)
     with pytest.raises(
         RunError,
-        match=r"^output_path .* cannot be written: Read-only file system; make room, or set another output_path$",
+        match=r"^\S+ cannot be written: Read-only file system; make room, or set another output_path$",
     ):
         train.main(["-d", str(cars), "--set", f"output_path={output}", "--set", "trackers=[]"])
     with pytest.raises(ConfigError, match=r"^cache_path: .* cannot be written to \(Read-only file system\)"):

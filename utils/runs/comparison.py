@@ -1,6 +1,6 @@
-"""Reads run folders, whatever state they are in, and says how the runs differ in settings and in results.
+"""Reads run folders in any state and compares their settings and results.
 
-It needs no tracker and no torch: `config.yml`, `run.json`, `metrics.csv` and `speed.csv` of each run are all it reads.
+It needs neither a tracker nor torch: it reads only `config.yml`, `run.json`, `metrics.csv` and `speed.csv` of each run.
 """
 
 import math
@@ -28,32 +28,32 @@ from utils.runs.summary import duration
 RANKED = ("valid_acc", "valid_loss", "train_acc", "train_loss", "valid_top5_acc", "train_top5_acc")
 SORTS = (*RANKED, "epochs", "parameters", "duration")
 PHOTOS = ("num_classes", "train_photos", "valid_photos")  # of run.json
-LEAST_INTERVAL, FIRST_EPOCH = 10, 60  # minutes
-MISSING = object()  # in place of a value that a run does not have
+MIN_INTERVAL, FIRST_EPOCH = 10, 60  # minutes
+MISSING = object()  # stands for a value that a run does not have
 UNKNOWN = "–"
-NARROW, WIDE = 28, 48  # characters of a cell; a longer text loses its middle
+NARROW, WIDE = 28, 48  # characters per cell; longer text is shortened in its middle
 GAP = "  "
 FOOTER = (
-    "Each figure is the best of its run; 'epoch', counted from 0, is that of valid_acc. valid_acc and valid_loss are of "
-    "the validation split, which also chose the checkpoint: expect a little less on other photos."
+    "Each value is the best of its run; 'epoch', counted from 0, is that of valid_acc. valid_acc and valid_loss are of "
+    "the validation split, which also chose the checkpoint: expect slightly lower accuracy on new images."
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run.
+    """One run, as far as its folder can be read.
 
     Attributes:
-        record: run.json as it is; empty where it cannot be read.
-        settings: The resolved configuration; empty where it cannot be read.
+        record: The content of run.json; empty if it cannot be read.
+        settings: The resolved configuration; empty if it cannot be read.
         rows: The metrics of each epoch.
-        status: As in run.json, but "killed?" for one that is running by run.json while no process here trains it,
-            "unknown" without a readable run.json, "empty" before anything was written.
-        epochs: How many were completed.
+        status: As in run.json, but "killed?" if run.json says "running" and no process on this machine trains the run,
+            "unknown" without a readable run.json, "empty" before any file was written.
+        epochs: The number of completed epochs.
         best: The best value of each metric and its epoch, named as by `utils.runs.metrics.best_values`.
         num_params: Trainable parameters.
-        seconds: How long it has trained.
-        problems: What could not be read, and what to do about it, one line each.
+        seconds: The duration of its training.
+        problems: One line for each file that could not be read, with advice.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class Run:
     problems: list[str]
 
     def value(self, sort: str) -> float | None:
-        """Returns the value of one of `SORTS`, as a fraction, a number or seconds; None where it is not known."""
+        """Returns the value of one of `SORTS`: accuracies as fractions, durations in seconds; None if unknown."""
         counts = {"epochs": self.epochs, "parameters": self.num_params, "duration": self.seconds}
         return counts[sort] if sort in counts else self.best.get(f"best_{sort}")
 
@@ -89,33 +89,33 @@ def find_runs(names: Sequence[str], output_path: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads the run in `folder`; what is missing or damaged is left out and named in `problems`."""
+    """Reads the run in `folder`; missing or damaged files are named in `problems`."""
     problems = []
     record, lines, rows = read_record(folder), _count_lines(folder / METRICS), read_rows(folder / METRICS)
     if not 1 <= lines <= len(rows) + 1:  # an epoch may have been added in between
-        problems.append(f"{folder / METRICS} is damaged; epochs that can be read: {len(rows)}")
+        problems.append(f"{folder / METRICS} is damaged: {len(rows)} epochs can be read")
     settings = {}
     if (folder / CONFIG).exists():
         try:
             settings = read_config_file(folder / CONFIG).values
         except ConfigError as error:
-            problems.append(f"{error}; its settings are not known")
+            problems.append(f"{error}; its settings are unknown")
     status, seconds = record.get("status"), _number(record.get("seconds"))
     if status == "running":
         epoch_seconds = [row.get("seconds", 0.0) for row in read_rows(folder / SPEED)]
-        seconds = sum(epoch_seconds)  # run.json has only those before the last start
-        interval = max(LEAST_INTERVAL, _number(settings.get("checkpoint_interval")) or FIRST_EPOCH)
+        seconds = sum(epoch_seconds)  # run.json has only the seconds before the last start
+        interval = max(MIN_INTERVAL, _number(settings.get("checkpoint_interval")) or FIRST_EPOCH)
         written = [folder / name for name in (RECORD, METRICS, LOG, LAST) if (folder / name).exists()]
         silence = time.time() - max(path.stat().st_mtime for path in written)
-        # Where there is no lock, as of a version without it, only silence tells that the process is gone.
+        # Without a lock, as in old versions, only the time since its last write shows that the process has ended.
         if not is_held(folder) if (folder / LOCK).exists() else silence > 2 * max([60 * interval, *epoch_seconds]):
             status = "killed?"
-            advice = f"; to go on: python train.py --resume {folder}" if (folder / LAST).is_file() else ""
-            problems.append(f"{folder} was running when it last wrote, {duration(silence)} ago{advice}")
+            advice = f"; to resume: python train.py --resume {folder}" if (folder / LAST).is_file() else ""
+            problems.append(f"{folder} was running at its last write, {duration(silence)} ago{advice}")
     elif not isinstance(status, str):
         status = "unknown" if any((folder / name).exists() for name in (RECORD, METRICS, CONFIG)) else "empty"
         if status == "unknown":
-            problems.append(f"{folder / RECORD} is missing or damaged: status, parameters and duration are not known")
+            problems.append(f"{folder / RECORD} is missing or damaged: status, parameters and duration are unknown")
     identity = record.get("experiment_id") or settings.get("experiment_id")
     recorded = {name: value for name, value in _mapping(record.get("best")).items() if _number(value) is not None}
     return Run(
@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Run:
         status=status,
         experiment_id=str(identity) if identity else None,
         epochs=len(rows) or int(_number(record.get("epochs")) or 0),
-        best=best_values(rows) or recorded,  # while a run goes on, run.json is behind metrics.csv
+        best=best_values(rows) or recorded,  # during a training, metrics.csv is ahead of run.json
         num_params=_number(_mapping(record.get("parameters")).get("num_params")),
         seconds=seconds,
         problems=problems,
@@ -135,15 +135,15 @@ def read_run(folder: Path) -> Run:
 
 
 def sort_runs(runs: Sequence[Run], by: str) -> list[Run]:
-    """Returns `runs`, best first by one of `SORTS`: the highest accuracy, the lowest of all else; unknown ones last."""
+    """Returns `runs` by one of `SORTS`: accuracies from the highest, other values from the lowest, unknown values last."""
     sign = -1 if by.endswith("acc") else 1
     return sorted(runs, key=lambda run: (run.value(by) is None, sign * (run.value(by) or 0), run.name))
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns each setting but experiment_id that is not the same in all runs, by its dotted key, with all its values.
+    """Returns the values of each setting that differs between `runs`, except experiment_id, by its dotted key.
 
-    They are in the order of `runs`, MISSING where a run does not have one. A run without any settings is left out.
+    The values are in the order of `runs`, MISSING for a run without this setting. Runs without any settings do not count.
     """
     found = {}
     for key, values in _differences("", [run.settings for run in runs if run.settings]):
@@ -154,7 +154,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def describe_runs(runs: Sequence[Run], *, width: int, sort: str = RANKED[0]) -> str:
-    """Returns the table of `runs`, what differs between them, and how to read it, in lines of at most `width`."""
+    """Returns the table of `runs`, their differing settings and notes, in lines of at most `width` characters."""
     numbers = [str(number) for number in range(1, len(runs) + 1)]
     columns = [["#", *numbers], ["run", *(run.name for run in runs)]]
     if any(run.experiment_id for run in runs):
@@ -171,13 +171,13 @@ def describe_runs(runs: Sequence[Run], *, width: int, sort: str = RANKED[0]) -> 
         room = (width - max(len(cells[0]) for cells in table)) // len(runs) - len(GAP)
         if len(differing) > len(runs) and room >= NARROW:  # side by side
             table = [list(row) for row in zip(*table, strict=True)]
-        parts.append("What differs between them:\n" + format_table(table, width=width, widest=max(room, NARROW)))
+        parts.append("Differing settings:\n" + format_table(table, width=width, widest=max(room, NARROW)))
     elif len(runs) > 1:
-        parts.append("Their settings are the same.")
+        parts.append("All settings are equal.")
     parts.append(textwrap.fill(FOOTER, width))
     other = [key for key in PHOTOS if len({_text(run.record[key]) for run in runs if key in run.record}) > 1]
     if other:
-        note = f"These runs differ in {', '.join(other)}: their accuracies cannot be set against each other."
+        note = f"These runs differ in {', '.join(other)}: their accuracies cannot be compared."
         parts.append(textwrap.fill(note, width))
     return "\n\n".join(parts)
 
@@ -185,8 +185,8 @@ def describe_runs(runs: Sequence[Run], *, width: int, sort: str = RANKED[0]) -> 
 def format_table(columns: Sequence[Sequence[str]], *, width: int, widest: int = WIDE) -> str:
     """Returns columns, each with its heading first, as lines of at most `width` characters.
 
-    Columns that do not fit beside each other follow below, after the first column once more. A cell that is longer than
-    `widest` loses its middle.
+    Columns that do not fit continue below, after a repeated first column. A cell longer than `widest` is shortened in
+    its middle.
     """
     widest = max(6, min(widest, WIDE, (width - len(GAP)) // 2))
     first, *others = [_column(cells, widest) for cells in columns]
@@ -199,7 +199,7 @@ def format_table(columns: Sequence[Sequence[str]], *, width: int, widest: int = 
 
 
 def write_table(runs: Sequence[Run], path: Path) -> None:
-    """Writes a CSV file of `runs`: each best value with every digit, and the settings that differ; or raises RunError."""
+    """Writes a CSV file of `runs`: unrounded best values and the differing settings; raises RunError if it cannot."""
     differing = differences(runs)
     attributes = ("name", "folder", "experiment_id", "status", "epochs", "num_params", "seconds")
     bests = [f"best_{metric}{what}" for metric in RANKED for what in ("", "_epoch")]
@@ -212,7 +212,7 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
 
 
 def draw_runs(runs: Sequence[Run], path: Path) -> None:
-    """Draws the curves of `runs`, numbered in their order, into a PNG; raises RunError where it cannot be written."""
+    """Draws the curves of `runs`, numbered in their order, as a PNG; raises RunError if it cannot be written."""
     labels: dict[str, list[Row]] = {}
     for run in runs:
         name = f"{run.experiment_id}: {run.name}" if run.experiment_id else run.name
@@ -222,10 +222,10 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
 
 
 def _differences(key: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    # Where there can be a mapping, null means that it has nothing in it.
+    # For a key that takes a mapping, null means an empty one.
     filled = [{} if value is None else value for value in values]
     mappings = all(isinstance(value, dict) for value in filled) and any(filled)
-    # Augmentations are applied in order; of any other mapping the order means nothing.
+    # Augmentations are applied in order; the order of other mappings has no meaning.
     reordered = mappings and key.endswith("_augmentations") and any(
         [name for name in one if name in other] != [name for name in other if name in one]
         for one, other in combinations(filled, 2)
@@ -238,7 +238,7 @@ def _differences(key: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]
 
 
 def _short(keys: Iterable[str]) -> dict[str, str]:
-    """Returns for each dotted key what is behind its first part, where that leaves no doubt."""
+    """Returns each dotted key without its first part, where that is unambiguous."""
     short = {key: key.partition(".")[2] or key for key in keys}
     return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
 
@@ -260,7 +260,7 @@ def _figure(name: str, value: float | None) -> str:
 
 
 def _text(value: Any) -> str:
-    """Returns a setting as config.yml writes it, in one line."""
+    """Returns a setting as one line of YAML."""
     if value is MISSING:
         return UNKNOWN
     if not isinstance(value, (dict, list)):
@@ -280,4 +280,4 @@ def _count_lines(path: Path) -> int:
     try:
         return len(path.read_bytes().splitlines())
     except OSError:
-        return 0 if path.exists() else 1  # no file is as good as a heading without epochs
+        return 0 if path.exists() else 1  # a missing file counts as a header without epochs

@@ -1,4 +1,4 @@
-"""Draws loss, accuracy and learning rate over the epochs, as the study's figures show them."""
+"""Plots loss, accuracy and learning rate by epoch, like the figures of the study."""
 
 import math
 from collections.abc import Mapping
@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 from utils.files import replacing
 from utils.runs.metrics import Row, best
 
-if TYPE_CHECKING:  # matplotlib takes half a second that a typo need not wait for
+if TYPE_CHECKING:  # importing matplotlib takes half a second
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FACTORS = {"loss": 1.0, "acc": 100.0, "lr": 1.0}
 TITLES = {"loss": "loss", "acc": "top-1 accuracy, %", "lr": "learning rate"}
 SPLITS = {"valid": "validation", "train": "training"}
-COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#6a4c93", "#00798c", "#8d5524", "#5c5c5c")
-LEGEND_LINES = 30  # what the legend's place holds, in each of two columns
-MOST_NUMBERED = 24  # numbers at the ends of more curves would hide each other
+COLORS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#6a4c93", "#00798c", "#8d5524", "#5c5c5c")
+LEGEND_LINES = 30  # per column of the legend, which has two
+MAX_NUMBERED = 24  # curves; more numbers at their ends would overlap
 
 
 def draw_curves(runs: Mapping[str, list[Row]], path: Path, *, title: str = "") -> None:
-    """Draws the histories of one or several runs into a PNG.
+    """Plots the metrics of one or several runs as a PNG.
 
-    One run has training and validation in one panel. Several have a panel for each, a legend that numbers them, and
-    colours in their order. A metric that a run does not have, or that is not finite, is left out.
+    For one run, training and validation share a panel. Several runs have one panel for each split and a numbered legend.
+    Missing, NaN and infinite values are omitted.
 
     Args:
-        runs: Rows of each run by its name in the legend; a run without rows keeps its number and its line there.
+        runs: The rows of each run by its name in the legend; a run without rows keeps its number and its legend entry.
         path: The PNG to write.
-        title: A line above the panels.
+        title: The title above the panels.
 
     Raises:
-        RunError: The picture cannot be written.
+        RunError: The file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -49,19 +49,19 @@ def draw_curves(runs: Mapping[str, list[Row]], path: Path, *, title: str = "") -
 def _draw_one(figure: "Figure", rows: list[Row]) -> None:
     for axes, metric in zip(figure.subplots(1, 3), TITLES, strict=True):
         if metric == "lr":
-            _plot(axes, rows, metric, color=COLOURS[0])
+            _plot(axes, rows, metric, color=COLORS[0])
         else:
             labels, found = dict(SPLITS), best(rows, f"valid_{metric}")
-            if found is not None:  # in the legend, where it hides no curve
+            if found is not None:  # in the legend, where the text hides no curve
                 value, epoch = FACTORS[metric] * found[0], found[1]
                 figures = f"{value:.4f}" if metric == "loss" else f"{value:.2f} %"
                 labels["valid"] += f": {figures} in epoch {epoch}"
             for split, label in labels.items():
                 style = {"linestyle": "--", "alpha": 0.7} if split == "train" else {}
-                _plot(axes, rows, f"{split}_{metric}", label=label, color=COLOURS[split == "train"], **style)
+                _plot(axes, rows, f"{split}_{metric}", label=label, color=COLORS[split == "train"], **style)
             if found is not None:
-                axes.plot(epoch, value, "o", color=COLOURS[0], markersize=6)
-            axes.legend(frameon=False)  # where it hides least
+                axes.plot(epoch, value, "o", color=COLORS[0], markersize=6)
+            axes.legend(frameon=False)  # at the emptiest place
         _finish(axes, [rows], metric, title=TITLES[metric])
 
 
@@ -69,24 +69,24 @@ def _draw_several(figure: "Figure", runs: Mapping[str, list[Row]]) -> None:
     import matplotlib
 
     grid = figure.subplots(2, 3, sharex=True)
-    if len(runs) <= len(COLOURS):
-        colours = list(COLOURS)
+    if len(runs) <= len(COLORS):
+        colors = list(COLORS)
     else:
         rainbow = [matplotlib.colormaps["turbo"](0.04 + 0.92 * index / (len(runs) - 1)) for index in range(len(runs))]
-        colours = [tuple(0.85 * part for part in colour[:3]) for colour in rainbow]  # its yellow is pale on white
-    width = 1.6 if len(runs) <= len(COLOURS) else 1.1
+        colors = [tuple(0.85 * part for part in color[:3]) for color in rainbow]  # darker, for yellow on white
+    width = 1.6 if len(runs) <= len(COLORS) else 1.1
     panels = {("valid", "loss"): grid[0, 0], ("valid", "acc"): grid[0, 1], ("train", "loss"): grid[1, 0]}
     panels |= {("train", "acc"): grid[1, 1], ("", "lr"): grid[1, 2]}
     for (split, metric), axes in panels.items():
         name = f"{split}_{metric}" if split else metric
-        # The first run is drawn last, above the others.
-        for number, (rows, colour) in reversed(list(enumerate(zip(runs.values(), colours, strict=False), start=1))):
-            end = _plot(axes, rows, name, color=colour, linewidth=width)
+        # The first run is drawn last, on top.
+        for number, (rows, color) in reversed(list(enumerate(zip(runs.values(), colors, strict=False), start=1))):
+            end = _plot(axes, rows, name, color=color, linewidth=width)
             if split == "valid" and (found := best(rows, name)) is not None:
-                axes.plot(found[1], FACTORS[metric] * found[0], "o", color=colour, markersize=5)
-                if len(runs) <= MOST_NUMBERED:
+                axes.plot(found[1], FACTORS[metric] * found[0], "o", color=color, markersize=5)
+                if len(runs) <= MAX_NUMBERED:
                     axes.annotate(
-                        str(number), end, (6, 0), textcoords="offset points", va="center", color=colour, fontsize=8,
+                        str(number), end, (6, 0), textcoords="offset points", va="center", color=color, fontsize=8,
                         annotation_clip=True,
                     )  # fmt: skip
         _finish(axes, list(runs.values()), metric, title=f"{SPLITS.get(split, '')} {TITLES[metric]}".strip())
@@ -94,15 +94,15 @@ def _draw_several(figure: "Figure", runs: Mapping[str, list[Row]]) -> None:
         limits = [axes.get_ylim() for axes in grid[:, column]]
         for axes in grid[:, column]:
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    _draw_legend(grid[0, 2], list(runs), colours)
+    _draw_legend(grid[0, 2], list(runs), colors)
 
 
-def _draw_legend(axes: "Axes", names: list[str], colours: list) -> None:
+def _draw_legend(axes: "Axes", names: list[str], colors: list) -> None:
     from matplotlib.lines import Line2D
 
     shown = min(len(names), 2 * LEGEND_LINES)
-    lines = [Line2D([], [], color=colour, linewidth=2.4) for colour in colours[:shown]]
-    room = 60 if shown <= LEGEND_LINES else 40  # characters; a longer name loses its middle
+    lines = [Line2D([], [], color=color, linewidth=2.4) for color in colors[:shown]]
+    room = 60 if shown <= LEGEND_LINES else 40  # characters; longer names are shortened in the middle
     cut = [name if len(name) <= room else f"{name[: room // 2]}…{name[1 - room // 2 :]}" for name in names[:shown]]
     labels = [f"{number}  {escape_dollars(name)}" for number, name in enumerate(cut, start=1)]
     if shown < len(names):
@@ -116,7 +116,7 @@ def _draw_legend(axes: "Axes", names: list[str], colours: list) -> None:
 
 
 def _plot(axes: "Axes", rows: list[Row], name: str, **style: object) -> tuple[float, float]:
-    """Plots one metric and returns its last known point."""
+    """Plots one metric and returns its last finite point."""
     factor = FACTORS[name.rpartition("_")[2]]
     points = [(row["epoch"], factor * row.get(name, math.nan)) for row in rows]
     known = [point for point in points if math.isfinite(point[1])]
@@ -141,7 +141,7 @@ def _finish(axes: "Axes", runs: list[list[Row]], metric: str, *, title: str) -> 
     elif metric == "lr" and highest > 0:
         axes.set_yscale("log")
     elif metric == "loss":
-        # A network that has not learnt yet is as good as a guess; a few epochs far worse would flatten all curves.
+        # An untrained model is at chance level; a few far worse epochs would flatten all curves.
         starts = [rows[0].get("train_loss", math.nan) for rows in runs if rows]
         limit = 1.4 * max((start for start in starts if math.isfinite(start)), default=math.inf)
         if highest > limit > 0:
