@@ -1,4 +1,4 @@
-"""The lists of a configuration as pipelines of torchvision transforms, built once a split."""
+"""Builds the pipelines of torchvision transforms that the configuration lists, one for each split."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Pipeline:
-    """From an RGB image of any size to a tensor, in two parts.
+    """Turns an RGB image of any size into a tensor, in two parts.
 
     Attributes:
-        resize: To the size and colours that the network sees: always the same, so that it can be done once.
-        augment: From there to the tensor, with random draws of torch's default generator.
+        resize: To the size and colors that the model sees: deterministic, so that its result can be cached.
+        augment: To the augmented tensor, with random numbers of torch's default generator.
     """
 
     def __init__(self, resize: Sequence[Callable], augment: Sequence[Callable]) -> None:
@@ -43,20 +43,20 @@ def build_transforms(
     tensor_augmentations: dict[str, dict[str, Any] | None] | None = None,
     normalization: dict[str, Sequence[float]] | None = None,
 ) -> Pipeline:
-    """Builds the way from an RGB image of any size to a tensor (channels, height, width).
+    """Builds the pipeline from an RGB image of any size to a tensor (channels, height, width).
 
-    In this order: resize without keeping the aspect ratio (bilinear, antialiased), gray, `image_augmentations`, tensor in
-    [0, 1], `tensor_augmentations`, normalisation. The pipeline is tried once on an image.
+    In this order: resize without keeping the aspect ratio (bilinear, antialiased), grayscale, `image_augmentations`, tensor
+    in [0, 1], `tensor_augmentations`, normalization. The pipeline is run once on a blank image to check its result.
 
     Args:
         image_size: [height, width], pixels.
         convert_to_grayscale: Whether the tensor has one channel instead of three.
         image_augmentations: Names and parameters of `torchvision.transforms` on PIL images, in order.
         tensor_augmentations: The same on tensors in [0, 1].
-        normalization: `mean` and `std`, one value a channel; None for none.
+        normalization: `mean` and `std`, one value per channel; None: no normalization.
 
     Raises:
-        ConfigError: A transform does not take its parameters, or the pipeline does not return tensors of this shape.
+        ConfigError: torchvision rejects the parameters, or the pipeline does not return tensors of this shape.
         AttributeError: There is no such transform.
     """
     channels = 1 if convert_to_grayscale else 3
@@ -69,11 +69,11 @@ def build_transforms(
     if normalization is not None:
         augment.append(transforms.Normalize(normalization["mean"], normalization["std"]))
     pipeline = Pipeline(resize, augment)
-    made = pipeline(Image.new("RGB", (64, 48)))
+    result = pipeline(Image.new("RGB", (64, 48)))
     expected = (channels, *image_size)
-    if not isinstance(made, Tensor) or made.dtype != torch.float32 or tuple(made.shape) != expected:
-        got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        raise ConfigError(f"the augmentations make {got} of an image; expected torch.float32 {expected}")
+    if not isinstance(result, Tensor) or result.dtype != torch.float32 or tuple(result.shape) != expected:
+        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise ConfigError(f"the augmentations turn an image into {got}; expected torch.float32 {expected}")
     return pipeline
 
 
@@ -81,19 +81,14 @@ def build_transform(name: str, params: dict[str, Any] | None) -> Callable:
     """Builds `torchvision.transforms.<name>`; an enumeration, such as `interpolation`, is given by its value.
 
     Raises:
-        ConfigError: With torchvision's message, for parameters that it does not take.
+        ConfigError: torchvision rejects the parameters; with its own message.
         AttributeError: There is no such transform.
     """
-    cls = getattr(transforms, name)
-    defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    cls, given = getattr(transforms, name), dict(params or {})
     try:
-        return cls(
-            **{
-                key: type(defaults[key])(value)
-                if isinstance(defaults.get(key), Enum) and isinstance(value, str)
-                else value
-                for key, value in (params or {}).items()
-            }
-        )
+        for key, parameter in inspect.signature(cls).parameters.items():
+            if isinstance(parameter.default, Enum) and isinstance(given.get(key), str):
+                given[key] = type(parameter.default)(given[key])
+        return cls(**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error

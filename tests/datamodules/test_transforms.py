@@ -90,7 +90,7 @@ def test_the_same_seed_draws_the_same_image_and_leaves_the_generator_alone(image
     [
         (
             {"CenterCrop": {"size": 8}},
-            r"make torch.float32 \(3, 8, 8\) of an image; expected torch.float32 \(3, 32, 32\)",
+            r"turn an image into torch.float32 \(3, 8, 8\); expected torch.float32 \(3, 32, 32\)",
         ),
         ({"RandomGrayscale": {"p": 1.0}, "Grayscale": {}}, r"\(1, 32, 32\)"),
         ({"RandomAffine": {"degrees": -5}}, "RandomAffine: If degrees is a single number, it must be positive"),
