@@ -165,7 +165,7 @@ def test_a_network_without_deterministic_kernels_is_named_by_what_it_lacks(cars,
         return forward(self, images).put_(torch.tensor([0]), torch.zeros(1))
 
     monkeypatch.setattr(Classifier, "forward", undetermined)
-    with pytest.raises(RunError, match=r"^deterministic: True is not possible here: put_ of this network has no"):
+    with pytest.raises(RunError, match=r"^deterministic: True is not possible here: put_ of this model has no"):
         run(cars, tmp_path, "deterministic=True")
 
 
@@ -216,14 +216,12 @@ def test_a_run_that_goes_on_with_another_photo_says_so(cars, tmp_path, capsys):
     data.rename(moved)
     again = ("--resume", str(folder), "-d", str(moved), "--set")
     train.main([*again, "num_epochs=2"])
-    assert "photos are not those" not in capsys.readouterr().err
+    assert "images are not those" not in capsys.readouterr().err
     photo = next(moved.glob("car_ims/*.jpg"))
     photo.write_bytes(photo.read_bytes() + b"more")
     train.main([*again, "num_epochs=3"])
     said = capsys.readouterr().err
-    assert (
-        "the photos are not those that this run was trained with: a name, a size, a label or a box has changed" in said
-    )
+    assert "the images are not those that this run was trained on: a name, size, label or box has changed" in said
 
 
 def test_a_cache_that_is_cut_in_training_is_one_line_and_built_anew_when_the_run_goes_on(
