@@ -34,18 +34,15 @@ def _check_call(
     if name in UNSUPPORTED:
         yield (), f"{name!r} cannot be used: {UNSUPPORTED[name]}"
     elif name not in catalog:
-        yield (
-            (),
-            f"{shown(name)} is not {kind}.{nearest(name, [known for known in catalog if known not in UNSUPPORTED])}",
-        )
+        hint = nearest(name, [known for known in catalog if known not in UNSUPPORTED])
+        yield (), f"{shown(name)} is not {kind}.{hint}"
     else:
         signature, params = catalog[name], params or {}
-        for parameter in params:
+        for parameter, value in params.items():
+            choices = signature.choices.get(parameter, [])
             if parameter not in signature.names:
                 yield (parameter,), f"{name} has no such parameter.{nearest(parameter, signature.names)}"
-            elif isinstance(value := params[parameter], str) and value not in (
-                choices := signature.choices.get(parameter, [value])
-            ):
+            elif choices and isinstance(value, str) and value not in choices:
                 yield (parameter,), f"{shown(value)} is not a choice of {name}.{nearest(value, choices)}"
         if params.keys() <= set(signature.names):  # else a required one may be misspelled
             for parameter in signature.required:
