@@ -11,9 +11,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from datamodules import demo, demo_drawing
-from datamodules.demo import write_demo_data
-from datamodules.demo_cars import CAR_MODELS, CarModel
+from datamodules import demo
+from datamodules.demo import CarModel, car_models, write_demo_data
 from utils.errors import DataError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -87,7 +86,7 @@ def test_annotations_have_the_structure_of_the_updated_release(small: Path) -> N
 
 def test_photos_lie_in_blocks_by_class_training_before_validation(small: Path, rows: list[dict]) -> None:
     block = [0] * TRAINING + [1] * VALIDATION
-    expected = [(label, test) for label in range(1, len(CAR_MODELS) + 1) for test in block]
+    expected = [(label, test) for label in range(1, len(car_models()) + 1) for test in block]
     assert [(row["class"], row["test"]) for row in rows] == expected
     paths = [f"car_ims/{number:06d}.jpg" for number in range(1, len(expected) + 1)]
     assert [row["relative_im_path"] for row in rows] == paths
@@ -96,7 +95,7 @@ def test_photos_lie_in_blocks_by_class_training_before_validation(small: Path, r
 
 def test_models_are_many_with_names_of_their_own(small: Path) -> None:
     names = [name.item() for name in scipy.io.loadmat(small / "cars_annos.mat")["class_names"][0]]
-    assert names == [model.name for model in CAR_MODELS]
+    assert names == [model.name for model in car_models()]
     assert len(set(names)) == len(names) >= 12
     assert not [name for name in names if "/" in name or not name.rsplit(" ", 1)[1].isdigit()]
 
@@ -113,17 +112,17 @@ def test_photos_are_jpegs_of_varied_sizes(small: Path) -> None:
 
 def without_car(model: CarModel, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Returns the very same photo, but for the car."""
-    draw_car = demo_drawing.draw_car
+    draw_car = demo.draw_car
     with monkeypatch.context() as patch:
-        patch.setattr(demo_drawing, "draw_car", lambda *arguments: Image.new("RGBA", draw_car(*arguments).size))
-        photo, _ = demo_drawing.draw_photo(model, rng)
+        patch.setattr(demo, "draw_car", lambda *arguments: Image.new("RGBA", draw_car(*arguments).size))
+        photo, _ = demo.draw_photo(model, rng)
     return np.asarray(photo)
 
 
 def test_boxes_are_tight_and_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for label, model in enumerate(CAR_MODELS):
+    for label, model in enumerate(car_models()):
         for number in range(2):
-            photo, box = demo_drawing.draw_photo(model, np.random.default_rng((label, number)))
+            photo, box = demo.draw_photo(model, np.random.default_rng((label, number)))
             empty = without_car(model, np.random.default_rng((label, number)), monkeypatch)
             y, x = np.nonzero((np.asarray(photo) != empty).any(-1))
             assert box == (x.min() + 1, y.min() + 1, x.max() + 1, y.max() + 1), model.name  # 1-based, inclusive
@@ -134,17 +133,17 @@ def test_boxes_are_tight_and_inside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_annotations_hold_the_boxes_of_their_own_photos(small: Path, rows: list[dict]) -> None:
     for index, row in enumerate(rows):
         label, number = divmod(index, TRAINING + VALIDATION)
-        photo, box = demo_drawing.draw_photo(CAR_MODELS[label], np.random.default_rng((0, label, number)))
+        photo, box = demo.draw_photo(car_models()[label], np.random.default_rng((0, label, number)))
         assert tuple(row[field] for field in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")) == box
         with Image.open(small / row["relative_im_path"]) as written:
             assert written.size == photo.size
 
 
 def test_cars_face_both_ways() -> None:
-    model = next(model for model in CAR_MODELS if "Box Truck" in model.name)
+    model = next(model for model in car_models() if "Box Truck" in model.name)
     higher_left = []
     for number in range(12):
-        covered = np.asarray(demo_drawing.draw_car(model, 30, np.random.default_rng(number)).getchannel("A")) > 0
+        covered = np.asarray(demo.draw_car(model, 30, np.random.default_rng(number)).getchannel("A")) > 0
         tops = covered.argmax(0)
         higher_left.append(bool(tops[: len(tops) // 2].mean() < tops[len(tops) // 2 :].mean()))  # the box, not the cab
     assert set(higher_left) == {True, False}
@@ -161,21 +160,21 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     photo = tmp_path / "mine" / "car_ims" / "000001.jpg"
     photo.parent.mkdir(parents=True)
     photo.write_bytes(b"a photo of mine")
-    with pytest.raises(DataError, match=r"mine holds something else than drawn cars .*Choose another folder"):
+    with pytest.raises(DataError, match=r"mine holds other files than drawn cars .*choose another folder"):
         write_small(tmp_path / "mine")
     assert contents(tmp_path) == {"mine/car_ims/000001.jpg": b"a photo of mine"}
 
 
 def test_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("mine")
-    with pytest.raises(DataError, match="holds something else than drawn cars"):
+    with pytest.raises(DataError, match="holds other files than drawn cars"):
         write_small(tmp_path / "demo")
     assert (tmp_path / "demo").read_text() == "mine"
 
 
 def test_set_of_another_seed_is_refused(small: Path) -> None:
     before = contents(small)
-    with pytest.raises(DataError, match=r"(?s)other drawn cars.*asked for: .*seed 7\.\n.*there is: .*seed 0\.$"):
+    with pytest.raises(DataError, match=r"(?s)other drawn cars.*expected: .*seed 7\.\n.*found: .*seed 0\.$"):
         write_small(small, seed=7)
     assert contents(small) == before
 
@@ -185,7 +184,7 @@ def test_set_with_a_photo_gone_is_refused_by_name(small: Path) -> None:
     photo = gone.read_bytes()
     gone.unlink()
     try:
-        with pytest.raises(DataError, match=r"1 files .* are gone, the first is car_ims/000005\.jpg"):
+        with pytest.raises(DataError, match=r"lacks 1 files, such as car_ims/000005\.jpg"):
             write_small(small)
     finally:
         gone.write_bytes(photo)
