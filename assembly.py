@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 
-from datamodules import DataSplits, clip_boxes, read_data
+from datamodules import DataSplits, clip_boxes, read_splits, require_boxes, require_trainable
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.transforms import Pipeline, build_transforms
@@ -29,7 +29,6 @@ from training.run_record import RunRecord
 from training.signals import SignalHandler
 from training.trainer import uses_cuda
 from utils.config import Config, ConfigError, Problems
-from utils.errors import DataError
 from utils.machine import total_memory
 from utils.processes import check_launch
 from utils.seeding import mix
@@ -98,15 +97,6 @@ def _check_memory(network: torch.nn.Module) -> None:
         raise ConfigError(f"its weights take {size / 1e9:,.0f} GB; this machine has {memory / 1e9:,.0f} GB")
 
 
-def read_splits(config: Config) -> DataSplits:
-    """Reads the records of the data set of `config`.
-
-    Raises:
-        DataError: The data set is missing, incomplete or damaged.
-    """
-    return read_data(config.data_path, raw_path=config.raw_data_path, exif_orientation=config.exif_orientation)
-
-
 def load_annotations(config: Config) -> DataSplits:
     """Reads, extracts where needed, and checks the data set of `config`.
 
@@ -114,11 +104,7 @@ def load_annotations(config: Config) -> DataSplits:
         DataError: The data set is missing, incomplete or damaged.
     """
     annotations, _ = clip_boxes(read_splits(config))
-    if len(annotations.train) < 2 or not annotations.valid:
-        raise DataError(
-            f"{config.data_path} has {len(annotations.train)} training and {len(annotations.valid)} validation "
-            "photos; expected at least 2 and 1"
-        )
+    require_trainable(annotations, config.data_path)
     return annotations
 
 
@@ -142,6 +128,8 @@ def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
     Raises:
         ConfigError: augmentation_device is device, but something configured cannot be done so.
     """
+    if config.crop_to_bboxes:
+        require_boxes(annotations.train, "crop_to_bboxes")
     if config.shuffle_bounding_boxes:
         annotations = replace(annotations, train=with_boxes_of_others(annotations.train))
     train_transform, valid_transform = build_pipelines(config)

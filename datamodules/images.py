@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from utils.errors import DataError
 
 if TYPE_CHECKING:  # readers.records reads the sizes of images through this module
+    from datamodules.readers.parquet import ParquetImage
     from datamodules.readers.records import BoundingBox, ImageRecord
 
 # The formats of photos only: Pillow would hand PostScript under the name of a photo to another program.
@@ -28,11 +29,12 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # else Pillow takes the photo of a phone fo
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 Crop = Literal["no", "box", "box on white"]
+Source: TypeAlias = "Path | ParquetImage | bytes | BinaryIO"
 
 logger = logging.getLogger(__name__)
 
 
-def read_image(source: Path | bytes | BinaryIO, *, upright: bool = False, name: str | None = None) -> Image.Image:
+def read_image(source: Source, *, upright: bool = False, name: str | None = None) -> Image.Image:
     """Reads an image of any color mode as RGB; of an animation, the first frame.
 
     An image of more than `MAX_FULL_PIXELS` is read at half its width and height (`info["reduction"]` is 2). A JPEG whose
@@ -40,7 +42,7 @@ def read_image(source: Path | bytes | BinaryIO, *, upright: bool = False, name: 
     `info["mode"]` is the color mode of the file.
 
     Args:
-        source: A file, its content or its path.
+        source: A file, its content, its path, or an image in a Parquet file.
         upright: Whether to turn the image as its EXIF orientation asks. HEIC and TIFF are always turned.
         name: Of the image in messages; by default its path.
 
@@ -48,6 +50,7 @@ def read_image(source: Path | bytes | BinaryIO, *, upright: bool = False, name: 
         DataError: The file cannot be read or decoded.
     """
     name = name or _name(source)
+    source = _content(source)
     with _errors_naming(name), _open(source) as opened:
         try:
             image = _decode(opened)
@@ -62,13 +65,13 @@ def read_image(source: Path | bytes | BinaryIO, *, upright: bool = False, name: 
     return image
 
 
-def read_size(source: Path | bytes | BinaryIO, *, upright: bool = False, name: str | None = None) -> tuple[int, int]:
+def read_size(source: Source, *, upright: bool = False, name: str | None = None) -> tuple[int, int]:
     """Returns the width and height of an image, pixels, from the head of its file; the arguments are `read_image`'s.
 
     Raises:
         DataError: The head of the file cannot be read.
     """
-    with _errors_naming(name or _name(source)), _open(source) as image:
+    with _errors_naming(name or _name(source)), _open(_content(source)) as image:
         width, height = image.size
         # Pillow turns a TIFF by itself.
         turned = upright and image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -149,8 +152,14 @@ class DecodedImages:
         return cut_to_box(image, self.records[index].bounding_box, erase_background=self.crop == "box on white")
 
 
-def _name(source: Path | bytes | BinaryIO) -> str:
-    return str(source) if isinstance(source, Path) else getattr(source, "name", "an image without a name")
+def _name(source: Source) -> str:
+    if hasattr(source, "read_bytes"):  # a path, or an image in a Parquet file
+        return str(source)
+    return getattr(source, "name", "an image without a name")
+
+
+def _content(source: Source) -> Path | bytes | BinaryIO:
+    return source.read_bytes() if hasattr(source, "read_bytes") and not isinstance(source, Path) else source
 
 
 def _read_bytes(source: Path | bytes | BinaryIO, count: int = -1) -> bytes:

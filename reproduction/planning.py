@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules import DataSplits, read_data
+from datamodules import DataSplits, read_splits
 from utils.config import LOCAL_KEYS, RESUMABLE_KEYS, Config, load_config, read_config_file
 from utils.config.expressions import compress_time
 from utils.config.schema import RENAMED_KEYS
@@ -205,7 +205,7 @@ def read_data_set(config: Config) -> DataSet:
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    splits = read_data(config.data_path, raw_path=config.raw_data_path)
+    splits = read_splits(config)
     return DataSet(config.data_path.resolve().name, digest_of_data(splits))
 
 

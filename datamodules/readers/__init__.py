@@ -1,26 +1,103 @@
-"""Reads annotations: one record of path, label and bounding box for each image."""
+"""Reads data sets of several kinds: one record of path, label and bounding box for each image."""
 
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from datamodules.readers import class_folders, parquet, stanford_cars, table
+from datamodules.readers.archives import ARCHIVE_SUFFIXES
+from datamodules.readers.layouts import is_near_release, missing_data
+from datamodules.readers.location import Location
 from datamodules.readers.records import DataSplits
-from datamodules.readers.stanford_cars import read_stanford_cars
+from utils.errors import ConfigError, DataError
+
+Reader = Callable[[Location, Mapping[str, Any]], DataSplits | None]
+
+# In the order in which `auto` tries them; a reader returns None for a folder that is not of its kind.
+READERS: dict[str, Reader] = {
+    stanford_cars.KIND: stanford_cars.read_stanford_cars,
+    parquet.KIND: parquet.read_parquet,
+    table.KIND: table.read_table,
+    class_folders.KIND: class_folders.read_class_folders,
+}
+
+logger = logging.getLogger(__name__)
 
 
 def read_data(
-    path: Path, *, raw_path: Path | None = None, exif_orientation: Literal["auto"] | bool = "auto"
+    path: Path,
+    *,
+    kind: str = "auto",
+    raw_path: Path | None = None,
+    extract_path: Path | None = None,
+    table_params: Mapping[str, Any] | None = None,
+    exif_orientation: Literal["auto"] | bool = "auto",
 ) -> DataSplits:
     """Reads the records of a data set; the images are not opened.
 
     Args:
-        path: Folder of the data set; archives are extracted into it.
+        path: Folder of the data set, or a table, a Parquet file or an archive. Archives are extracted beside themselves.
+        kind: A key of `READERS`, or "auto".
         raw_path: Another folder that holds archives and annotation files.
+        extract_path: Folder in which archives of a read-only data set are extracted.
+        table_params: Delimiter, columns and box convention of tables, where they are not recognized.
         exif_orientation: Whether images are turned by their EXIF orientation; "auto": all but those of Stanford Cars,
             whose boxes were drawn on the images as they are stored.
 
     Raises:
+        ConfigError: The data set is of another kind.
         DataError: The data set is missing, incomplete or damaged.
     """
-    data = read_stanford_cars(path, raw_path=raw_path)
-    return replace(data, upright=data.kind != "stanford_cars" if exif_orientation == "auto" else exif_orientation)
+    if path.is_file():
+        location = Location(path.parent, raw_path, extract_path, file=path, upright=exif_orientation is not False)
+        if not (location.files.tables or location.files.parquet or location.files.archives):
+            raise DataError(
+                f"{path} is not a data set; expected a folder, a table (.csv, .tsv), a .parquet file or an archive"
+            )
+    else:
+        location = Location(path, raw_path, extract_path, upright=exif_orientation is not False)
+    params = table_params or {}
+    data = _read(location, kind, params)
+    if data is None and (archive := _only_archive(location)) is not None:
+        name = archive.name
+        for suffix in ARCHIVE_SUFFIXES:
+            name = name.removesuffix(suffix)
+        location = replace(location, folder=location.extract(archive, name), file=None)
+        data = _read(location, kind, params)
+    if data is None:
+        other = _read(location, "auto", params) if kind != "auto" else None
+        if other is not None:
+            raise ConfigError(
+                f"dataset: {kind}, but {path} holds {other.kind} ({other.description}); set auto or {other.kind}"
+            )
+        if location.files.tables and not is_near_release(location):
+            raise DataError("\n".join(table.describe_tables(location, params)))
+        if () in location.files.images and not is_near_release(location):
+            raise DataError(f"{path}: its images are not in class folders, and no table has their classes")
+        raise missing_data(location)
+    upright = data.kind != stanford_cars.KIND if exif_orientation == "auto" else exif_orientation
+    counts = ", ".join(
+        f"{len(getattr(data, split)):,} {split}" for split in ("train", "valid", "test") if getattr(data, split)
+    )
+    logger.info("%s: %s, %d classes, images: %s", path, data.description, len(data.class_names), counts)
+    if data.valid_from == "test" and data.kind != stanford_cars.KIND:
+        logger.info("%s has no validation split: its test split is used for validation", path)
+    return replace(data, upright=upright)
+
+
+def _read(location: Location, kind: str, params: Mapping[str, Any]) -> DataSplits | None:
+    if kind != "auto":
+        return READERS[kind](location, params)
+    # Parts of Stanford Cars, such as cars_train/ and cars_test/ without their annotations, are not two classes.
+    names = [name for name in READERS if name != class_folders.KIND or not is_near_release(location)]
+    return next((data for name in names if (data := READERS[name](location, params)) is not None), None)
+
+
+def _only_archive(location: Location) -> Path | None:
+    """Returns the archive of a folder that holds nothing else."""
+    files = location.files
+    return (
+        files.archives[0] if len(files.archives) == 1 and not (files.images or files.tables or files.parquet) else None
+    )

@@ -1,17 +1,29 @@
-"""The records that every reader returns, and the checks of records against their image files."""
+"""The records that every reader returns, and their checks."""
 
 import logging
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from datamodules.images import read_size
 from utils.errors import ConfigError, DataError
+from utils.nearest import nearest
 from utils.progress import progress_bar
 
+if TYPE_CHECKING:
+    from datamodules.readers.parquet import ParquetImage
+
+Split = Literal["train", "valid", "test"]
+
+# Names of splits in folders, tables and file names, in lower case.
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 MAX_LISTED_PROBLEMS = 10
 THREADS = 16  # disks and network drives serve several readers at once
 
@@ -32,13 +44,21 @@ class ImageRecord:
     """One image.
 
     Attributes:
-        path: The file.
+        path: The file, or an image in a Parquet file, which has the methods of a path that reading needs.
         label: Index into the class names.
         bounding_box: In pixels; None where the data set has none.
     """
 
-    path: Path
+    path: "Path | ParquetImage"
     label: int
+    bounding_box: BoundingBox | None = None
+
+
+class NamedImage(NamedTuple):
+    """An image whose class still has no label."""
+
+    path: "Path | ParquetImage"
+    class_name: str
     bounding_box: BoundingBox | None = None
 
 
@@ -69,6 +89,67 @@ class DataSplits:
     def records(self) -> tuple[ImageRecord, ...]:
         """All records: training, validation, test."""
         return self.train + self.valid + self.test
+
+
+def label_images(
+    splits: Mapping[Split, Sequence[NamedImage]],
+    *,
+    kind: str,
+    description: str,
+    where: object,
+    class_names: Sequence[str] = (),
+) -> DataSplits:
+    """Gives each class a label; those of all splits are by name, so that no split shifts the labels of another.
+
+    Args:
+        splits: The images of each split.
+        kind, description: Of the data set.
+        where: The data set, for messages.
+        class_names: In the order of their labels; those of the images, sorted, if empty.
+
+    Raises:
+        DataError: Two classes differ by case or white space only.
+    """
+    used = {split: {image.class_name for image in images} for split, images in splits.items() if images}
+    names = tuple(class_names or _sorted(set().union(*used.values())))
+    similar: dict[str, str] = {}
+    problems = []
+    for name in names:
+        other = similar.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            problems.append(
+                f"the classes {other!r} and {name!r} differ by case or white space only; give them one name"
+            )
+    raise_data_errors(problems, where)
+    trained = used.get("train", set())
+    for split, found in used.items():
+        if trained and (unknown := _sorted(found - trained)):
+            logger.warning(
+                "%s: the %s split has %d class%s without training images, which no prediction can hit: %r.%s",
+                where, split, len(unknown), "es" * (len(unknown) > 1), unknown[0], nearest(unknown[0], _sorted(trained))[:200],
+            )  # fmt: skip
+    label_of = {name: label for label, name in enumerate(names)}
+    train, valid, test = (
+        tuple(ImageRecord(path, label_of[name], box) for path, name, box in splits.get(split, ()))
+        for split in ("train", "valid", "test")
+    )
+    if test and not valid:
+        return DataSplits(train, test, names, kind, description, valid_from="test")
+    return DataSplits(train, valid, names, kind, description, test)
+
+
+def require_trainable(data: DataSplits, where: object) -> None:
+    """Checks that there is enough to train on.
+
+    Raises:
+        DataError: There are fewer than two classes or training images, or no validation image.
+    """
+    if len(data.class_names) < 2:
+        raise DataError(f"{where} has only the class {data.class_names[0]!r}; expected at least 2 classes")
+    if len(data.train) < 2 or not data.valid:
+        raise DataError(
+            f"{where} has {len(data.train):,} training and {len(data.valid):,} validation images; expected at least 2 and 1"
+        )
 
 
 def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
@@ -107,17 +188,30 @@ def require_boxes(records: Iterable[ImageRecord], key: str) -> None:
     without = [record for record in records if record.bounding_box is None]
     if without:
         count = (
-            "no image has one" if len(without) == len(records) else f"{len(without):,} of {len(records):,} have none"
+            "the data set has none"
+            if len(without) == len(records)
+            else f"{len(without):,} of {len(records):,} have none"
         )
         raise ConfigError(f"{key}: needs a bounding box for each training image; {count}, such as {without[0].path}")
 
 
-def raise_data_errors(problems: list[str], where: object) -> None:
+def raise_data_errors(problems: Sequence[str], where: object) -> None:
     """Raises one DataError that counts the problems and lists the first ten, if there are any."""
     if problems:
         more = [f"… and {len(problems) - MAX_LISTED_PROBLEMS:,} more"] if len(problems) > MAX_LISTED_PROBLEMS else []
         count = f"{len(problems):,} problem{'s' * (len(problems) > 1)}"
         raise DataError("\n  ".join([f"{count} in {where}:", *problems[:MAX_LISTED_PROBLEMS], *more]))
+
+
+def normalized(class_name: str) -> str:
+    """Returns a class name in Unicode's composed form; macOS writes `é` as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", class_name)
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """Sorts class names; whole numbers by their value."""
+    names = list(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
 def clip_box(record: ImageRecord, *, upright: bool) -> ImageRecord | str:

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from assembly import build_data, build_trainer, read_splits
-from datamodules import DataSplits, ImageRecord, clip_boxes
+from assembly import build_data, build_trainer
+from datamodules import DataSplits, ImageRecord, clip_boxes, read_splits
 from deployment.trained import TrainedModel
 from models.classifier import TOP_K
 from utils.errors import DataError
@@ -89,14 +89,13 @@ def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[
     Raises:
         DataError: The data set is invalid, has a class that the model was not trained on, or the split is empty.
     """
-    own = trained.config
-    config = own.model_copy(update={"data_path": data, "raw_data_path": None}) if data else own
-    splits, _ = clip_boxes(read_splits(config))
+    folder = data or trained.config.data_path
+    splits, _ = clip_boxes(read_splits(trained.config, data))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
     unknown = [name for name in splits.class_names if name not in label_of]
     if unknown:
         raise DataError(
-            f"{config.data_path}: {trained.path} was not trained on {len(unknown)} of its {len(splits.class_names)} classes, "
+            f"{folder}: {trained.path} was not trained on {len(unknown)} of its {len(splits.class_names)} classes, "
             f"such as '{unknown[0]}'.{nearest(unknown[0], trained.class_names)[:200]}"
         )
     train, valid, test = (
@@ -106,7 +105,7 @@ def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[
     splits = replace(splits, train=train, valid=valid, test=test, class_names=trained.class_names)
     images = splits.records if split == "all" else getattr(splits, split)
     if not images:
-        raise DataError(f"{config.data_path} has no images in its split '{split}'")
+        raise DataError(f"{folder} has no images in its split '{split}'")
     return images, splits
 
 

@@ -33,6 +33,9 @@ neptune_username: me
 neptune_project_name: cars
 data_path: mine/cars
 raw_data_path: mine/archives
+extract_path: edited
+dataset: class_folders
+table_params: {path: file, label: null, split: null, box: null, box_format: xywh, box_unit: null, delimiter: null}
 output_path: mine/output
 image_size: [64, 48]
 exif_orientation: True

@@ -60,6 +60,22 @@ class Normalization(BaseModel):
     std: list[Annotated[float, Field(gt=0, le=1)]]
 
 
+class TableParams(BaseModel):
+    """How to read a table or Parquet file; null: recognized."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: str | None = key(None, "Column of the image paths, or of the images in a Parquet file.")
+    label: str | None = key(None, "Column of the class names.")
+    split: str | None = key(None, "Column of the split: train, valid or test.")
+    box: str | Annotated[list[str], Field(min_length=4, max_length=4)] | None = key(
+        None, "Column of four numbers, or four columns."
+    )
+    box_format: Literal["xyxy", "xywh"] | None = key(None, "Corners, or a corner, width and height.")
+    box_unit: Literal["pixels", "fractions"] | None = key(None, "Unit of the boxes.")
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = key(None, "Between two columns.")
+
+
 class Config(BaseModel):
     """A complete, valid configuration."""
 
@@ -93,6 +109,15 @@ class Config(BaseModel):
     # Folders
     data_path: RequiredPath = key(Path("input/stanford"), "Folder of the images and annotations.", LOCAL)
     raw_data_path: OptionalPath = key(None, "Folder of the downloaded archives; null: data_path.", LOCAL)
+    extract_path: OptionalPath = key(
+        None,
+        "Folder in which archives of a read-only data_path are extracted; null: extracted/ beside cache_path.",
+        LOCAL,
+    )
+    dataset: Literal["auto", "stanford_cars", "parquet", "table", "class_folders"] = key(
+        "auto", "Kind of the data set; auto: what is found in data_path.", LOCAL
+    )
+    table_params: TableParams | None = key(None, "How to read a table or Parquet file; null: recognized.", LOCAL)
     output_path: RequiredPath = key(Path("output"), "Folder in which each run creates its own.", NO_EFFECT)
 
     # Images

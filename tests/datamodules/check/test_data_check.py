@@ -137,7 +137,7 @@ def test_every_broken_photo_is_listed_at_the_end_with_exit_code_2(tmp_path, phot
     assert "3 images, 1 per class" in said.out
     assert re.search(r"validation +4 images, 2 per class; none: Fiat C\n", said.out)
     assert "next: replace the damaged images" in said.out
-    assert said.err.startswith("error: 11 problems in the images")
+    assert "\nerror: 11 problems in the images" in said.err
     assert "… and 1 more" in said.err
     assert sum(path.name in said.err for path in (empty, *truncated)) == 10
     (report,) = (tmp_path / "output").glob("check_*/report.md")

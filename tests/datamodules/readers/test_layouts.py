@@ -15,7 +15,7 @@ from tests.support.data_sets import (
 from utils.errors import DataError
 
 MIRRORS = ("Kaggle", "pytorch/vision/issues/7545", "Hugging Face", "Internet Archive")
-DIFFERENT = "The releases number the photos differently (car_ims/000001.jpg is not cars_train/00001.jpg)"
+DIFFERENT = "The releases number the images differently (car_ims/000001.jpg is not cars_train/00001.jpg)"
 
 
 def message_of(folder: Path, archive_folder: Path | None = None) -> str:
@@ -33,7 +33,7 @@ def change(folder: Path, photos: list, changes: dict[int, dict]) -> None:
 def test_without_data_the_message_tells_what_to_get_where_and_that_the_demo_needs_none(tmp_path: Path) -> None:
     folder = tmp_path / "input"
     message = message_of(folder)
-    assert message.startswith(f"{folder}: no photos and annotations of Stanford Cars here.\n")
+    assert message.startswith(f"{folder}: no data set here.\n")
     for name in ("car_ims.tgz", "cars_annos.mat", "cars_train.tgz", "cars_test.tgz", "car_devkit.tgz"):
         assert name in message
     for words in (*MIRRORS, "cars_test_annos_withlabels.mat", "python train.py --demo", "this folder does not exist"):
@@ -48,7 +48,7 @@ def test_without_data_the_message_tells_what_to_get_where_and_that_the_demo_need
     (folder / "00 photos").mkdir()
     assert f"{folder}: there is 00 photos/, 00.txt, 01.txt, " in message_of(folder)
     assert "08.txt and 3 more" in message_of(folder)
-    assert f"{folder / '00.txt'}: this is a file, not a folder" in message_of(folder / "00.txt")
+    assert f"{folder / '00.txt'} is not a data set; expected a folder, a table" in message_of(folder / "00.txt")
     assert f"{tmp_path / 'raw'}: this folder does not exist" in message_of(folder, tmp_path / "raw")
 
 
@@ -106,8 +106,8 @@ def test_original_photos_in_car_ims_are_refused(tmp_path: Path, archives: bool) 
 
     message = message_of(tmp_path)
 
-    assert f"{tmp_path / 'cars_annos.mat'} is of the updated release, with photos such as car_ims/0000" in message
-    assert f"but {tmp_path / 'car_ims'} holds 9 photos of the original release, such as car_ims/0000" in message
+    assert f"{tmp_path / 'cars_annos.mat'} is of the updated release, with images such as car_ims/0000" in message
+    assert f"but {tmp_path / 'car_ims'} holds 9 images of the original release, such as car_ims/0000" in message
     assert DIFFERENT in message
     assert "is missing: cars_train_annos.mat (in car_devkit.tgz) and cars_test_annos_withlabels.mat." in message
 
@@ -118,9 +118,9 @@ def test_updated_photos_in_cars_train_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cars_train")
     shutil.move(tmp_path / "updated" / "car_ims", tmp_path / "cars_train")
     message = message_of(tmp_path)
-    assert "cars_train_annos.mat is of the original release, with photos such as 0000" in message
-    assert f"{tmp_path / 'cars_train'} holds 15 photos of the updated release, such as 0000" in message
-    assert "The .mat for those photos is missing: cars_annos.mat." in message
+    assert "cars_train_annos.mat is of the original release, with images such as 0000" in message
+    assert f"{tmp_path / 'cars_train'} holds 15 images of the updated release, such as 0000" in message
+    assert "The .mat for those images is missing: cars_annos.mat." in message
 
 
 def test_training_photos_in_cars_test_are_refused(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_devkit_archive_without_the_labels_is_not_enough(tmp_path: Path) -> No
 def test_missing_class_names_are_said(tmp_path: Path) -> None:
     write_updated_release(tmp_path, names_in_devkit=True)
     shutil.rmtree(tmp_path / "devkit")
-    expected = f"{tmp_path}: the names of the classes are missing; add car_devkit.tgz or its cars_meta.mat."
+    expected = f"{tmp_path}: the class names are missing; add car_devkit.tgz or its cars_meta.mat."
     assert message_of(tmp_path).startswith(expected)
 
 
@@ -214,7 +214,7 @@ def test_wrong_labels_splits_boxes_and_repeated_photos_are_listed(tmp_path: Path
         f"  {names[2]} (row 3 of cars_annos.mat): test 2, expected 0 (training) or 1 (validation)",
         f"  {names[3]} (row 4 of cars_annos.mat): its box is empty (x 30 … 29, y 5 … 5)",
         f"  {names[4]} (row 5 of cars_annos.mat): its box is empty (x 7 … 9, y 30 … 20)",
-        f"  {names[5]} (row 7 of cars_annos.mat): row 6 is of the same photo",
+        f"  {names[5]} (row 7 of cars_annos.mat): row 6 has the same image",
     ]
 
 

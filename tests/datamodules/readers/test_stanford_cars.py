@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from datamodules import BoundingBox, ImageRecord, clip_boxes, read_data
-from datamodules.readers.annotation_rows import Row, read_class_names, read_rows
+from datamodules.readers.mat_files import read_mat_files
+from datamodules.readers.stanford_cars import Row, parse_class_names, parse_rows
 from tests.support.data_sets import (
     CLASS_NAMES,
     UPDATED_FIELDS,
@@ -122,7 +123,8 @@ def test_of_both_releases_the_updated_one_is_used_and_said_so_once(tmp_path: Pat
 
     assert annotations.train == expected(tmp_path, photos, "train")
     assert [record.message for record in caplog.records] == [
-        f"Both releases of Stanford Cars lie in {tmp_path}; the updated one (car_ims/) is used"
+        f"Both releases of Stanford Cars are in {tmp_path}; the updated one (car_ims/) is used",
+        f"{tmp_path}: updated release of Stanford Cars, 3 classes, images: 9 train, 6 valid",
     ]
 
 
@@ -203,7 +205,9 @@ def test_a_box_outside_its_photo_and_unreadable_photos_are_listed(tmp_path: Path
 
 @needs_published
 def test_the_published_annotations_of_the_updated_release() -> None:
-    rows, names = read_rows(PUBLISHED / "cars_annos.mat", "updated")
+    path = PUBLISHED / "cars_annos.mat"
+    [variables] = read_mat_files(path)
+    rows, names = parse_rows(path, variables, "updated"), parse_class_names(path, variables)
 
     assert Counter(row.test for row in rows) == {0: 8144, 1: 8041}
     assert [row.name for row in rows] == [f"car_ims/{number:06d}.jpg" for number in range(1, 16186)]
@@ -221,16 +225,18 @@ def test_the_published_annotations_of_the_updated_release() -> None:
 
 @needs_published
 def test_the_published_annotations_of_the_original_release() -> None:
-    train, no_names = read_rows(PUBLISHED / "devkit" / "cars_train_annos.mat", "original")
-    valid, _ = read_rows(PUBLISHED / "cars_test_annos_withlabels.mat", "original")
-    names = read_class_names(PUBLISHED / "devkit" / "cars_meta.mat")
+    files = ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat", "devkit/cars_meta.mat", "cars_annos.mat")
+    paths = [PUBLISHED / name for name in files]
+    contents = read_mat_files(*paths)
+    train, valid = (parse_rows(paths[index], contents[index], "original") for index in range(2))
+    names = parse_class_names(paths[2], contents[2])
 
-    assert (len(train), len(valid), no_names) == (8144, 8041, None)
+    assert (len(train), len(valid), "class_names" in contents[0]) == (8144, 8041, False)
     assert [row.name for row in train] == [f"{number:05d}.jpg" for number in range(1, 8145)]
     assert train[0] == Row(1, "00001.jpg", BoundingBox(38, 115, 569, 375), 14, None)
     assert valid[0] == Row(1, "00001.jpg", BoundingBox(29, 51, 246, 147), 181, None)
-    updated, updated_names = read_rows(PUBLISHED / "cars_annos.mat", "updated")
-    assert names == updated_names
+    updated = parse_rows(paths[3], contents[3], "updated")
+    assert names == parse_class_names(paths[3], contents[3])
     for split, rows in enumerate((train, valid)):  # the same photos under other numbers
         same = Counter((row.bounding_box, row.class_id) for row in updated if row.test == split)
         assert Counter((row.bounding_box, row.class_id) for row in rows) == same
