@@ -94,8 +94,8 @@ def test_a_cache_that_does_not_fit_is_said_and_nothing_of_it_is_left(cars, disk,
 def test_an_archive_that_does_not_fit_is_said_and_nothing_of_it_is_left(disk, tmp_path):
     write_updated_release(tmp_path / "archives", archives=True, train_per_class=20)
     small = disk("40k")
-    with pytest.raises(DataError, match=r"No space left on device\. Make room, or set data_path"):
-        extract_archive(tmp_path / "archives/car_ims.tgz", small, "car_ims")
+    with pytest.raises(DataError, match=r"No space left on device; make room on the disk"):
+        extract_archive(tmp_path / "archives/car_ims.tgz", small / "car_ims", "car_ims")
     assert not list(small.iterdir())
 
 
