@@ -178,8 +178,11 @@ def table(output_path: Path) -> str:
     from mlflow.exceptions import MlflowException
 
     address = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
-    records = [read_record(path.parent) for path in sorted(output_path.glob(f"*/{RECORD}"), reverse=True)]
-    parameters = dict.fromkeys(name for record in records for name in record.get("parameters", {}))
+    values = [read_record(path.parent).get("parameters") for path in output_path.glob(f"*/{RECORD}")]
+    values = [parameters for parameters in values if isinstance(parameters, dict)]
+    names = dict.fromkeys(name for parameters in values for name in parameters)
+    distinct = {name: len({str(parameters.get(name)) for parameters in values}) for name in names}
+    parameters = sorted(names, key=lambda name: distinct[name] < 2)  # first those that differ
     columns = ["tags.`experiment_id`", "tags.`status`", *(f"metrics.`{name}`" for name in BEST)]
     columns += [f"params.`{name}`" for name in parameters]
     view = {

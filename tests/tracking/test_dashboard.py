@@ -1,5 +1,6 @@
 """The dashboard shows the runs in the folder, whatever state its store is in."""
 
+import json
 import shutil
 import signal
 import sqlite3
@@ -10,7 +11,7 @@ import pytest
 
 import dashboard
 from dashboard import StoreUpdater, free_port, show_on_colab
-from tests.support.tracked_runs import ROWS, Run, points, stored_runs, warnings_of
+from tests.support.tracked_runs import ROWS, STUDY_PARAMETERS, Run, points, stored_runs, warnings_of
 from utils.cli import run_command
 from utils.errors import DamagedStore, RunError
 from utils.machine import PROJECT
@@ -112,6 +113,21 @@ def test_an_open_dashboard_adds_new_runs(output, caplog, monkeypatch):
     other.close()
     updater.try_update()
     assert {stored.info.run_name for stored in stored_runs(output)} == {"killed", "without a store"}
+
+
+def test_the_table_begins_with_the_best_metrics_and_the_parameters_that_differ(output):
+    for dropout in (0.1, 0.2):
+        Run(output, f"dropout {dropout}", trackers=[], dropout=dropout).whole()
+    (output / "broken").mkdir()
+    write_record(output / "broken", {"parameters": ["no", "dictionary"]})
+    address = dashboard.table(output)
+    client, experiment = open_store(output)
+    view = json.loads(client.get_experiment(experiment).tags["mlflow.sharedViewState.runs"])
+    columns = view["selectedColumns"]
+    assert [name for name in columns if name.startswith("params.")][:2] == ["params.`dropout`", "params.`runtime`"]
+    assert columns.index("metrics.`best_valid_acc`") < columns.index("params.`dropout`")
+    assert {f"params.`{name}`" for name in STUDY_PARAMETERS} < set(columns)
+    assert address == f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=runs"
 
 
 def test_two_dashboards_do_not_take_the_same_port():

@@ -283,7 +283,7 @@ def test_a_tracking_store_that_is_locked_all_the_time_is_said_once_and_changes_n
         run(cars, tmp_path, "num_epochs=4", "trackers=[mlflow]")
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "mlflow: logging stopped" in message and "mlflow.db: database is locked" in message
-    assert "the training is not affected, and metrics.csv has every epoch" in message and "\n" not in message
+    assert "the training is not affected and metrics.csv has every epoch" in message and "\n" not in message
     assert_same_run(four_epochs, only_run(tmp_path))
 
 
