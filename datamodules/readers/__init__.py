@@ -50,7 +50,11 @@ def read_data(
         ConfigError: The data set is of another kind.
         DataError: The data set is missing, incomplete or damaged.
     """
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if is_file:
         location = Location(path.parent, raw_path, extract_path, file=path, upright=exif_orientation is not False)
         if not (location.files.tables or location.files.parquet or location.files.archives):
             raise DataError(
@@ -92,7 +96,10 @@ def _read(location: Location, kind: str, params: Mapping[str, Any]) -> DataSplit
         return READERS[kind](location, params)
     # Parts of Stanford Cars, such as cars_train/ and cars_test/ without their annotations, are not two classes.
     names = [name for name in READERS if name != class_folders.KIND or not is_near_release(location)]
-    return next((data for name in names if (data := READERS[name](location, params)) is not None), None)
+    data = next((data for name in names if (data := READERS[name](location, params)) is not None), None)
+    if data is not None and data.kind == class_folders.KIND and len(data.class_names) == 1 and location.files.tables:
+        return None  # a folder of images beside a table that is not recognized
+    return data
 
 
 def _only_archive(location: Location) -> Path | None:

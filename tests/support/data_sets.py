@@ -8,6 +8,7 @@ import itertools
 import random
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,12 +180,18 @@ def write_photos(folder: Path, photos: Sequence[Photo], generator: random.Random
         image.save(path, quality=100, subsampling=0)
 
 
-def pack(folder: Path, archive: Path, generator: random.Random) -> None:
+def pack(folder: Path, archive: Path, generator: random.Random | None = None) -> None:
     """Moves a folder into an archive, its files in shuffled order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with tarfile.open(archive, "w:gz") as tar:
-        for path in generator.sample(files, len(files)):
-            tar.add(path, path.relative_to(folder.parent).as_posix())
+    (generator or random.Random(0)).shuffle(files)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as writer:
+            for path in files:
+                writer.write(path, path.relative_to(folder.parent).as_posix())
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            for path in files:
+                tar.add(path, path.relative_to(folder.parent).as_posix())
     shutil.rmtree(folder)
 
 
@@ -215,3 +222,12 @@ def _box(size: tuple[int, int], generator: random.Random) -> Box:
 
 def _mat_value(value: Any) -> Any:
     return np.array([[value]], dtype=np.min_scalar_type(value)) if isinstance(value, int) else value
+
+
+def write_images(folder: Path, *names: str, size: tuple[int, int] = (20, 10)) -> None:
+    """Writes small images, each of a color of its own."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        color = tuple(random.Random(name).randbytes(3))
+        Image.new("RGB", size, color).save(path, "PNG" if path.suffix.lower() == ".png" else "JPEG")
