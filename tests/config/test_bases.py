@@ -37,6 +37,9 @@ extract_path: edited
 dataset: class_folders
 table_params: {path: file, label: null, split: null, box: null, box_format: xywh, box_unit: null, delimiter: null}
 output_path: mine/output
+validation_fraction: 0.2
+test_fraction: 0.1
+near_duplicate_distance: 2
 image_size: [64, 48]
 exif_orientation: True
 convert_to_grayscale: True
@@ -57,6 +60,7 @@ width_multiplier: 0.5
 batch_size: 16
 num_epochs: 3
 early_stopping_patience: 2
+best_metric: valid_acc
 checkpoint_interval: 1
 stop_on_nonfinite_loss: False
 optimizer: SGD
@@ -65,6 +69,8 @@ lr_scheduler: StepLR
 lr_scheduler_params: {step_size: 3}
 loss_function: CrossEntropyLoss
 loss_params: {label_smoothing: 0.2}
+class_weights: balanced
+sampler: balanced
 cache_path: mine/cache
 augmentation_device: cpu
 cache_on_device: True

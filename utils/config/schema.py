@@ -120,6 +120,26 @@ class Config(BaseModel):
     table_params: TableParams | None = key(None, "How to read a table or Parquet file; null: recognized.", LOCAL)
     output_path: RequiredPath = key(Path("output"), "Folder in which each run creates its own.", NO_EFFECT)
 
+    # Splits
+    validation_fraction: float | None = key(
+        None,
+        "Share of the training images that becomes the validation split; null: the data set's own validation or test split.",
+        gt=0,
+        lt=1,
+    )
+    test_fraction: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = key(
+        "auto",
+        "With validation_fraction, share that becomes the test split of a data set without one; auto: as validation_fraction; "
+        "null: none.",
+    )
+    near_duplicate_distance: int | None = key(
+        4,
+        "With validation_fraction, images whose perceptual hashes differ in at most so many of 64 bits stay in one split; "
+        "null: identical files only.",
+        ge=0,
+        le=16,
+    )
+
     # Images
     image_size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] = key(
         ..., "[height, width] of the resized images, in pixels."
@@ -164,6 +184,9 @@ class Config(BaseModel):
     early_stopping_patience: Literal["auto"] | Annotated[int, Field(ge=1)] | None = key(
         "auto", "Epochs without a lower validation loss before training stops; null: never.", RESUMABLE
     )
+    best_metric: Literal["valid_loss", "valid_acc", "valid_top5_acc"] = key(
+        "valid_loss", "Metric whose best epoch best.ckpt keeps; early stopping follows the validation loss in any case."
+    )
     checkpoint_interval: float | None = key(
         10, "Minutes between checkpoints within an epoch; null: only at the end of each epoch.", LOCAL, gt=0
     )
@@ -176,6 +199,12 @@ class Config(BaseModel):
     lr_scheduler_params: Parameters | None = key(..., "Parameters of the scheduler.")
     loss_function: str = key(..., "LabelSmoothingCrossEntropy or a loss of torch.nn.")
     loss_params: Parameters | None = key(..., "Parameters of the loss.")
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = key(
+        None, "Weights of the classes in the loss: balanced, or {class name: weight}, 1 for the others; null: equal."
+    )
+    sampler: Literal["random", "balanced"] = key(
+        "random", "Each training image once an epoch, or as many draws an epoch with equal chances for all classes."
+    )
 
     # Input
     cache_path: OptionalPath = key(
