@@ -57,16 +57,27 @@ architecture: ghost
 dropout: 0.1
 out_channels: 640
 width_multiplier: 0.5
+drop_path: 0.1
+pretrained: True
 batch_size: 16
 num_epochs: 3
 early_stopping_patience: 2
 best_metric: valid_acc
 checkpoint_interval: 1
 stop_on_nonfinite_loss: False
+freeze_epochs: 1
+accumulate_batches: 2
 optimizer: SGD
 optimizer_params: {lr: 0.1}
+head_lr_factor: 10.0
+layer_decay: 0.8
+decay_norm_and_bias: False
+gradient_clip_norm: 1.0
+ema_decay: 0.9
 lr_scheduler: StepLR
 lr_scheduler_params: {step_size: 3}
+scheduler_step: batch
+warmup_epochs: 0.5
 loss_function: CrossEntropyLoss
 loss_params: {label_smoothing: 0.2}
 class_weights: balanced

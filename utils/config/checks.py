@@ -123,7 +123,7 @@ def _check_normalization(values: dict[str, Any]) -> Iterator[Problem]:
     ):
         if values[key] is None and values["normalize"] and is_used:
             yield (key,), "normalize: True needs mean and std"
-        for name, numbers in (values[key] or {}).items():
+        for name, numbers in values[key].items() if isinstance(values[key], dict) else ():
             if len(numbers) != channels:
                 yield (key, name), f"{shown(numbers)}; expected one value per channel: {channels}"
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from utils.config.architectures import ARCHITECTURE_LIMITS
 
@@ -58,6 +58,13 @@ class Normalization(BaseModel):
 
     mean: list[Annotated[float, Field(ge=0, le=1)]]
     std: list[Annotated[float, Field(gt=0, le=1)]]
+
+
+# Tags in brackets are left out of the places of problems.
+PretrainedNormalization = Annotated[
+    Annotated[Literal["pretrained"], Tag("[name]")] | Annotated[Normalization, Tag("[values]")],
+    Discriminator(lambda value: "[name]" if isinstance(value, str) else "[values]"),
+]
 
 
 class TableParams(BaseModel):
@@ -149,7 +156,9 @@ class Config(BaseModel):
     )
     convert_to_grayscale: bool = key(..., "One gray channel instead of three color channels.")
     normalize: bool = key(..., "Subtract the mean of each channel and divide by its standard deviation.")
-    normalization_params_rgb: Normalization | None = key(..., "Used without convert_to_grayscale.")
+    normalization_params_rgb: PretrainedNormalization | None = key(
+        ..., "Used without convert_to_grayscale; pretrained: what the pretrained weights were trained with."
+    )
     normalization_params_grayscale: Normalization | None = key(..., "Used with convert_to_grayscale.")
     crop_to_bboxes: bool = key(..., "Crop training images to their bounding boxes.")
     erase_background: bool = key(..., "With crop_to_bboxes: paste the crop on a white image of the original size.")
@@ -172,6 +181,12 @@ class Config(BaseModel):
     dropout: float | None = key(..., "Dropout probability before the last layer; null: none.", ge=0, lt=1)
     out_channels: int | None = key(..., "Width of the last hidden layer, ghost only; null: others.", ge=1)
     width_multiplier: float = key(1.0, "Factor of the other widths, ghost only.", gt=0, le=4)
+    drop_path: float | None = key(
+        None, "Maximum probability of stochastic depth; null: the architecture's default.", ge=0, lt=1
+    )
+    pretrained: Literal[True] | Annotated[str, Field(min_length=1)] | None = key(
+        None, "Initial weights: True: those that timm or torchvision publish; a file; a run; null: random."
+    )
 
     # Training
     batch_size: int = key(
@@ -191,12 +206,29 @@ class Config(BaseModel):
         10, "Minutes between checkpoints within an epoch; null: only at the end of each epoch.", LOCAL, gt=0
     )
     stop_on_nonfinite_loss: bool = key(True, "End the training when the loss is NaN or infinite.", RESUMABLE)
+    freeze_epochs: int = key(0, "First epochs in which only the head is trained.", ge=0, le=100_000)
+    accumulate_batches: int = key(1, "Batches whose gradients make one step.", ge=1, le=100_000)
     optimizer: str = key(..., "Optimizer of torch.optim.")
     optimizer_params: Parameters | None = key(..., "Parameters of the optimizer.")
-    lr_scheduler: str | None = key(
-        ..., "Scheduler of torch.optim.lr_scheduler, stepped once an epoch; null: constant learning rate."
+    head_lr_factor: float = key(1.0, "Factor of the head's learning rate.", gt=0, le=1000)
+    layer_decay: float = key(1.0, "Factor of the learning rate from each layer to the one before it.", gt=0, le=1)
+    decay_norm_and_bias: bool = key(True, "Weight decay of norms and biases too.")
+    gradient_clip_norm: float | None = key(None, "Maximum norm of all gradients together; null: no clipping.", gt=0)
+    ema_decay: float | None = key(
+        None,
+        "Decay, for each step, of the averaged weights that are validated and kept; null: no averaging.",
+        gt=0,
+        lt=1,
     )
-    lr_scheduler_params: Parameters | None = key(..., "Parameters of the scheduler.")
+    lr_scheduler: str | None = key(..., "Scheduler of torch.optim.lr_scheduler; null: constant learning rate.")
+    lr_scheduler_params: Parameters | None = key(..., "Parameters of the scheduler; lengths in epochs.")
+    scheduler_step: Literal["epoch", "batch"] = key("epoch", "Step the scheduler once an epoch, or after every batch.")
+    warmup_epochs: float = key(
+        0,
+        "Epochs over which the learning rate rises linearly, step by step, to that of the scheduler.",
+        ge=0,
+        le=100_000,
+    )
     loss_function: str = key(..., "LabelSmoothingCrossEntropy or a loss of torch.nn.")
     loss_params: Parameters | None = key(..., "Parameters of the loss.")
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = key(
