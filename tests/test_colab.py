@@ -222,10 +222,15 @@ def test_a_training_goes_on_after_a_disconnect(colab, archives):
 
     with sqlite3.connect(colab.output / "mlflow.db") as store:
         statement = (
-            "SELECT step FROM metrics JOIN runs USING (run_uuid) WHERE name = ? AND key = 'valid_loss' ORDER BY step"
+            "SELECT step FROM metrics JOIN runs USING (run_uuid) "
+            "WHERE name = ? AND key = 'valid_loss' AND lifecycle_stage = 'active' ORDER BY step"
         )
         assert [step for (step,) in store.execute(statement, [folder.name])] == after
-        assert dict(store.execute("SELECT name, status FROM runs")) == {folder.name: "FINISHED", other.name: "KILLED"}
+        active = dict(store.execute("SELECT name, status FROM runs WHERE lifecycle_stage = 'active'"))
+    assert active == {folder.name: "FINISHED", other.name: "KILLED"}
+            folder.name: "FINISHED",
+            other.name: "KILLED",
+        }
 
     seen = json.loads(colab.calls.read_text())
     assert '<div id="root"' in seen["pages"][1][1]
