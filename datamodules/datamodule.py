@@ -8,7 +8,7 @@ import hashlib
 import logging
 import multiprocessing
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,19 +64,23 @@ class ImageDataset(Dataset):
 
 
 class WorkerLoader(DataLoader):
-    """A DataLoader that can end its workers at any time, whether or not they outlive an epoch."""
+    """A DataLoader whose workers end at once: with the last batch, if they do not persist, or by `close`."""
 
-    def __iter__(self) -> Any:
-        if self.persistent_workers:
-            return super().__iter__()
+    def __iter__(self) -> Iterator:
+        return super().__iter__() if self.persistent_workers else self._iterate_once()
+
+    def _iterate_once(self) -> Iterator:
         self._iterator = self._get_iterator()
-        return self._iterator
+        for number, batch in enumerate(self._iterator, start=1):
+            if number == len(self):
+                self.close()  # Lightning does not ask for what follows the last batch, when a DataLoader would do it
+            yield batch
 
     def close(self) -> None:
         """Ends the workers. Left to the end of this process, each takes seconds."""
-        if hasattr(self._iterator, "_shutdown_workers"):
-            self._iterator._shutdown_workers()
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 @dataclass
