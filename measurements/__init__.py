@@ -1,1 +1,1 @@
-"""Measurements of the product, one command each, and their results."""
+"""Measurements of the product, one command each; README.md has their dated results."""

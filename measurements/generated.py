@@ -1,4 +1,4 @@
-"""Photos that nobody took: caches of any size, and a data set whose files are as large as those of Stanford Cars."""
+"""Generated data: caches of any size, and a data set with files as large as those of Stanford Cars."""
 
 import io
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from utils.progress import progress_bar
 
 CLASSES = 196
 FIELDS = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
-CHUNK = 1 << 26  # bytes written at once
+CHUNK = 1 << 26  # bytes
 
-# Of Stanford Cars: median 640×480 pixels, mean 124 KB. Widths are drawn log-normal around that, with its long tail.
-MEDIAN_WIDTH, WIDTH_SPREAD, LEAST_WIDTH, MOST_WIDTH = 640, 0.45, 80, 4000
+# Stanford Cars: median 640×480 pixels, mean 124 KB; widths are log-normal.
+MEDIAN_WIDTH, WIDTH_SPREAD, MIN_WIDTH, MAX_WIDTH = 640, 0.45, 80, 4000
 ASPECTS = (3 / 4, 2 / 3, 9 / 16)
-GRAIN, QUALITY = 8.0, 87  # noise in levels of 255 and quality of the JPEG, which give the mean file size
+GRAIN, QUALITY = 8.0, 87  # noise level of 255 and JPEG quality that give the mean file size
 
 
-def generated_annotations(count: int) -> DataSplits:
-    """Returns `count` training photos, and one of validation, that are nowhere: their cache stands for them."""
+def generated_splits(count: int) -> DataSplits:
+    """Returns `count` training records and one validation record without files; a cache replaces them."""
     box = BoundingBox(0, 0, 8, 8)
-    photos = tuple(ImageRecord(Path(f"{number:06d}.jpg"), number % CLASSES, box) for number in range(count))
+    records = tuple(ImageRecord(Path(f"{number:06d}.jpg"), number % CLASSES, box) for number in range(count))
     return DataSplits(
-        photos, photos[:1], tuple(f"class {number}" for number in range(CLASSES)), "stanford_cars", "generated images"
+        records, records[:1], tuple(f"class {number}" for number in range(CLASSES)), "stanford_cars", "generated images"
     )
 
 
 def write_cache(path: Path, shape: tuple[int, int, int, int]) -> ImageCache:
-    """Writes random bytes as a cache of photos (N, channels, height, width)."""
+    """Writes random bytes as a cache of images (N, C, H, W)."""
     draws = np.random.default_rng(0)
     left = int(np.prod(shape))
     with path.open("wb") as file:
@@ -44,18 +44,18 @@ def write_cache(path: Path, shape: tuple[int, int, int, int]) -> ImageCache:
     return ImageCache(path, shape)
 
 
-def write_data_set(folder: Path, *, training_photos: int, validation_photos: int) -> dict[str, float]:
-    """Writes JPEGs in the layout of the updated release, with the sizes of Stanford Cars; returns their mean sizes."""
+def write_data_set(folder: Path, *, train_images: int, valid_images: int) -> dict[str, float]:
+    """Writes JPEGs in the layout of the updated release, with the sizes of Stanford Cars; returns their mean size."""
     (folder / "car_ims").mkdir(parents=True)
-    count = training_photos + validation_photos
+    count = train_images + valid_images
     annotations = np.empty((1, count), dtype=[(field, object) for field in FIELDS])
     pixels = size = 0
     with ProcessPoolExecutor(available_cores()) as pool:
-        sizes = pool.map(_write_photo, _numbered(folder, count), chunksize=16)
-        bar = progress_bar(sizes, description="generating photos", unit=" photos", total=count)
+        sizes = pool.map(_write_image, _numbered(folder, count), chunksize=16)
+        bar = progress_bar(sizes, description="generating images", unit=" images", total=count)
         for number, (width, height, length) in enumerate(bar):
             pixels, size = pixels + width * height, size + length
-            values = (1, 1, width, height, number % CLASSES + 1, int(number >= training_photos))
+            values = (1, 1, width, height, number % CLASSES + 1, int(number >= train_images))
             columns = (np.array([[value]], dtype=np.min_scalar_type(value)) for value in values)
             annotations[0, number] = (_name(number), *columns)
     class_names = np.empty((1, CLASSES), dtype=object)
@@ -74,11 +74,11 @@ def _numbered(folder: Path, count: int) -> Iterator[tuple[Path, int]]:
     return ((folder / _name(number), number) for number in range(count))
 
 
-def _write_photo(job: tuple[Path, int]) -> tuple[int, int, int]:
-    """Writes smooth colours with grain, so that decoding costs what that of a photo does; returns its size."""
+def _write_image(job: tuple[Path, int]) -> tuple[int, int, int]:
+    """Writes smooth colors with grain, which cost as much to decode as a photo; returns width, height and file size."""
     path, number = job
     draws = np.random.default_rng(number)
-    width = int(np.clip(MEDIAN_WIDTH * np.exp(WIDTH_SPREAD * draws.standard_normal()), LEAST_WIDTH, MOST_WIDTH))
+    width = int(np.clip(MEDIAN_WIDTH * np.exp(WIDTH_SPREAD * draws.standard_normal()), MIN_WIDTH, MAX_WIDTH))
     height = int(width * ASPECTS[number % len(ASPECTS)])
     coarse = Image.fromarray(draws.integers(256, size=(12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)

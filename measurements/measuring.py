@@ -1,9 +1,9 @@
-"""What the benchmarks share: turns, spread, and the conditions that stand beside every figure."""
+"""Shared by the measurements: arguments, turns, spread, and the conditions that are reported with each result."""
 
+import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,72 +17,141 @@ from utils.files import write_text
 from utils.machine import available_cores, commit, versions
 
 Step = Callable[[Tensor, Tensor], None]
-UNCOUNTED = 3  # batches, while the processes of a loader fill their queues
+WARM_UP_BATCHES = 3  # while the processes of a loader fill their queues
+MAX_SECONDS = 24 * 3600.0
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Returns a parser of integers from `minimum` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of at least {minimum}")
+        return number
+
+    return parse
+
+
+def positive_seconds(text: str) -> float:
+    """Parses a duration of at most a day."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds above 0, at most {MAX_SECONDS:.0f}")
+    return seconds
+
+
+def output_file(text: str) -> Path:
+    """Parses the path of a report, so that a wrong one is an error before the measurement."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a file in an existing folder")
+    return path
+
+
+def existing_folder(text: str) -> Path:
+    """Parses the path of an existing folder."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an existing folder")
+    return Path(text)
+
+
+def new_folder(text: str) -> Path:
+    """Parses the path of a folder and creates it."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a folder ({error.strerror})") from error
+    return Path(text)
+
+
+def build_parser(doc: str, *, data: bool = True, overrides: bool = True) -> argparse.ArgumentParser:
+    """Returns a parser with the arguments that most measurements share.
+
+    Args:
+        doc: Docstring of the module; its first line is the description.
+        data: Whether to add -d.
+        overrides: Whether to add --set.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    if data:
+        parser.add_argument("-d", "--data", required=True, help="folder of the data set")
+    if overrides:
+        parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py")
+    parser.add_argument("--output", metavar="FILE", type=output_file, help="write a JSON report; default: print only")
+    return parser
 
 
 class Turn(NamedTuple):
-    """What one measurement gave: photos per second, and the share of the time that went by waiting for a batch."""
+    """One measurement: images per second, and the share of the time spent waiting for batches."""
 
-    photos_per_second: float
-    blocked: float
+    images_per_second: float
+    data_wait: float
 
 
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def wait_for(device: torch.device) -> None:
-    """Waits until the device has done all that was asked of it."""
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def walk(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, seconds: float, step: Step | None) -> Turn:
-    """Walks through `batches`, over and over, for `seconds` after the first, uncounted ones.
+def measure_batches(
+    batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, seconds: float, step: Step | None
+) -> Turn:
+    """Iterates over `batches` repeatedly, for `seconds` after the warm-up batches.
 
     Args:
         batches: Images and labels.
-        device: Where they are brought.
-        seconds: How long.
-        step: What is done with a batch; None: nothing.
+        device: The device to copy them to.
+        seconds: Duration of the measurement.
+        step: What to do with a batch; None for nothing.
     """
-    count, blocked, started, uncounted = 0, 0.0, None, UNCOUNTED
+    count, data_wait, started, warm_up = 0, 0.0, None, WARM_UP_BATCHES
     while started is None or time.perf_counter() - started < seconds:
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(iterator, None)
             if batch is None:
                 break
             images, labels = (part.to(device, non_blocking=True) for part in batch)
-            blocked += time.perf_counter() - asked
+            data_wait += time.perf_counter() - requested
             if step is not None:
                 step(images, labels)
             if started is None:
-                uncounted -= 1
-                if uncounted == 0:
-                    wait_for(device)
-                    started, blocked = time.perf_counter(), 0.0
+                warm_up -= 1
+                if warm_up == 0:
+                    synchronize(device)
+                    started, data_wait = time.perf_counter(), 0.0
                 continue
             count += len(labels)
             if time.perf_counter() - started >= seconds:
                 break
-    wait_for(device)
-    passed = time.perf_counter() - started
-    return Turn(count / passed, blocked / passed)
+    synchronize(device)
+    elapsed = time.perf_counter() - started
+    return Turn(count / elapsed, data_wait / elapsed)
 
 
 def spread(values: Sequence[float], digits: int = 1) -> dict[str, float]:
-    """Returns median, least and most of `values`."""
+    """Returns the median, minimum and maximum, rounded."""
     return {
         "median": round(statistics.median(values), digits),
-        "least": round(min(values), digits),
-        "most": round(max(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
     }
 
 
 def conditions(device: torch.device, **more: Any) -> dict[str, Any]:
-    """Returns what a figure depends on besides what it measures."""
+    """Returns what a result depends on, apart from what it measures."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
         "date": str(datetime.date.today()), "device": name, "cores": available_cores(),
@@ -90,15 +159,18 @@ def conditions(device: torch.device, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_report(path: Path, conditions: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes a benchmark's rows as JSON; one that has rounds does so after each, so that what is done survives."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"conditions": conditions, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+def write_report(path: Path | None, conditions: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes the rows as JSON, where a file was named; called after each round, so that a stop loses little."""
+    if path is not None:
+        write_text(path, json.dumps({"conditions": conditions, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
 
 
-def say_where(path: Path, conditions: dict[str, Any]) -> None:
-    """Ends a benchmark's table."""
-    print(f"on {conditions['device']}, {conditions['cores']} cores: {path}")
+def print_conditions(conditions: dict[str, Any]) -> None:
+    versions = conditions["versions"]
+    print(
+        f"{conditions['date']}, {conditions['device']}, {conditions['cores']} cores, Python {versions['python']}, torch "
+        f"{versions['torch']}, commit {(conditions['commit'] or 'unknown')[:8]}"
+    )
 
 
 def command(*words: str) -> list[str]:
@@ -112,12 +184,5 @@ def data_override(folder: str) -> str:
 
 
 def settings(overrides: Iterable[str]) -> list[str]:
-    """Returns overrides as words of a command line."""
+    """Returns overrides as command line arguments."""
     return [word for override in overrides for word in ("--set", override)]
-
-
-def end(process: subprocess.Popen) -> None:
-    """Ends a process that this program started, if it still runs."""
-    if process.poll() is None:
-        process.kill()
-    process.wait()

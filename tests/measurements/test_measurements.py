@@ -1,36 +1,262 @@
-"""The benchmarks that kill trainings and that let one run for long do what they say, on a small scale."""
+"""The measurements run on tiny data, count correctly, and report their conditions."""
 
+import itertools
 import json
-import subprocess
-import sys
+import math
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from utils.config import CONFIG_FILE
+from datamodules import read_data
+from measurements import batched_augmentations, generated, gpu, start_up, throughput, variants
+from measurements.measuring import measure_batches
+from measurements.proofs import growth, same_training
+from tests.support.data_sets import write_updated_release
+from utils.config import load_config
+from utils.errors import ConfigError, DataError
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="they look into /proc")]
-pytest.importorskip("mlflow", reason="mlflow is not installed")
-
-
-def run_module(name, *arguments):
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=CONFIG_FILE.parent, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_trainings_that_are_killed_go_on_to_the_same_end(tmp_path):
-    said = run_module("killed_runs", "--kills", 4, "--seed", 7, "--output", tmp_path / "killed.json")
-    result = json.loads((tmp_path / "killed.json").read_text())
-    assert result["kills"] >= 4 and result["equal"] == result["trainings"] > 0, said
-    assert [case["differences"] for case in result["cases"]] == [[]] * result["trainings"]
+CPU = torch.device("cpu")
+TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu")
 
 
-def test_in_a_short_soak_neither_memory_nor_open_files_nor_threads_grow(tmp_path):
-    said = run_module("soak", "--epochs", 24, "--output", tmp_path / "soak.json")
-    result = json.loads((tmp_path / "soak.json").read_text())
-    slopes = result["slopes"]
-    assert len(result["samples"]) >= 12 and slopes["main_kB"]["first"] > 50_000, said
-    # Caches still fill by some 50 kB an epoch, and files are opened and closed; a leak is a whole batch, file or thread.
-    most = {"main_kB": 500, "workers_kB": 500, "main_files": 0.5, "workers_files": 0.5, "main_threads": 0.5}
-    assert {key: slopes[key]["an_epoch"] for key in most if slopes[key]["an_epoch"] > most[key]} == {}, said
+def words(*changes: str) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cars")
+    write_updated_release(folder, train_per_class=6, valid_per_class=3)
+    return folder
+
+
+def conditions_of(path: Path) -> dict:
+    stated = json.loads(path.read_text())["conditions"]
+    assert {"date", "device", "cores", "threads", "versions", "commit"} <= stated.keys()
+    return stated
+
+
+def batches(count: int, seconds: float):
+    """Yields batches of ten, each after a wait."""
+    for _ in range(count):
+        time.sleep(seconds)
+        yield torch.zeros(10, 1), torch.zeros(10)
+
+
+def test_images_per_second_and_the_share_of_waiting_for_data():
+    class Loader:
+        def __iter__(self):
+            return batches(4, 0.01)
+
+    turn = measure_batches(Loader(), CPU, 0.5, lambda images, labels: time.sleep(0.03))
+    assert 150 < turn.images_per_second < 250 and 0.15 < turn.data_wait < 0.4
+    alone = measure_batches(
+        itertools.repeat((torch.zeros(10, 1), torch.zeros(10))), CPU, 0.2, lambda *_: time.sleep(0.03)
+    )
+    assert alone.images_per_second > turn.images_per_second and alone.data_wait < 0.05
+
+
+def test_a_held_batch_repeats_the_same_images_with_the_same_draws(cars, tmp_path):
+    config = load_config(overrides=[*TINY, "augmentation_device=device", f"cache_path={tmp_path}"])
+    loader = variants.own_loader(config, read_data(cars), CPU)
+    batches = [images for images, labels in itertools.islice(variants.held_batch(loader), 9) if len(labels) == 4]
+    assert len(batches) == 9 > len(loader) and all(torch.equal(images, batches[0]) for images in batches)
+    assert batches[0].shape == (4, 3, 32, 32) and not torch.equal(batches[0][0], batches[0][1])
+
+
+def test_welchs_interval():
+    # By hand: 4.375 ± t(0.975, 2.8175 degrees of freedom) × √(0.473958 + 2.333333)
+    interval = same_training.welch([10.0, 12.0, 11.5, 9.0], [14.0, 13.0, 18.0])
+    assert interval == pytest.approx((-1.157975, 9.907975), abs=1e-6)
+    assert same_training.welch([3.0, 3.0], [4.0, 4.0]) == (1.0, 1.0)
+
+
+def test_generated_images_are_as_large_as_those_of_stanford_cars(tmp_path):
+    sizes = generated.write_data_set(tmp_path / "data", train_images=30, valid_images=10)
+    annotations = read_data(tmp_path / "data")
+    assert (len(annotations.train), len(annotations.valid), len(annotations.class_names)) == (30, 10, 196)
+    assert 60 < sizes["mean_kilobytes"] < 250 and 0.2 < sizes["mean_megapixels"] < 0.8
+    assert all(photo.path.is_file() for photo in annotations.train)
+
+
+def test_a_generated_cache_is_readable(tmp_path):
+    cache = generated.write_cache(tmp_path / "photos", (5, 3, 8, 12))
+    assert (tmp_path / "photos").stat().st_size == 5 * 3 * 8 * 12
+    assert cache.batch([4, 0]).shape == (2, 3, 8, 12) and cache.image(1).size == (12, 8)
+
+
+@pytest.mark.slow
+def test_throughput_measures_every_variant(cars, tmp_path, capsys):
+    report = tmp_path / "throughput.json"
+    rows = throughput.main(
+        ["-d", str(cars), "--rounds", "2", "--seconds", "0.1", "--output", str(report), *words(*TINY)]
+    )
+    names = {row["variant"] for row in rows}
+    assert {"torchvision on PIL", "no cache", "cache", "batched on the device"} <= names
+    assert len(rows) == 2 * len(names) and all(row["images_per_second"]["median"] > 0 for row in rows)
+    training = {row["variant"]: row for row in rows if row["kind"] == "training"}
+    assert all(0 <= row["data_wait"] <= 1 and row["waiting"] < 1 for row in training.values())
+    assert training["cache"]["work_alone"] == training["no cache"]["work_alone"]  # measured once for both
+    assert training["batched on the device"]["work_alone"] != training["cache"]["work_alone"]  # with the augmentation
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        assert "without timm" in capsys.readouterr().out
+    else:
+        assert "timm, ghostnet_100" in names
+    stated = conditions_of(report)
+    assert (stated["images"], stated["batch_size"], stated["precision"]) == (18, 4, "32-true")
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "limit"),
+    [
+        ("0::/a/b\n", "a/b/memory.max", "2000000\n", 2_000_000),
+        ("0::/a/b\n", "a/b/memory.max", "max\n", None),
+        ("0::/a/b\n", "memory.max", "3000000\n", 3_000_000),  # in a container
+        ("4:memory:/job\n0::/\n", "memory/job/memory.limit_in_bytes", "4000000\n", 4_000_000),
+        ("4:memory:/job\n0::/\n", "memory/job/memory.limit_in_bytes", f"{2**63 - 4096}\n", None),
+        ("4:cpu:/job\n", "memory/job/memory.limit_in_bytes", "5000000\n", None),
+    ],
+)
+def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch, groups, file, text, limit):
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    monkeypatch.setattr(growth, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(growth, "LIMITS", tmp_path)
+    assert growth.memory_limit() == limit
+    if limit:
+        assert growth.limits(load_config(), CPU)["memory"] == limit // (3 * 227 * 227)
+
+
+@pytest.mark.slow
+def test_batched_augmentations_are_compared_with_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setattr(batched_augmentations, "TURN_SECONDS", 0.0)
+    report = tmp_path / "augmentations.json"
+    rows = batched_augmentations.main(["--batch-size", "2", "--rounds", "1", "--output", str(report)])
+    names = [row["variant"] for row in rows]
+    assert names[:3] == ["torchvision on PIL images", "torchvision on float tensors", "batched, cpu"]
+    assert all(0 < row["quartiles"][0] <= row["images_per_second"] <= row["quartiles"][1] for row in rows)
+    assert conditions_of(report)["batch_size"] == 2
+
+
+@pytest.mark.slow
+def test_growth_reports_time_and_memory_of_each_size(tmp_path, capsys):
+    report = tmp_path / "growth.json"
+    rows = growth.main(
+        ["--images", "130", "--factors", "1", "3", "--image-size", "32", "32", "--rounds", "1", "--output", str(report)]
+    )
+    assert {row["images"] for row in rows} == {130, 390}
+    assert all(row["microseconds_per_image"]["median"] > 0 and row["own_mb"]["median"] > 50 for row in rows)
+    assert [row["times_first"] for row in rows if row["images"] == 130] == [1.0] * (len(rows) // 2)
+    assert conditions_of(report)["fits_below"]["memory"] > 1000
+    assert "images of 227×227 is read" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_start_up_is_that_of_the_command_itself(cars, tmp_path):
+    report = tmp_path / "start_up.json"
+    rows = start_up.main(["-d", str(cars), "--rounds", "1", "--output", str(report), *words(*TINY)])
+    seconds = {row["variant"]: row["seconds"]["median"] for row in rows}
+    assert list(seconds) == ["existing cache", "cache to be built", "no cache", "wrong configuration"]
+    assert seconds["wrong configuration"] < seconds["existing cache"] < 60
+    assert conditions_of(report)["rounds"] == 1
+
+
+@pytest.mark.slow
+def test_finished_runs_are_not_trained_again_and_interrupted_ones_are_resumed(cars, tmp_path, monkeypatch):
+    report = tmp_path / "same.json"
+    settings = ["-d", str(cars), "--runs", str(tmp_path / "runs"), "--seeds", "2", "--output", str(report)]
+    settings += words(*TINY, "num_epochs=1")
+    rows = same_training.main(settings)
+    assert [row["variant"] for row in rows] == list(same_training.VARIANTS)
+    assert all(len(row["accuracies"]) == 2 for row in rows) and "differs" not in rows[0]
+    low, high = rows[1]["difference"]
+    assert rows[1]["differs"] == (not low <= 0 <= high) and not math.isnan(low)
+    assert rows[1]["detectable"] == pytest.approx((high - low) / 2, abs=1e-3)
+    assert len(list((tmp_path / "runs").glob("*/seed-*/*/run.json"))) == 6
+
+    started = []
+    monkeypatch.setattr(same_training.train, "main", lambda words: started.append(words) or {"best_valid_acc": 0.5})
+    assert same_training.main(settings) == rows and not started
+    with pytest.raises(
+        ConfigError, match=r"seed-0/ghost_\d+ was trained with num_epochs: 1; give --runs another folder"
+    ):
+        same_training.main([*settings, *words("num_epochs=2")])
+    record = next((tmp_path / "runs").glob("*/seed-1/*/run.json"))
+    record.write_text(record.read_text().replace('"completed"', '"interrupted"'))
+    same_training.main(settings)
+    assert started == [["--resume", str(record.parent)]]
+
+
+def test_variants_that_differ_by_more_than_their_seeds_are_told_apart():
+    first, same, other = [20.0, 21.0, 22.0], [20.5, 21.0, 22.5], [30.0, 31.0, 32.0]
+    _, second, third = same_training.tabulate({"first": first, "same": same, "other": other})
+    assert not second["differs"] and second["detectable"] > 1
+    assert third["differs"] and third["difference"][0] > 5
+
+
+@pytest.mark.parametrize(
+    ("measurement", "arguments", "message"),
+    [
+        (throughput, ["--rounds", "0"], "--rounds: '0': expected an integer of at least 1"),
+        (throughput, ["--seconds", "-1"], "--seconds: '-1': expected seconds above 0, at most 86400"),
+        (throughput, ["--seconds", "nan"], "--seconds: 'nan': expected seconds above 0"),
+        (throughput, ["--seconds", "inf"], "--seconds: 'inf': expected seconds above 0"),
+        (growth, ["--images", "many"], "--images: 'many': expected an integer of at least 1"),
+        (same_training, ["--seeds", "1"], "--seeds: '1': expected an integer of at least 2"),
+        (
+            throughput,
+            ["-d", "x", "--output", "/nowhere/x.json"],
+            "'/nowhere/x.json': expected a file in an existing folder",
+        ),
+        (start_up, ["-d", "x", "--output", "/tmp"], "--output: '/tmp': expected a file in an existing folder"),
+        (growth, ["--folder", "/nowhere"], "--folder: '/nowhere': expected an existing folder"),
+        (gpu, ["-d", "x", "--output", "/dev/null"], "--output: '/dev/null': expected a folder (File exists)"),
+        (gpu, ["--time-limit", "0"], "--time-limit: '0': expected seconds above 0"),
+    ],
+)
+def test_a_wrong_number_or_path_is_one_line(capsys, measurement, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        measurement.main(arguments)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"--variants torchaudio: expected words of torchvision on PIL, .*, batched on the device"
+    ):
+        throughput.main(
+            ["-d", str(cars), "--variants", "torchaudio", "--output", str(tmp_path / "x.json"), *words(*TINY)]
+        )
+    with pytest.raises(ConfigError, match="--images 4: expected more than one batch of 4"):
+        growth.main(["--images", "4", "--output", str(tmp_path / "x.json"), *words("batch_size=4")])
+    with pytest.raises(DataError, match="/nowhere: this folder does not exist"):
+        gpu.main(["-d", "/nowhere", "--output", str(tmp_path / "gpu"), "--parts", "run"])
+    with pytest.raises(ConfigError, match=r"compile: 'fast'"):
+        same_training.main(["-d", str(cars), "--runs", str(tmp_path / "runs"), "--compile", "fast"])
+    with pytest.raises(ConfigError, match="--set seed: use --seeds"):
+        same_training.main(["-d", str(cars), "--runs", str(tmp_path / "runs"), "--set", "seed=5"])
+    assert not (tmp_path / "x.json").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_gpu_measurement_are_independent(cars, tmp_path, capsys):
+    output = tmp_path / "gpu"
+    settings = ["-d", str(cars), "--output", str(output), "--epochs", "2", "--images", "12", "6", *words(*TINY)]
+    found = gpu.main([*settings, "--parts", "run", "generated"])
+    assert found["run"]["epochs"] == found["generated"]["epochs"] == 2
+    assert found["run"]["train_images_per_second"] > 0 and found["generated"]["mean_kilobytes"] > 20
+    assert not found["run"]["timed_out"] and found["run"]["exit_code"] == 0
+    for name in ("run.log", "run.json", "run-speed.csv", "run-run.json", "generated-metrics.csv"):
+        assert (output / name).is_file(), name
+    rows = json.loads((output / "gpu.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["run", "generated"]
+    assert "bound fused kernels, images/s: 34,600" in capsys.readouterr().out
+
+    found = gpu.main([*settings, "--parts", "throughput", "run", "--time-limit", "1"])
+    assert all(part["timed_out"] for part in found.values())
+    assert conditions_of(output / "gpu.json")["bounds"]["eager, images/s"] == 22_700

@@ -22,7 +22,7 @@ import torch
 import train
 from datamodules.cache import ImageCache
 from datamodules.datamodule import ImageDataset
-from measurements.run_differences import wrong_in_mlflow
+from measurements.proofs.run_differences import wrong_in_mlflow
 from models.classifier import Classifier
 from tests.support.small_runs import assert_same_run, only_run, run
 from training import checkpoints

@@ -12,7 +12,7 @@ from datamodules.on_device import augmentations as batched_augmentations
 from datamodules.on_device import color as batched_colour
 from datamodules.on_device import draws as batched_draws
 from datamodules.sampler import EpochBatchSampler
-from measurements.generated import generated_annotations, write_cache
+from measurements.generated import generated_splits, write_cache
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import run
 from utils.config import load_config
@@ -111,7 +111,7 @@ def test_an_epoch_mixes_no_tensor_of_the_host_with_those_of_the_device(tmp_path,
     """On the meta device, where mixing the two is an error as on a card, and so is every question."""
     settings = ("augmentation_device=device", "image_size=[32, 32]", "batch_size=4", f"loss_function={loss_function}")
     config, device = load_config(overrides=settings), torch.device("meta")
-    data = assembly.build_data(config, generated_annotations(10))
+    data = assembly.build_data(config, generated_splits(10))
     data.cache_on_device = cache_on_device
     data.train.source = write_cache(tmp_path / "photos", (10, 3, 32, 32))
     classifier = assembly.build_classifier(config, num_classes=196).to(device).train()

@@ -1,4 +1,4 @@
-"""Compares a run with the undisturbed one: every number, the record in MLflow, and every file that lies about."""
+"""Compares a run with an undisturbed one: every number, the run in MLflow, and all files."""
 
 import csv
 import json
@@ -17,25 +17,18 @@ from utils.runs.folder import BEST, LAST, METRICS, RECORD, read_record
 from utils.runs.metrics import best_values, read_rows
 from utils.tracking.mlflow import STORE
 
-WHERE = (
-    "output_path",
-    "cache_path",
-    "data_path",
-    "raw_data_path",
-    "num_workers",
-    "checkpoint_interval",
-)
-PARAMETERS = 26
+IGNORED_KEYS = {"output_path", "cache_path", "data_path", "raw_data_path", "num_workers", "checkpoint_interval"}
+NUM_PARAMETERS = 26  # of the study
 
 
 def differences(folder: Path, undisturbed: Path) -> Iterator[str]:
-    """Yields what differs between two runs: metrics, checkpoints with all that a training goes on from, and records."""
+    """Yields the differences between two runs: metrics, checkpoints with the whole training state, and records."""
     if (folder / METRICS).read_bytes() != (undisturbed / METRICS).read_bytes():
-        yield f"{METRICS} is another"
+        yield f"{METRICS} differs"
     for name in (LAST, BEST):
         states = [read_checkpoint(each / name) for each in (folder, undisturbed)]
-        for state in states:  # where a run lies and how many processes read its photos does not matter
-            state[ABOUT]["config"] = {k: v for k, v in state[ABOUT]["config"].items() if k not in WHERE}
+        for state in states:
+            state[ABOUT]["config"] = {k: v for k, v in state[ABOUT]["config"].items() if k not in IGNORED_KEYS}
         yield from (f"{name}: {what}" for what in _unequal(*states))
     records = [read_record(each) for each in (folder, undisturbed)]
     for key in ("status", "error", "epochs", "best", "parameters"):
@@ -44,25 +37,25 @@ def differences(folder: Path, undisturbed: Path) -> Iterator[str]:
     yield from wrong_in_mlflow(folder)
 
 
-def strays(work: Path, undisturbed: Path) -> Iterator[str]:
-    """Yields the files that only `work` has, and those that it has not, of the folders of data, cache and output.
+def unexpected_files(work: Path, undisturbed: Path) -> Iterator[str]:
+    """Yields the files that only one of two folders with data, cache and output has.
 
-    The folder of a run that was killed before its first checkpoint stays, as a person would find it: it may hold what a
-    run's folder holds, and nothing half of it.
+    The folder of a run that was killed before its first checkpoint remains; it may contain the files of a run, all of them
+    complete.
     """
-    expected, found = files_of(undisturbed), files_of(work)
+    expected, found = _file_names(undisturbed), _file_names(work)
     yield from (f"missing: {name}" for name in sorted(expected - found))
     for name in sorted(found - expected):
-        yield f"stray: {name}"
+        yield f"unexpected: {name}"
     for path in work.rglob(RECORD):
         json.loads(path.read_text(encoding="utf-8"))
 
 
-def files_of(work: Path) -> set[str]:
-    """Returns the names of all files, hidden ones too, and of empty folders, with every run under one name."""
+def _file_names(work: Path) -> set[str]:
+    """Returns the paths of all files, hidden ones included, and of empty folders, with one name for every run."""
     names = set()
     for path in work.rglob("*"):
-        # Two folders may be empty, of a run that was killed in its first epoch.
+        # These two folders are empty in a run that was killed in its first epoch.
         if path.is_file() or (path.name not in ("checkpoints", "artifacts") and not any(path.iterdir())):
             name = path.relative_to(work).as_posix()
             name = re.sub(r"output/ghost_\d{14}(_\d+)?/", "output/RUN/", name)
@@ -76,7 +69,7 @@ def _unequal(value: Any, other: Any, where: str = "") -> Iterator[str]:
         yield f"{where} is {type(value).__name__}, not {type(other).__name__}"
     elif isinstance(value, torch.Tensor):
         if value.dtype != other.dtype or value.shape != other.shape or not torch.equal(value, other):
-            yield f"{where} is another tensor"
+            yield f"{where} differs"
     elif isinstance(value, dict):
         if value.keys() != other.keys():
             yield f"{where} has other keys: {sorted(map(str, value.keys() ^ other.keys()))}"
@@ -92,7 +85,7 @@ def _unequal(value: Any, other: Any, where: str = "") -> Iterator[str]:
 
 
 def wrong_in_mlflow(folder: Path) -> Iterator[str]:
-    """Compares what MLflow holds of the run with its own files; read by SQL, so that nothing of MLflow runs here."""
+    """Yields what MLflow has wrong about a run. It is read by SQL, independent of MLflow's own code."""
     record, rows = read_record(folder), read_rows(folder / METRICS)
     with closing(sqlite3.connect(folder.parent / STORE)) as store:
         found = store.execute(
@@ -105,12 +98,12 @@ def wrong_in_mlflow(folder: Path) -> Iterator[str]:
         (status,) = store.execute("SELECT status FROM runs WHERE run_uuid = ?", run).fetchone()
         if status != "FINISHED":
             yield f"MLflow: status {status}"
-        if store.execute("SELECT count(*) FROM params WHERE run_uuid = ?", run).fetchone() != (PARAMETERS,):
-            yield "MLflow: not all parameters"
+        if store.execute("SELECT count(*) FROM params WHERE run_uuid = ?", run).fetchone() != (NUM_PARAMETERS,):
+            yield "MLflow: parameters are missing"
         for name in rows[0].keys() - {"epoch"}:
             query = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY step, timestamp"
             if store.execute(query, (*run, name)).fetchall() != [(row["epoch"], row[name]) for row in rows]:
-                yield f"MLflow: {name} is not that of {METRICS}"
+                yield f"MLflow: {name} differs from {METRICS}"
         latest = dict(store.execute("SELECT key, value FROM latest_metrics WHERE run_uuid = ?", run))
         for name, value in best_values(rows).items():
             if latest.get(name) != value:
@@ -119,8 +112,8 @@ def wrong_in_mlflow(folder: Path) -> Iterator[str]:
             yield "MLflow: more than one experiment"
 
 
-def epochs_of(folder: Path) -> int:
-    """Returns how many whole rows a run's metrics have at the moment."""
+def count_epochs(folder: Path) -> int:
+    """Returns the current number of complete rows in a run's metrics."""
     try:
         return len(list(csv.DictReader((folder / METRICS).read_text().splitlines())))
     except OSError:
