@@ -228,9 +228,6 @@ def test_a_training_goes_on_after_a_disconnect(colab, archives):
         assert [step for (step,) in store.execute(statement, [folder.name])] == after
         active = dict(store.execute("SELECT name, status FROM runs WHERE lifecycle_stage = 'active'"))
     assert active == {folder.name: "FINISHED", other.name: "KILLED"}
-            folder.name: "FINISHED",
-            other.name: "KILLED",
-        }
 
     seen = json.loads(colab.calls.read_text())
     assert '<div id="root"' in seen["pages"][1][1]
