@@ -27,6 +27,7 @@ __all__ = [
     "read_splits",
     "require_boxes",
     "require_trainable",
+    "split_as_configured",
 ]
 
 EXTRACTED = "extracted"
@@ -34,6 +35,8 @@ EXTRACTED = "extracted"
 
 def read_splits(config: "Config", path: Path | None = None) -> DataSplits:
     """Reads the data set of a configuration, or another one in its place.
+
+    With `validation_fraction`, the configured data set is split as it asks; another one keeps its own splits.
 
     Args:
         config: The configuration.
@@ -45,7 +48,7 @@ def read_splits(config: "Config", path: Path | None = None) -> DataSplits:
     extract_path = config.extract_path or (config.cache_path or Path(EXTRACTED)).with_name(EXTRACTED)
     if path is not None:
         return read_data(path, extract_path=extract_path, exif_orientation=config.exif_orientation)
-    return read_data(
+    data = read_data(
         config.data_path,
         kind=config.dataset,
         raw_path=config.raw_data_path,
@@ -53,3 +56,18 @@ def read_splits(config: "Config", path: Path | None = None) -> DataSplits:
         table_params=config.table_params.model_dump() if config.table_params is not None else None,
         exif_orientation=config.exif_orientation,
     )
+    return split_as_configured(data, config, config.data_path)
+
+
+def split_as_configured(data: DataSplits, config: "Config", path: Path) -> DataSplits:
+    """Returns the data set at `path` with the splits of a configuration; unchanged without a `validation_fraction`.
+
+    Raises:
+        ConfigError, RunError: As `split_data`.
+    """
+    if config.validation_fraction is None:
+        return data
+    from datamodules.splits import Fractions, split_data
+
+    fractions = Fractions(config.validation_fraction, config.test_fraction, config.near_duplicate_distance, config.seed)
+    return split_data(data, fractions, cache_path=config.cache_path, name=str(path))

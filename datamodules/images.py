@@ -65,6 +65,20 @@ def read_image(source: Source, *, upright: bool = False, name: str | None = None
     return image
 
 
+def read_thumbnail(source: Source, size: int, *, upright: bool = False, name: str | None = None) -> Image.Image:
+    """Reads an image as RGB; a JPEG at the smallest of its sizes (1, 1/2, 1/4, 1/8) whose shorter side has `size` pixels.
+
+    Raises:
+        DataError: The file cannot be read or decoded.
+    """
+    with _errors_naming(name or _name(source)), _open(_content(source)) as opened:
+        opened.draft("RGB", (size, size))
+        image = _decode(opened)
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def read_size(source: Source, *, upright: bool = False, name: str | None = None) -> tuple[int, int]:
     """Returns the width and height of an image, pixels, from the head of its file; the arguments are `read_image`'s.
 

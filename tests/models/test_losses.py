@@ -33,6 +33,19 @@ def test_label_smoothing_equals_the_formula_and_torch(batch, epsilon, reduction)
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
+def test_label_smoothing_takes_weights_and_probabilities_as_torch_does(batch):
+    logits, labels = batch
+    weight = torch.linspace(0.5, 2, 196, dtype=torch.float64)
+    ours, torchs = LabelSmoothingCrossEntropy(0.1, weight=weight), nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+    assert ours(logits, labels) == torchs(logits, labels)
+    mixed = (
+        0.3 * torch.eye(196, dtype=torch.float64)[labels] + 0.7 * torch.eye(196, dtype=torch.float64)[labels.flip(0)]
+    )
+    parts = LabelSmoothingCrossEntropy(0.1)
+    expected = 0.3 * parts(logits, labels) + 0.7 * parts(logits, labels.flip(0))
+    torch.testing.assert_close(parts(logits, mixed), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_the_default_is_the_studys():
     assert build_loss("LabelSmoothingCrossEntropy").epsilon == 0.1
     assert set(LOSSES) == {"LabelSmoothingCrossEntropy"}

@@ -76,7 +76,7 @@ def lr_schedulers() -> dict[str, Signature]:
 @functools.cache
 def losses() -> dict[str, Signature]:
     """Returns the losses of this project and of `torch.nn`."""
-    own = _signatures((PROJECT / "losses").glob("*.py"), base="Module")
+    own = _signatures((PROJECT / "losses").glob("*.py"), base="CrossEntropyLoss")
     deprecated = ("size_average", "reduce")
     return own | _signatures([_package("torch", "nn", "modules") / "loss.py"], base="_Loss", excluded=deprecated)
 
