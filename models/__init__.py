@@ -1,4 +1,4 @@
-"""The networks that a configuration can name."""
+"""The architectures that a configuration can name; `build_model` is the entry."""
 
 from collections.abc import Callable, Sequence
 
@@ -35,19 +35,19 @@ def build_model(
     width_multiplier: float = 1.0,
     image_size: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Builds a network with random weights; it turns images (N, in_channels, H, W) into logits (N, num_classes).
+    """Builds a model with random weights, which turns images (N, in_channels, H, W) into logits (N, num_classes).
 
     Args:
-        architecture: A name in `ARCHITECTURES`, or `timm/` and the name of a network of timm.
+        architecture: A name in `ARCHITECTURES`, or `timm/` and the name of a model of timm.
         num_classes: Number of logits.
-        in_channels: 3 for colour images, 1 for gray ones.
-        dropout: Probability before the last layer; None for a network that has no dropout, or to have none.
+        in_channels: 3 for color images, 1 for gray ones.
+        dropout: Probability before the last layer; None for no dropout.
         out_channels: Width of the last hidden layer of ghost, else None.
         width_multiplier: Factor of ghost's other widths.
-        image_size: Height and width, pixels, that a network of timm is made for and tried with.
+        image_size: Height and width, pixels, for which a model of timm is built and tried.
 
     Raises:
-        ConfigError: There is no such architecture, or it does not take what was given.
+        ConfigError: There is no such architecture, or it does not take a setting.
     """
     for key, problem in architecture_problems(
         architecture,

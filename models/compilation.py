@@ -1,4 +1,4 @@
-"""torch.compile for the batches of full size; nothing is compiled a second time for the partial last one."""
+"""torch.compile for full batches; the partial last batch runs eagerly instead of being compiled too."""
 
 import os
 import shutil
@@ -10,44 +10,41 @@ from torch import Tensor, nn
 from utils.errors import ConfigError
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
-COMPILERS = ("g++", "clang++", "c++", "cl")  # what torch and triton turn their code into machine code with
+COMPILERS = ("g++", "clang++", "c++", "cl")  # that torch and triton use
 
 
 class FullBatches:
-    """Runs batches of one size through a compiled form of `network`, and all others through the network itself.
+    """Runs full batches through a compiled form of `model`, and all others through the model itself.
 
-    Both share the weights. This is no module, so that a checkpoint names each weight once, and as without compilation.
-    Training and evaluation are compiled once each: every second photo of an epoch is evaluated, and on a fast device the
-    plain network would take longer for it, being bound by launches, than the compiled one for the training.
+    Both share the weights. Not an nn.Module, so state_dict keys keep their names. Training and evaluation are compiled once
+    each: half of an epoch's images are validation images, and on a fast device the eager model is bound by kernel launches.
 
     Args:
-        network: Turns images (N, C, H, W) into logits (N, classes).
+        model: Turns images (N, C, H, W) into logits (N, classes).
         mode: Of `torch.compile`; the last two record CUDA graphs.
         batch_size: N of a full batch.
     """
 
-    def __init__(self, network: nn.Module, mode: CompileMode, batch_size: int) -> None:
-        self.network = network
+    def __init__(self, model: nn.Module, mode: CompileMode, batch_size: int) -> None:
+        self.model = model
         self.batch_size = batch_size
-        # torch gives up compiling a function after eight networks, which several trainings of one process may well have.
+        # torch stops compiling a function after eight models, and a process may train more than that.
         torch.compiler.reset()
-        self.compiled = torch.compile(network, mode=mode, dynamic=False)
+        self.compiled = torch.compile(model, mode=mode, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns logits, which with CUDA graphs are overwritten by the next call."""
+        """Returns logits, which the next call overwrites with CUDA graphs."""
         if len(images) != self.batch_size:
-            return self.network(images)
-        torch.compiler.cudagraph_mark_step_begin()  # no output of the last step is needed any more
+            return self.model(images)
+        torch.compiler.cudagraph_mark_step_begin()  # the outputs of the last step are no longer needed
         return self.compiled(images)
 
 
 def check_compiler() -> None:
-    """Looks for what compiles the code that torch.compile writes.
+    """Checks that this machine has a compiler for the code that torch.compile generates.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It has none.
     """
     if not (os.environ.get("CC") or os.environ.get("CXX") or any(map(shutil.which, COMPILERS))):
-        raise ConfigError(
-            "torch.compile needs a C++ compiler, and this machine has none: install g++, or set it to null"
-        )
+        raise ConfigError("torch.compile needs a C++ compiler; install g++, or set compile: null")

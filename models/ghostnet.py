@@ -2,9 +2,9 @@
 
 Han et al., "GhostNet: More Features from Cheap Operations", CVPR 2020: https://arxiv.org/abs/1911.11907
 
-Unlike the paper, and like the authors' first public version that the study trained: the gate of squeeze-and-excitation
-is clamped to [0, 1] instead of a hard sigmoid, the shortcut's depthwise convolution has the block's kernel size, the last
-hidden layer stands behind the pooling as a linear layer without bias and with batch norm, and its width can be chosen.
+Unlike the paper, and like the authors' first public version, which the study trained: the gate of squeeze-and-excitation
+is clamped to [0, 1] instead of a hard sigmoid, the shortcut's depthwise convolution has the block's kernel size, and the last
+hidden layer follows the pooling as a linear layer without bias and with batch norm, of a width that can be chosen.
 """
 
 import math
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from models.protocol import TimmProtocol
 
 
 class Block(NamedTuple):
@@ -47,7 +49,7 @@ REDUCTION = 4  # of the channels inside squeeze-and-excitation
 
 
 def scale_channels(channels: int, width_multiplier: float) -> int:
-    """Returns the multiple of 4 that is nearest to `channels` · `width_multiplier` and not below 90 % of it."""
+    """Returns the multiple of 4 nearest to `channels` · `width_multiplier`, and at least 90 % of it."""
     wanted = channels * width_multiplier
     scaled = max(4, int(wanted + 2) // 4 * 4)
     return scaled if scaled >= 0.9 * wanted else scaled + 4
@@ -88,7 +90,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) → the same
         means = x.mean(dim=(2, 3))  # (N, C)
-        # Unlike the paper: clamped, no hard sigmoid.
+        # Unlike the paper: clamped instead of a hard sigmoid.
         gate = self.expand(self.reduce(means).relu()).clamp(0, 1)
         return x * gate[:, :, None, None]
 
@@ -118,16 +120,18 @@ class GhostBottleneck(nn.Module):
         return self.layers(x) + self.shortcut(x)
 
 
-class GhostNet(nn.Module):
-    """The network of the study.
+class GhostNet(TimmProtocol):
+    """The model of the study.
 
     Args:
         num_classes: Number of logits.
-        in_channels: 3 for colour images, 1 for gray ones.
+        in_channels: 3 for color images, 1 for gray ones.
         dropout: Probability before the last layer; None for none.
         out_channels: Width of the last hidden layer; 1280 in the paper, 320 in the study's best experiment.
         width_multiplier: Factor of all other widths.
     """
+
+    head_name = "head"
 
     def __init__(
         self,
@@ -149,6 +153,7 @@ class GhostNet(nn.Module):
             layers.append(GhostBottleneck(channels, scaled))
             channels = scaled.out_channels
         last = scale_channels(BLOCKS[-1].hidden_channels, width_multiplier)
+        self.num_features = last
         self.features = nn.Sequential(*layers, conv_norm(channels, last, relu=True))
         self.head = nn.Sequential(
             nn.Linear(last, out_channels, bias=False),
@@ -160,8 +165,3 @@ class GhostNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, num_classes) of images (N, in_channels, H, W)."""
-        features = self.features(images)  # (N, 960, H / 32, W / 32)
-        return self.head(features.mean(dim=(2, 3)))

@@ -1,14 +1,14 @@
-"""HarDNet: densely connected blocks that keep only the connections whose length is a power of two, to spare memory traffic.
+"""HarDNet: dense blocks that keep only connections of lengths that are powers of two, to reduce memory traffic.
 
 Chao et al., "HarDNet: A Low Memory Traffic Network", ICCV 2019: https://arxiv.org/abs/1909.00948
 The authors' code: https://github.com/PingoLH/Pytorch-HarDNet
 
-"dw" are the depthwise separable networks, DS in the paper. The paper has HarDNet-39 as DS only, and the study's hard_39
-could not be built. Unlike the paper: hard_39 exists, and is to hard_39dw what HarDNet-68 is to HarDNet-68DS: the same
-blocks, of 3×3 convolutions and with max pooling between them. hard_85dw is made from HarDNet-85 in the opposite direction.
+"dw" are the depthwise separable models, DS in the paper. The paper has HarDNet-39 as DS only, and the study's hard_39
+could not be built. Unlike the paper: hard_39 exists. It differs from hard_39dw as HarDNet-68 does from HarDNet-68DS: the same
+blocks with 3×3 convolutions, and max pooling between them. hard_85dw is made from HarDNet-85 in the opposite direction.
 
 Unlike the authors' code: `dropout` is the only dropout, before the last layer. There it is 0.1 (68), 0.2 (85) or 0.05 (DS),
-and the 85-layer networks have another of 0.1 before their last transition.
+and the 85-layer models have another of 0.1 before their last transition.
 """
 
 from functools import partial
@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.protocol import TimmProtocol
+
 
 class Block(NamedTuple):
-    """A harmonic dense block, the 1×1 transition behind it and whether the size is halved then."""
+    """A harmonic dense block, the 1×1 transition after it, and whether the size is then halved."""
 
     num_layers: int
     growth_rate: int
@@ -28,11 +30,11 @@ class Block(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """One network of the paper.
+    """One model of the paper.
 
     Attributes:
         stem_channels: Widths of the two convolutions before the blocks.
-        multiplier: m of section 3: a layer is wider by m for each power of two that divides its number.
+        multiplier: m of section 3: a layer is m times wider for each power of two that divides its number.
         blocks: From the image to the classifier.
     """
 
@@ -111,7 +113,7 @@ class HarDBlock(nn.Module):
         for layer, links in zip(numbers, self.links, strict=True):
             linked, width = sum(widths[link] for link in links), widths[layer]
             if depthwise:
-                # Pointwise first, so that the depthwise one need not read the many concatenated channels.
+                # Pointwise first, so that the depthwise convolution does not read the many concatenated channels.
                 self.layers.append(nn.Sequential(conv_norm_relu(linked, width, 1), depthwise_norm(width)))
             else:
                 self.layers.append(conv_norm_relu(linked, width, 3))
@@ -123,15 +125,15 @@ class HarDBlock(nn.Module):
         return torch.cat([features[layer] for layer in self.outputs], dim=1)
 
 
-class HarDNet(nn.Module):
-    """A network of the paper's table of architectures.
+class HarDNet(TimmProtocol):
+    """A model of the paper's table of architectures.
 
     Args:
         num_classes: Number of logits.
-        in_channels: 3 for colour images, 1 for gray ones.
+        in_channels: 3 for color images, 1 for gray ones.
         dropout: Probability before the last layer; None for none.
         layout: Widths and blocks.
-        depthwise: Whether 3×3 convolutions are depthwise separable and halve the size in place of max pooling.
+        depthwise: Whether 3×3 convolutions are depthwise separable, and halve the size instead of max pooling.
     """
 
     def __init__(
@@ -150,13 +152,9 @@ class HarDNet(nn.Module):
             layers += [dense, conv_norm_relu(dense.out_channels, channels, 1)]
             if block.downsample:
                 layers.append(depthwise_norm(channels, 2) if depthwise else nn.MaxPool2d(2))
+        self.num_features = channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout or 0.0), nn.Linear(channels, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, num_classes) of images (N, in_channels, H, W)."""
-        features = self.features(images)  # (N, channels, H / 32, W / 32)
-        return self.classifier(features.mean(dim=(2, 3)))
 
 
 HARDNETS = {

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers of torch by name, and the patience that the study gave each."""
+"""Optimizers and schedulers of torch by name, and the study's patience of early stopping."""
 
 import inspect
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ PLATEAU_FACTOR = 3  # with ReduceLROnPlateau: times its own patience
 
 
 def build_optimizer(name: str, params: dict[str, Any] | None, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """Builds the optimizer `torch.optim.<name>`, its fused form where there is one and nothing else was asked for.
+    """Builds the optimizer `torch.optim.<name>`, fused where torch has that and no other implementation is configured.
 
     Raises:
         AttributeError, TypeError, ValueError: There is no such optimizer, or it does not take `params`.
@@ -44,7 +44,7 @@ def build_lr_scheduler(
 
 
 def step_lr_scheduler(lr_scheduler: optim.lr_scheduler.LRScheduler | None, *, valid_loss: float) -> None:
-    """Takes the one step of an epoch's end; ReduceLROnPlateau follows the validation loss."""
+    """Steps the scheduler at the end of an epoch; ReduceLROnPlateau follows the validation loss."""
     if isinstance(lr_scheduler, optim.lr_scheduler.ReduceLROnPlateau):
         lr_scheduler.step(valid_loss)
     elif lr_scheduler is not None:

@@ -1,10 +1,10 @@
 """SqueezeNext: a two-stage squeeze, then the 3×3 convolution as a 3×1 and a 1×3 one, then an expansion, with a shortcut.
 
 Gholami et al., "SqueezeNext: Hardware-Aware Neural Network Design", CVPR workshops 2018: https://arxiv.org/abs/1803.10615
-The authors' network definitions: https://github.com/amirgholami/SqueezeNext
+The authors' definitions: https://github.com/amirgholami/SqueezeNext
 
-Unlike the authors' definitions, and like the study: the convolutions and the last layer have a bias; the study's parameter
-counts contain them. Like the authors' definitions, and unlike the study: max pooling is 3×3, the order of the separable
+Unlike the authors' definitions, and like the study: the convolutions and the last layer have a bias, which the study's
+parameter counts include. Like the authors' definitions, and unlike the study: max pooling is 3×3, the order of the separable
 convolutions alternates, and the average is taken of the whole last feature map. The study averaged its first 4×4 positions
 and so failed at sizes that leave fewer than 4 or more than 7.
 """
@@ -12,6 +12,8 @@ and so failed at sizes that leave fewer than 4 or more than 7.
 from functools import partial
 
 from torch import Tensor, nn
+
+from models.protocol import TimmProtocol
 
 STEM_CHANNELS = 64
 STAGE_CHANNELS = (32, 64, 128, 256)
@@ -23,7 +25,7 @@ DEPTH_V5 = (2, 4, 14, 1)  # the paper's fifth variant, faster on its accelerator
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel_size: tuple[int, int] = (1, 1), stride: int = 1, *, padded: bool = True
 ) -> nn.Sequential:
-    """Returns convolution (padded to keep the size, unless told otherwise), batch norm and ReLU."""
+    """Returns convolution (padded to keep the size if `padded`), batch norm and ReLU."""
     padding = (kernel_size[0] // 2, kernel_size[1] // 2) if padded else 0
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
@@ -49,17 +51,17 @@ class SqueezeNextBlock(nn.Module):
             self.shortcut = conv_norm_relu(in_channels, out_channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) → (N, out, H / stride, W / stride)
-        # Both summands have been through a ReLU: the one that the paper draws behind the sum would change nothing.
+        # Both summands are outputs of a ReLU: the one that the paper draws after the sum would change nothing.
         return self.layers(x) + self.shortcut(x)
 
 
-class SqueezeNext(nn.Module):
+class SqueezeNext(TimmProtocol):
     """A SqueezeNext of 23 modules.
 
     Args:
         num_classes: Number of logits.
-        in_channels: 3 for colour images, 1 for gray ones.
-        dropout: Not used, the network has none.
+        in_channels: 3 for color images, 1 for gray ones.
+        dropout: Not used: the model has none.
         width_multiplier: Factor of all widths.
         depth: Number of blocks of each of the four stages.
     """
@@ -82,18 +84,14 @@ class SqueezeNext(nn.Module):
                 channels = out_channels
                 number += 1
         last = HEAD_CHANNELS * width_multiplier
+        self.num_features = last
         self.features = nn.Sequential(*layers, conv_norm_relu(channels, last))
         self.classifier = nn.Linear(last, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                # The authors' "xavier" of Caffe: uniform with variance 1 / fan-in.
+                # Caffe's "xavier", as the authors use: uniform with variance 1 / fan-in.
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
                 nn.init.zeros_(module.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, num_classes) of images (N, in_channels, H, W)."""
-        features = self.features(images)  # (N, 128 · width_multiplier, H / 32, W / 32)
-        return self.classifier(features.mean(dim=(2, 3)))
 
 
 SQUEEZENEXTS = {

@@ -1,4 +1,4 @@
-"""Any classification network of timm, with random weights, named `timm/<name>` in a configuration.
+"""Any classification model of timm, with random weights, named `timm/<name>` in a configuration.
 
 Wightman, "PyTorch Image Models": https://github.com/huggingface/pytorch-image-models
 """
@@ -11,7 +11,7 @@ from torch import nn
 
 from utils.errors import ConfigError
 
-# What a network of timm raises, from deep inside, for something that it does not take.
+# What models of timm raise, deep inside, for settings that they do not take.
 REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
 
@@ -23,18 +23,18 @@ def build_timm(
     dropout: float | None,
     image_size: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Builds a network of timm that turns images (N, in_channels, H, W) into logits (N, num_classes).
+    """Builds a model of timm that turns images (N, in_channels, H, W) into logits (N, num_classes).
 
     Args:
         name: A name of `timm.list_models()`, such as "mobilenetv3_small_100".
         num_classes: Number of logits.
-        in_channels: 3 for colour images, 1 for gray ones.
+        in_channels: 3 for color images, 1 for gray ones.
         dropout: Probability before the last layer; None for none, whatever timm's default.
-        image_size: Height and width, pixels: one image of that size is tried, and a network that is made for one size is
-            made for this one. None for the size of timm's own weights, not tried.
+        image_size: Height and width, pixels. A model of a fixed input size is built for it, and one such image is tried.
+            None for timm's own size, without a trial.
 
     Raises:
-        ConfigError: timm has no such network, or it does not take what was given.
+        ConfigError: timm has no such model, or it does not take a setting.
     """
     # timm takes seconds to import, and most runs do not need it.
     import timm
@@ -53,7 +53,7 @@ def build_timm(
         given = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout, **settings}
         raise ConfigError(f"timm/{name} cannot be built with {given}: {_reason(error)}") from error
     if model.num_classes != num_classes:
-        raise ConfigError(f"timm/{name} is no classification network: it has no logits")
+        raise ConfigError(f"timm/{name} is not a classification model: it has no logits")
     if dropout is not None and not _has_dropout(model, dropout):
         raise ConfigError(f"timm/{name} has no dropout that can be set; dropout must be None")
     if image_size is not None:
@@ -64,11 +64,11 @@ def build_timm(
 def _unknown(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower(), names, n=3)
     suggestion = f" Nearest: {', '.join(f'timm/{candidate}' for candidate in close)}." if close else ""
-    return f"'timm/{name}' is not a network of timm.{suggestion} `timm.list_models()` lists them all."
+    return f"'timm/{name}' is not a model of timm.{suggestion} `timm.list_models()` lists them all."
 
 
 def _has_dropout(model: nn.Module, dropout: float) -> bool:
-    """Returns whether `dropout` arrived: as a layer, or as the attribute that timm's networks without one drop by."""
+    """Returns whether the model has `dropout`: as a layer, or as the attribute of models that drop without a layer."""
     layers = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return dropout in (getattr(model, "drop_rate", None), *layers)
 
@@ -80,7 +80,7 @@ def _try_image(model: nn.Module, name: str, in_channels: int, image_size: Sequen
         with torch.no_grad():
             model(torch.zeros(1, in_channels, height, width))
     except REFUSALS as error:
-        raise ConfigError(f"timm/{name} takes no images of {height}×{width} pixels: {_reason(error)}") from error
+        raise ConfigError(f"timm/{name} does not take images of {height}×{width} pixels: {_reason(error)}") from error
     model.train()
 
 

@@ -6,7 +6,7 @@ Tan and Le, "EfficientNet: Rethinking Model Scaling", ICML 2019: https://arxiv.o
 Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018: https://arxiv.org/abs/1807.11164
 Source: https://pytorch.org/vision/stable/models.html
 
-Unlike the library: one gray channel is possible, by a first convolution for it that starts as the library starts its own.
+Unlike the library: one gray channel is possible, with a first convolution that is initialized as the library's own.
 EfficientNet keeps the library's stochastic depth of 0.2, as its paper has it; `dropout` does not change it.
 """
 
@@ -20,22 +20,22 @@ from torchvision import models
 
 def build_torchvision(
     constructor: Callable[..., nn.Module],
-    initialise: Callable[[Tensor], Tensor],
+    initialize: Callable[[Tensor], Tensor],
     *,
     num_classes: int,
     in_channels: int,
     dropout: float | None,
     has_dropout: bool = True,
 ) -> nn.Module:
-    """Builds a network of torchvision that turns images (N, in_channels, H, W) into logits (N, num_classes).
+    """Builds a model of torchvision that turns images (N, in_channels, H, W) into logits (N, num_classes).
 
     Args:
         constructor: A function of `torchvision.models`.
-        initialise: What the library fills this network's convolutions with.
+        initialize: The library's initialization of this model's convolutions.
         num_classes: Number of logits.
-        in_channels: 3 for colour images, 1 for gray ones.
+        in_channels: 3 for color images, 1 for gray ones.
         dropout: Probability before the last layer; None for none, whatever the library's default.
-        has_dropout: Whether the network has a dropout layer.
+        has_dropout: Whether the model has a dropout layer.
     """
     settings = {"dropout": dropout or 0.0} if has_dropout else {}
     model = constructor(weights=None, num_classes=num_classes, **settings)
@@ -45,18 +45,18 @@ def build_torchvision(
         replacement = nn.Conv2d(
             in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=has_bias
         )
-        initialise(replacement.weight)
+        initialize(replacement.weight)
         if has_bias:
             nn.init.zeros_(replacement.bias)
         model.set_submodule(name, replacement)
     return model
 
 
-_squeezenet = partial(build_torchvision, initialise=nn.init.kaiming_uniform_)
-_he_normal = partial(build_torchvision, initialise=partial(nn.init.kaiming_normal_, mode="fan_out"))
-# torchvision leaves ShuffleNetV2 as PyTorch starts every convolution.
+_squeezenet = partial(build_torchvision, initialize=nn.init.kaiming_uniform_)
+_he_normal = partial(build_torchvision, initialize=partial(nn.init.kaiming_normal_, mode="fan_out"))
+# torchvision keeps PyTorch's default initialization for ShuffleNetV2.
 _shufflenet = partial(
-    build_torchvision, initialise=partial(nn.init.kaiming_uniform_, a=math.sqrt(5)), has_dropout=False
+    build_torchvision, initialize=partial(nn.init.kaiming_uniform_, a=math.sqrt(5)), has_dropout=False
 )
 
 TORCHVISION_MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models import build_model
 from models.hardnet import HARDNETS, harmonic_links, layer_channels
 from models.squeezenext import SQUEEZENEXTS
 from models.timm_models import build_timm
@@ -182,6 +183,21 @@ def test_stem_starts_as_the_library_starts_it(name: str, in_channels: int):
     assert stem.bias is None or not stem.bias.any()
 
 
+@pytest.mark.parametrize("name", ["ghost", "hard_39dw", "sqnxt_1"])
+def test_our_own_architectures_follow_timms_protocol(name):
+    settings = {"out_channels": 64} if name == "ghost" else {}
+    model = build_model(name, num_classes=7, **settings).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = model.forward_features(images)
+    assert features.shape == (2, model.num_features, 2, 2)
+    assert torch.equal(model.forward_head(features), model(images))
+    assert model.get_classifier() is list(model.modules())[-1] and model.get_classifier().out_features == 7
+    keys = list(model.state_dict())
+    model.reset_classifier(5)
+    assert model(images).shape == (2, 5) and list(model.state_dict()) == keys
+    assert torch.equal(model.forward_features(images), features)
+
+
 def test_hardnet_links_and_widths():
     assert harmonic_links(7) == [6]
     assert harmonic_links(12) == [11, 10, 8]
@@ -245,12 +261,12 @@ def test_timm_network_of_fixed_size_is_made_for_the_image():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mobilnetv3_smal_050", r"not a network of timm\. Nearest: timm/mobilenetv3_small_050, "),
+        ("mobilnetv3_smal_050", r"not a model of timm\. Nearest: timm/mobilenetv3_small_050, "),
         ("mobilenetv3_small_050.lamb_in1k", "Nearest: timm/mobilenetv3_small_050, "),
-        ("hf-hub:timm/resnet18", r"not a network of timm\..*`timm\.list_models\(\)`"),
-        ("test_vit", "takes no images of 65×65 pixels: Input height"),
+        ("hf-hub:timm/resnet18", r"not a model of timm\..*`timm\.list_models\(\)`"),
+        ("test_vit", "does not take images of 65×65 pixels: Input height"),
         ("xcit_nano_12_p16_224", "cannot be built with .*'img_size': .*divide image dimensions"),
-        ("qwen3_vit_88m_enc", "is no classification network"),
+        ("qwen3_vit_88m_enc", "is not a classification model"),
         ("gemma4_vit_167m_enc", "cannot be built with .*drop_rate"),
     ],
 )

@@ -163,7 +163,7 @@ def test_width_multiplier():
         ("ghost", {"out_channels": None}, "out_channels: ghost needs a width"),
         ("mob_v2", {}, "out_channels: mob_v2 does not take a width"),
         ("shuff_v2_x10", {"out_channels": None}, "shuff_v2_x10 has no dropout layer"),
-        ("timm/mobilenetv3", {"out_channels": None}, "is not a network of timm"),
+        ("timm/mobilenetv3", {"out_channels": None}, "is not a model of timm"),
     ],
 )
 def test_what_cannot_be_built(architecture, changes, message):
