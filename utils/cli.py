@@ -28,7 +28,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any], *, outlives_termina
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     originals = sys.stdout, sys.stderr
     _fill_closed_descriptors()
-    sys.stdout, sys.stderr = (_Output(stream, outlives_terminal=outlives_terminal) for stream in originals)
+    sys.stdout, sys.stderr = outputs = [_Output(stream, outlives_terminal=outlives_terminal) for stream in originals]
     code = 0
     try:
         try:
@@ -43,9 +43,8 @@ def run_command(main: Callable[[Sequence[str] | None], Any], *, outlives_termina
     except _ReaderGone:
         code = code or READER_GONE
     finally:
-        for output in (sys.stdout, sys.stderr):
-            if isinstance(output, _Output):
-                output.detach_lost()
+        for output in outputs:
+            output.detach_lost()
         sys.stdout, sys.stderr = originals
     return code
 

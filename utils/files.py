@@ -72,33 +72,17 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Returns `rows` as CSV: other keys than `columns` are dropped, missing values stay empty, floats keep every digit.
-
-    Without `columns`, the keys of the first row are the columns.
-    """
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Writes `rows` as CSV: only `columns`, else the keys of the first row; missing values stay empty, floats are exact."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or list(*rows[:1]), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Writes `csv_text(rows, columns)` to `path`."""
-    write_text(path, csv_text(rows, columns))
+    write_text(path, text.getvalue())
 
 
 def make_folder(folder: Path, *, key: str = "output_path") -> Path:
-    """Creates `folder` and its parents where they are missing, and returns it.
-
-    Args:
-        folder: The folder.
-        key: The configuration key that decides where it lies.
-
-    Raises:
-        RunError: It cannot be created.
-    """
+    """Creates `folder` and its parents where they are missing, and returns it; raises RunError, which names `key`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -109,11 +93,7 @@ def make_folder(folder: Path, *, key: str = "output_path") -> Path:
 
 
 def make_timestamped_folder(parent: Path, name: str) -> Path:
-    """Creates `<parent>/<name>_<timestamp>`, numbered from 2 where that folder exists, and returns it.
-
-    Raises:
-        RunError: It cannot be created.
-    """
+    """Creates `<parent>/<name>_<timestamp>`, numbered from 2 where it exists, and returns it; or raises RunError."""
     stem, number = timestamped(name), 1
     make_folder(parent)
     while True:

@@ -28,15 +28,13 @@ IGNORED_WARNINGS = (
     r".*TensorFloat32 tensor cores.*",  # the configuration has a key for it
     r".*when logging on epoch level in distributed setting.*",  # the metrics are already reduced over all processes
 )
-
 QUIET_LIBRARIES = (
     "pytorch_lightning", "lightning_fabric", "lightning", "matplotlib", "PIL", "urllib3", "git", "alembic",
 )  # fmt: skip
 VERBOSE_LOGGERS = (
     "pytorch_lightning.utilities.rank_zero", "pytorch_lightning.trainer.connectors.signal_connector",
     "lightning_fabric.utilities.distributed",
-    # At DEBUG these log requests with API tokens.
-    "bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib",
+    "bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib",  # these log API tokens at DEBUG
 )  # fmt: skip
 # Environment variables; of MLFLOW_TRACKING_URI, the password in it.
 SECRETS = (
@@ -83,9 +81,7 @@ class _File(logging.FileHandler):
         # Set by utils.cli, whose streams drop what nobody can read any more.
         if (reason := getattr(sys.stderr, "lost", None)) and not self.terminal_lost:
             self.terminal_lost = True
-            message = (
-                f"stderr cannot be written ({reason}): process {os.getpid()} continues, with this file as its only log"
-            )
+            message = f"stderr cannot be written ({reason}): process {os.getpid()} continues, logging to this file only"
             super().emit(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": message}))
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -38,9 +38,8 @@ def check_launch(*, rank: int, world_size: int) -> None:
     names = [name for name in RANKS if _read_variable(name)] + ["WORLD_SIZE"] * (_read_variable("WORLD_SIZE") > 1)
     found = ", ".join(f"{name}={os.environ[name]}" for name in names)
     raise ConfigError(
-        f"the environment has {found}, as if this were one of several processes, but devices and num_nodes make "
-        f"{world_size}: run `unset {' '.join(names)}` if that is left over in this shell, else set devices and num_nodes "
-        "to what was started"
+        f"the environment has {found}, as in one of several processes, but devices and num_nodes make {world_size}: "
+        f"if it is left over in this shell, run `unset {' '.join(names)}`, else set devices and num_nodes to match"
     )
 
 

@@ -45,7 +45,7 @@ def test_the_first_process_is_known_by_the_environment(monkeypatch, environment,
 @pytest.mark.parametrize(
     ("environment", "rank", "world_size", "message"),
     [
-        ({"NODE_RANK": "1"}, 0, 1, r"the environment has NODE_RANK=1, .* make 1: run `unset NODE_RANK` if"),
+        ({"NODE_RANK": "1"}, 0, 1, r"the environment has NODE_RANK=1, .* make 1: .* run `unset NODE_RANK`"),
         ({"NODE_RANK": "1"}, 2, 2, r"the environment has NODE_RANK=1, .* make 2: "),  # devices: 2
         (
             {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
