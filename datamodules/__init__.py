@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.readers import read_data
-from datamodules.readers.location import find_images
 from datamodules.readers.records import (
     BoundingBox,
     DataSplits,
@@ -22,7 +21,6 @@ __all__ = [
     "DataSplits",
     "ImageRecord",
     "clip_boxes",
-    "find_images",
     "read_data",
     "read_splits",
     "require_boxes",

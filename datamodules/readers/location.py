@@ -83,11 +83,6 @@ def scan(root: Path) -> Files:
     return files
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Returns the images below a folder, sorted by folder, then by name."""
-    return [folder.joinpath(*parts, name) for parts, names in scan(folder).images.items() for name in names]
-
-
 def path_inside(root: Path, folder: Path, text: str) -> Path | None:
     """Returns the path that a table gives relative to `folder`, or None if it leads out of `root`; links may."""
     path = Path(os.path.normpath(folder / text.replace("\\", "/")))

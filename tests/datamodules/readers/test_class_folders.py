@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import clip_boxes, find_images, read_data, require_boxes, require_trainable
+from datamodules import clip_boxes, read_data, require_boxes, require_trainable
 from tests.support.data_sets import pack, write_images
 from utils.errors import ConfigError, DataError
 
@@ -67,7 +67,6 @@ def test_what_systems_add_is_no_obstacle(tmp_path: Path, caplog) -> None:
     data = read_data(tmp_path)
     assert contents(tmp_path, data) == {"train": [("a/1.jpg", "a"), ("b/1.jpg", "b")]}
     assert not caplog.records
-    assert find_images(tmp_path) == [tmp_path / "a/1.jpg", tmp_path / "b/1.jpg"]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
