@@ -105,7 +105,7 @@ def extract_archive(archive: Path, final: Path, member: str | None = None) -> No
     except OSError as error:
         raise DataError(
             f"{archive} cannot be extracted to {final}: {error.strerror or error}; make room on the disk, or extract it "
-            "elsewhere and set data_path"
+            "elsewhere and set data_path to that folder"
         ) from error
 
 

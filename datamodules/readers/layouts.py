@@ -184,7 +184,8 @@ def is_begun(location: Location) -> bool:
 
 def is_near_release(location: Location) -> bool:
     """Returns whether a folder holds parts of a release, is a part of one or holds its folder: its folders are no classes."""
-    return is_begun(location) or _suggest_folder(location, inside=True) is not None
+    suggestion = None if is_begun(location) else _suggest_folder(location, inside=True)
+    return is_begun(location if suggestion is None else Location(suggestion))
 
 
 def missing_data(location: Location) -> DataError:

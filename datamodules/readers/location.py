@@ -85,7 +85,10 @@ def scan(root: Path) -> Files:
 
 def path_inside(root: Path, folder: Path, text: str) -> Path | None:
     """Returns the path that a table gives relative to `folder`, or None if it leads out of `root`; links may."""
-    path = Path(os.path.normpath(folder / text.replace("\\", "/")))
+    text = text.replace("\\", "/")
+    if not text.startswith("/") and ".." not in text:
+        return folder / text
+    path = Path(os.path.normpath(folder / text))
     absolute, absolute_root = (Path(os.path.normpath(each.absolute())) for each in (path, root))
     return path if absolute.is_relative_to(absolute_root) else None
 

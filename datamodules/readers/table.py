@@ -86,7 +86,7 @@ class Columns:
     box_format: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A row of a table; `where` names it in messages, `box` has four numbers as they stand there."""
 
@@ -293,11 +293,11 @@ def _convert(row: Row, scale: tuple[int, int] | str, box_format: str | None) -> 
     return BoundingBox(floor(x1), floor(y1), ceil(x2), ceil(y2))
 
 
-def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Returns the column names of a table, and its rows: where they stand, and their values by column.
 
     Raises:
-        DataError: It is not a table.
+        DataError: It is not a table; also while the rows are read.
     """
     check_download(path)
     content = path.read_bytes()
@@ -307,19 +307,23 @@ def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], list[t
         text, encoding = next(_decoded(content))
         if encoding != ENCODINGS[0]:
             logger.info("%s is not UTF-8; it is read as %s", path, encoding)
-    first_line = text.partition("\n")[0]
-    delimiter = params.get("delimiter") or max(DELIMITERS, key=first_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    delimiter = params.get("delimiter") or max(DELIMITERS, key=text.partition("\n")[0].count)
+    lines = _lines(path, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
+    _, header = next(lines, ("", []))
+    rows = (
+        (where, dict(itertools.zip_longest(header, row[: len(header)], fillvalue="")))
+        for where, row in lines
+        if any(row)
+    )
+    return header, rows
+
+
+def _lines(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
     try:
-        header = [name.strip() for name in next(reader, [])]
-        rows = [
-            (f"line {reader.line_num:,}", dict(zip(header, map(str.strip, row + [""] * len(header)), strict=False)))
-            for row in reader
-            if any(cell.strip() for cell in row)
-        ]
+        for row in reader:
+            yield f"line {reader.line_num:,}", [cell.strip() for cell in row]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num:,}: not a line of a table ({error})") from error
-    return header, rows
 
 
 def _decoded(content: bytes) -> Iterator[tuple[str, str]]:

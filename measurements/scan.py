@@ -1,0 +1,109 @@
+"""Seconds and memory that reading the records of a large data set takes: class folders, a table and Parquet.
+
+    python -m measurements.scan [--images 100000] [--report measurements/scan.md]
+
+The images are empty files, which reading the records does not open. Memory is the growth of the peak of a process that
+reads them once.
+"""
+
+import argparse
+import csv
+import datetime
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from datamodules import read_data
+from measurements.arguments import at_least, report
+from utils.cli import run_command
+from utils.files import write_text
+from utils.machine import available_cores, cpu_name
+
+CLASSES = 196
+
+
+def write_class_folders(folder: Path, images: int) -> None:
+    for number in range(CLASSES):
+        (folder / f"class {number:03d}").mkdir(parents=True)
+    for number in range(images):
+        (folder / f"class {number % CLASSES:03d}" / f"{number:06d}.jpg").touch()
+
+
+def write_table(folder: Path, images: int) -> None:
+    write_class_folders(folder, images)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "class", "x1", "y1", "x2", "y2"])
+        for number in range(images):
+            name = f"class {number % CLASSES:03d}"
+            writer.writerow([f"{name}/{number:06d}.jpg", name, 0, 0, 10, 10])
+
+
+def write_parquet(folder: Path, images: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    content = [{"bytes": bytes(100), "path": f"{number:06d}.jpg"} for number in range(images)]
+    table = pa.table({"image": content, "label": [f"class {number % CLASSES:03d}" for number in range(images)]})
+    pq.write_table(table, folder / "train.parquet", row_group_size=100)
+
+
+KINDS: dict[str, Callable[[Path, int], None]] = {
+    "class folders": write_class_folders,
+    "table": write_table,
+    "Parquet": write_parquet,
+}
+
+
+def peak_megabytes() -> float:
+    """Returns the peak of this process's memory; getrusage counts that of the process that started it too."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def measure(folder: Path, connection: Connection) -> None:
+    """Reads a data set in a process of its own, and sends the number of images, seconds and megabytes."""
+    before, started = peak_megabytes(), time.perf_counter()
+    data = read_data(folder)
+    connection.send((len(data.train), time.perf_counter() - started, peak_megabytes() - before))
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Measures, prints a table, writes it if asked to, and returns it."""
+    parser = argparse.ArgumentParser(description="Measures how long reading the records of a large data set takes.")
+    parser.add_argument("--images", type=at_least(CLASSES), default=100_000)
+    parser.add_argument("--report", type=report, help="Markdown file to write")
+    arguments = parser.parse_args(argv)
+    load = os.getloadavg()[0]
+    lines = ["| data set | images | seconds | memory, MB |", "|---|---:|---:|---:|"]
+    context = multiprocessing.get_context("spawn")
+    for images in (arguments.images // 10, arguments.images):
+        for kind, write in KINDS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder) / "data", images)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=measure, args=(Path(folder) / "data", sender))
+                process.start()
+                count, seconds, megabytes = receiver.recv()
+                process.join()
+            lines.append(f"| {kind} | {count:,} | {seconds:.2f} | {megabytes:,.0f} |")
+    lines += [
+        "",
+        f"{datetime.date.today()}, {cpu_name()}, {available_cores()} cores, load {load:.0f}; {CLASSES} classes.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    if arguments.report:
+        write_text(arguments.report, text)
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
