@@ -1,0 +1,89 @@
+"""Imports run one way, nothing heavy is imported early, and no folder grows beyond what a person can hold."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Each room may import those below it.
+FLOORS = (
+    ("deployment", "reproduction", "measurements"),
+    ("assembly",),
+    ("training",),
+    ("datamodules", "models", "losses"),
+    ("utils.tracking",),
+    ("utils.runs",),
+    ("utils.config",),
+    ("utils",),
+)
+# Rooms on one floor that may import each other, in this direction.
+BESIDE = {("models", "losses"), ("reproduction", "deployment"), ("measurements", "deployment"), ("measurements", "reproduction")}
+ENTRY_SCRIPTS = {path.stem for path in PROJECT.glob("*.py")} - {"assembly"}
+MAX_FILES = 10  # of Python in a room
+
+
+def room_of(module: str) -> str | None:
+    """Returns the room of a dotted module name, None for another project's."""
+    rooms = {room for floor in FLOORS for room in floor}
+    parts = module.split(".")
+    return next((name for name in (".".join(parts[:2]), parts[0]) if name in rooms), None)
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: a relative import"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def source_files() -> list[Path]:
+    rooms = {room.partition(".")[0] for floor in FLOORS for room in floor} - {"assembly"}
+    return [PROJECT / "assembly.py", *(path for room in sorted(rooms) for path in (PROJECT / room).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(PROJECT)))
+def test_imports_run_one_way(path: Path) -> None:
+    floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    own = room_of(".".join(path.relative_to(PROJECT).with_suffix("").parts))
+    for module in imported_modules(path):
+        other = room_of(module)
+        if other is None or other == own or (own, other) in BESIDE:
+            # Measurements and reproductions run commands as a user does.
+            assert module.partition(".")[0] not in ENTRY_SCRIPTS or own == "measurements", f"imports {module}"
+            continue
+        assert floor_of[other] > floor_of[own], f"{own} imports {module}"
+
+
+def test_the_walk_sees_imports(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("import train\ndef f():\n    from utils.runs import lock\n")
+    assert imported_modules(tmp_path / "module.py") == {"train", "utils.runs.lock"}
+    assert room_of("utils.runs.lock") == "utils.runs"
+    assert room_of("utils.files") == "utils"
+    assert room_of("torch.utils") is None
+
+
+@pytest.mark.parametrize("room", ["utils.config", "utils.runs"])
+def test_configuration_and_runs_need_no_torch(room: str) -> None:
+    modules = [f"{room}.{path.stem}" for path in (PROJECT / room.replace(".", "/")).glob("*.py") if path.stem[0] != "_"]
+    code = f"import sys, {', '.join(modules)}\nassert not {{'torch', 'pytorch_lightning'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_no_room_is_crowded() -> None:
+    counts = {path.parent: 0 for path in source_files()}
+    for path in source_files():
+        counts[path.parent] += path.stem != "__init__"
+    assert not {str(room.relative_to(PROJECT)): count for room, count in counts.items() if count > MAX_FILES}
+
+
+def test_every_room_says_what_it_is() -> None:
+    for room in {path.parent for path in source_files()} - {PROJECT}:
+        assert ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))), room
