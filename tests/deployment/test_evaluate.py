@@ -137,22 +137,22 @@ def test_an_unknown_class_is_an_error(trained_run, tmp_path):
         evaluate.main([str(trained_run), "--data", str(tmp_path / "other")])
 
 
-def test_a_photo_is_no_checkpoint(tmp_path):
+def test_an_image_is_not_a_checkpoint(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     (tmp_path / "empty.ckpt").touch()
     for name in ("photo.png", "empty.ckpt"):
-        with pytest.raises(RunError, match=rf"{name} is no checkpoint; name a run, or a file that a training wrote"):
+        with pytest.raises(RunError, match=rf"{name} is not a checkpoint; name a run, or a file that a training wrote"):
             evaluate.main([str(tmp_path / name)])
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.9999])
-def test_a_checkpoint_that_is_cut_short_is_one_short_sentence(trained_run, tmp_path, share):
+def test_a_truncated_checkpoint_is_one_short_error(trained_run, tmp_path, share):
     whole = (trained_run / "checkpoints/best.ckpt").read_bytes()
     path = tmp_path / "half.ckpt"
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(RunError) as error:
         evaluate.main([str(path)])
-    assert str(error.value) == f"{path} is damaged or no checkpoint: its end is missing or damaged; copy it again"
+    assert str(error.value) == f"{path} is damaged or not a checkpoint: its end is missing or damaged; copy it again"
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 7), (7, 7), (3, 7), (6738, 8041), (1, 1372)])

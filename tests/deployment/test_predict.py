@@ -199,7 +199,7 @@ def changed_config(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda checkpoint: checkpoint.pop(ABOUT), r"no checkpoint of this project: its part 'cars'"),
+        (lambda checkpoint: checkpoint.pop(ABOUT), r"not a checkpoint of this project: its part 'cars'"),
         (without("class_names"), "part has no class_names"),
         (without("config"), "Its configuration is missing"),
         (lambda checkpoint: checkpoint[ABOUT].update(format=0), "has checkpoint format 0; this version reads 1"),
