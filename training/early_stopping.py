@@ -1,11 +1,11 @@
-"""Early stopping that survives a run that is broken off: it neither forgets that it has stopped nor its new patience."""
+"""Early stopping for runs that are resumed: it keeps a new patience, and stays stopped unless the run is extended."""
 
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer, callbacks
 
 
-# Of the same name as Lightning's: checkpoints keep its state under the name of its class.
+# The name of Lightning's class: checkpoints keep its state under that name.
 class EarlyStopping(callbacks.EarlyStopping):
     """Stops after `patience` epochs without a lower validation loss.
 

@@ -1,4 +1,4 @@
-"""A bar over the batches of an epoch: it moves where somebody watches, and leaves a line now and then in a log file."""
+"""A progress bar over the batches of an epoch: live on a terminal, a line now and then in a log file."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from utils.progress import progress_bar
 
 
 class TrainingProgress(Callback):
-    """Shows how far the epoch is. It never asks the device for a number, so training does not wait for it."""
+    """Shows the progress of the epoch, without waiting for the device."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None

@@ -1,4 +1,4 @@
-"""Writes down what an epoch gave: to metrics.csv, to the trackers, to the terminal."""
+"""Records the metrics of each epoch in metrics.csv, the trackers and the log."""
 
 import logging
 import math
@@ -18,9 +18,9 @@ from utils.tracking.trackers import Trackers
 logger = logging.getLogger(__name__)
 
 
-# Lightning calls a Checkpoint after the module's own on_train_epoch_end, when the epoch's metrics are complete.
+# A Checkpoint: Lightning calls it after the module's on_train_epoch_end, when the epoch's metrics are complete.
 class Recorder(Checkpoint):
-    """Keeps the history of a run; it travels in the checkpoint, so that a resumed run has that of an undisturbed one."""
+    """Keeps the metrics of all epochs. They are part of the checkpoint, so a resumed run continues them exactly."""
 
     def __init__(self, folder: Path, trackers: Trackers) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Recorder(Checkpoint):
         self._start()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._start()  # an epoch that is resumed in its middle has no on_train_epoch_start
+        self._start()  # an epoch that is resumed in its middle skips on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -48,7 +48,7 @@ class Recorder(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)  # once an epoch: what is still queued is training, not validation
+            torch.cuda.synchronize(module.device)  # once an epoch: queued work belongs to the training
         self.trained = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -73,7 +73,7 @@ class Recorder(Checkpoint):
 
 
 def describe_epoch(rows: list[Row], speed: Row, num_epochs: int) -> str:
-    """Returns one line on the last epoch of `rows`."""
+    """Returns the log line of the last epoch in `rows`."""
     row = rows[-1]
     parts = [
         f"epoch {row['epoch']:>{len(str(num_epochs - 1))}}/{num_epochs - 1}",

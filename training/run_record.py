@@ -1,4 +1,4 @@
-"""Keeps run.json of a run up to date and draws its curves."""
+"""run.json of a run, its curves, and its end."""
 
 import logging
 import time
@@ -26,14 +26,14 @@ Status = Literal["running", "completed", "early-stopped", "interrupted", "failed
 
 
 class RunRecord:
-    """The record of a run. As a context manager it notes how the training within it ended, whatever ends it.
+    """The record of a run. As a context manager it records how the training within ended, for whatever reason.
 
     Args:
         folder: The run's folder.
         config: Its resolved configuration.
-        parameters: What the study logged of a run.
-        num_classes: Number of car models.
-        photos: Number of training and of validation photos.
+        parameters: The study's 26 parameters.
+        num_classes: Number of classes.
+        photos: Number of training and of validation images.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RunRecord:
         self.config = config
         old = read_record(folder)
         self.was_finished = has_ended(folder)
-        # A run that was killed could not write down how long it had taken, but each of its epochs did.
+        # A killed run could not record its duration, but each of its epochs did.
         trained = sum(row["seconds"] for row in read_rows(folder / SPEED)) if old else 0.0
         self.earlier_seconds = max(float(old.get("seconds", 0.0)), trained)
         self.began = time.monotonic()
@@ -76,13 +76,13 @@ class RunRecord:
         return read_rows(self.folder / METRICS)
 
     def start(self, trainer: Trainer) -> None:
-        """Writes the configuration and the record, and says what begins.
+        """Writes the configuration and the record, and logs what starts.
 
         Raises:
             RunError: Another process is training this run.
         """
         if trainer.is_global_zero:
-            # Before it is this process's run: nothing is written to another's, not even how this one ended.
+            # First: nothing may be written to a run of another process, not even how this one ended.
             alone = self.trackers.hold()
             for each in (self.folder, self.folder / LAST.parent):
                 remove_partial(each, alone=alone)
@@ -91,11 +91,11 @@ class RunRecord:
             write_text(self.folder / CONFIG, self.config.as_yaml())
             write_record(self.folder, self.values)
             self.trackers.start(self.values, [self.folder / CONFIG])
-        network, count = self.values["parameters"]["architecture"], self.values["parameters"]["num_params"]
+        model, count = self.values["parameters"]["architecture"], self.values["parameters"]["num_params"]
         device = trainer.strategy.root_device
         logger.info(
-            "%s %s: %s with %s parameters, %s training and %s validation photos, on %s%s, %s",
-            "going on with" if self.values["resumed"] else "run", self.folder, network, f"{count:,}",
+            "%s %s: %s with %s parameters, %s training and %s validation images, on %s%s, %s",
+            "resuming" if self.values["resumed"] else "run", self.folder, model, f"{count:,}",
             f"{self.values['train_photos']:,}", f"{self.values['valid_photos']:,}", device,
             f" × {trainer.world_size}" if trainer.world_size > 1 else "", trainer.precision,
         )  # fmt: skip
@@ -109,8 +109,8 @@ class RunRecord:
         if self.trainer is None:
             return False
         if not self.trainer.is_global_zero:
-            # A RunError without a cause is a decision that all processes take, and the first one says it. Lightning would
-            # kill that one, which may still be writing, as soon as another ends with an error.
+            # All processes raise a RunError without a cause together, and the first one reports it. Lightning would kill the
+            # first, which may still be writing, as soon as another ends with an error.
             return isinstance(error, RunError) and error.__cause__ is None
         rows = self.rows
         self.values |= {
@@ -126,17 +126,17 @@ class RunRecord:
         timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
         self.trackers.end(self.values, [self.folder / CURVES] if rows else [], timeout=timeout)
         if error is None:
-            self._write()  # last: a run that is killed before goes on, and does what is missing
+            self._write()  # last: a run that is killed before this line can be resumed
         self.trackers.release()
         if error is not None and (self.folder / LAST).is_file() and not isinstance(error, DamagedCheckpoint):
             change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
-            logger.warning("to go on: python train.py --resume %s%s", self.folder, change)
+            logger.warning("to resume: python train.py --resume %s%s", self.folder, change)
         return False
 
     def _write(self) -> None:
         try:
             write_record(self.folder, self.values)
-        except RunError as problem:  # the training's own error, or its result, must not be lost to a full disk
+        except RunError as problem:  # a full disk must not hide the training's own error or result
             logger.error("%s", problem)
 
     def _draw(self, rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Lets a training that gets a signal finish its step and write its checkpoint; a second signal ends it at once."""
+"""After a signal a training finishes its step and writes a checkpoint; a second signal ends it at once."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what Colab and job schedule
 
 
 class SignalHandler:
-    """Notes the first signal. As a context manager it takes the place of the usual handlers for a while.
+    """Remembers the first signal. As a context manager it replaces the handlers of the process.
 
-    Until training begins, where there is no step to finish, the signal ends at once what is being done.
+    Before `install` there is no step to finish: the signal raises `Interrupted` at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class SignalHandler:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Begins what has steps to finish: from now on a signal is noted, and this alone is told of it."""
+        """Handles signals alone from now on, and only remembers them: a training has started, with steps to finish."""
         self.installed = True
         self._set_handlers()
 
@@ -48,7 +48,7 @@ class SignalHandler:
 
     @property
     def seconds_since(self) -> float:
-        """How long ago the signal came; 0 without one."""
+        """Seconds since the signal; 0 without one."""
         return time.monotonic() - self.received_at if self.received else 0.0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -56,7 +56,7 @@ class SignalHandler:
             self.signal_number, self.received_at = number, time.monotonic()
             if not self.installed:
                 name = signal.Signals(number).name
-                raise Interrupted(f"{name} ended it before the first step", signal_number=number)
+                raise Interrupted(f"{name} ended the run before the first step", signal_number=number)
         elif self.seconds_since > SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

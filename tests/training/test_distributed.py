@@ -139,7 +139,9 @@ def test_torchrun_extracts_once_and_ends_at_a_signal_with_one_checkpoint(started
     output, _ = process.communicate(timeout=60)
     folder = only(path)
     assert status(folder) == "interrupted" and (folder / "checkpoints/last.ckpt").is_file(), output
-    assert output.count("SIGTERM ended the training") == output.count("to go on: python train.py --resume") == 1, output
+    assert output.count("SIGTERM ended the training") == output.count("to resume: python train.py --resume") == 1, (
+        output
+    )
     assert len(list(data.glob("car_ims/*.jpg"))) == 21 and not list(data.glob(".*")), output
 
 

@@ -70,7 +70,7 @@ def test_before_the_first_checkpoint_a_loss_that_is_not_finite_says_that_there_i
     monkeypatch.setattr(Classifier, "_track_nonfinite", _seeing(Classifier._track_nonfinite, step=1))
     with pytest.raises(RunError, match=r"in epoch 0, step 1, .*; there is no checkpoint yet\. "):
         run(cars, tmp_path)
-    assert "to go on" not in capsys.readouterr().err
+    assert "to resume" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["training", "validation"])
@@ -85,7 +85,7 @@ def test_it_can_be_told_to_train_on_regardless_and_the_end_says_so(cars, tmp_pat
         run(cars, tmp_path)
     folder = only_run(tmp_path)
     assert read_checkpoint(folder / LAST)["global_step"] == 3
-    (command,) = re.findall(r"to go on: python train.py (.*)", capsys.readouterr().err)
+    (command,) = re.findall(r"to resume: python train.py (.*)", capsys.readouterr().err)
     assert command == f"--resume {folder} --set stop_on_nonfinite_loss=False"
     train.main(command.split())
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
@@ -137,7 +137,7 @@ def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_
         message = r"^the device has too little memory for the cache of 20 images, .* GB; --set cache_on_device=False"
         with pytest.raises(RunError, match=message):
             train.main([*change, "cache_on_device=True"])
-        assert f"to go on: python train.py --resume {folder} --set cache_on_device=False\n" in capsys.readouterr().err
+        assert f"to resume: python train.py --resume {folder} --set cache_on_device=False\n" in capsys.readouterr().err
         train.main([*change, "cache_on_device=False"])
     assert_same_run(whole, folder)
 
@@ -241,7 +241,7 @@ def test_a_cache_that_is_cut_in_training_is_one_line_and_built_anew_when_the_run
         with pytest.raises(RunError, match=r"valid-.*\.photos: this cache was truncated; resume the run, and it is"):
             run(cars, tmp_path / "parts", *settings)
     folder = only_run(tmp_path / "parts")
-    assert f"to go on: python train.py --resume {folder}\n" in capsys.readouterr().err
+    assert f"to resume: python train.py --resume {folder}\n" in capsys.readouterr().err
     train.main(["--resume", str(folder)])
     assert_same_run(whole, folder)
 

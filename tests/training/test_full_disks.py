@@ -77,7 +77,7 @@ def test_a_disk_that_fills_in_training_leaves_a_run_that_goes_on(
     said = capsys.readouterr().err
     assert "Traceback" not in said and "Logging error" not in said
     folder = only_run(output)
-    assert f"to go on: python train.py --resume {folder}" in said
+    assert f"to resume: python train.py --resume {folder}" in said
     assert not list(folder.rglob("*.partial"))
     (output.parent / "other").unlink()
     train.main(["--resume", str(folder)])

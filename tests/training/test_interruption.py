@@ -73,7 +73,7 @@ def test_a_signal_ends_the_building_of_the_cache_at_once_and_nothing_is_left_of_
         return read(path, **options)
 
     monkeypatch.setattr(images, "read_image", signalled)
-    with pytest.raises(Interrupted, match="SIGTERM ended it before the first step") as caught:
+    with pytest.raises(Interrupted, match="SIGTERM ended the run before the first step") as caught:
         run(data, tmp_path / "output", f"cache_path={cache}")
     assert caught.value.exit_code == 143
     assert not list(cache.glob(".*")) and len(photos) < 40
@@ -126,7 +126,7 @@ def test_a_real_training_ends_within_ten_seconds_its_trackers_closed_and_the_way
     assert time.monotonic() - began < 10
     folder = only_run(tmp_path)
     assert process.returncode == code, output
-    assert f"to go on: python train.py --resume {folder}" in output and "Traceback" not in output
+    assert f"to resume: python train.py --resume {folder}" in output and "Traceback" not in output
     assert (folder / "checkpoints/last.ckpt").is_file() and not list(tmp_path.rglob("*.partial*"))
     assert read_record(folder)["status"] == "interrupted"
     with closing(sqlite3.connect(tmp_path / STORE)) as store:

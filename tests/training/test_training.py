@@ -354,10 +354,10 @@ def test_a_checkpoint_that_would_execute_something_is_not_loaded(tmp_path):
         read_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "executed").exists()
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    with pytest.raises(RunError, match="no checkpoint of this project"):
+    with pytest.raises(RunError, match="not a checkpoint of this project"):
         read_checkpoint(tmp_path / "foreign.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(RunError, match="is damaged or no checkpoint"):
+    with pytest.raises(RunError, match="is damaged or not a checkpoint"):
         read_checkpoint(tmp_path / "broken.ckpt")
 
 
@@ -382,7 +382,7 @@ def test_a_real_process_ends_at_ctrl_c_with_a_checkpoint_and_the_command_to_go_o
     assert time.monotonic() - started < 10
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert process.returncode == 128 + signal.SIGINT, output
-    assert f"to go on: python train.py --resume {folder}" in output and "Traceback" not in output
+    assert f"to resume: python train.py --resume {folder}" in output and "Traceback" not in output
     assert (folder / "checkpoints/last.ckpt").is_file() and not list(folder.rglob("*.partial"))
 
 

@@ -1,0 +1,52 @@
+"""Configurations that the schema takes and torch does not: check_buildable reports them by key."""
+
+import pytest
+
+import assembly
+from utils.config import load_config
+from utils.errors import ConfigError
+
+COMMON = ("cache_path=null", "accelerator=cpu", "trackers=[]", "num_epochs=5")
+
+WRONG = [
+    ("optimizer_params={lr: [1]}", "optimizer_params"),
+    ("optimizer_params={betas: 3}", "optimizer_params"),
+    ("optimizer_params={betas: [0.9]}", "optimizer_params"),
+    ("optimizer_params={weight_decay: x}", "optimizer_params"),
+    ("image_augmentations={RandomAffine: {degrees: x}}", "image_augmentations"),
+    ("image_augmentations={Pad: {padding: 5000000}}", "Pad.padding: 5000000 is too large; expected at most 4,096"),
+    ("image_augmentations={Resize: {size: [9, 100000]}}", "Resize.size: [9, 100000] is too large"),
+    (
+        "image_augmentations={RandAugment: {num_ops: 1000}}",
+        "RandAugment.num_ops: 1000 is too large; expected at most 20",
+    ),
+    ("lr_scheduler_params={gamma: x, milestones: [3]}", "lr_scheduler_params"),
+    ("lr_scheduler_params={milestones: 3}", "lr_scheduler_params"),
+    ("loss_params={epsilon: x}", "loss_params"),
+    ("out_channels=1000000000000", "architecture: invalid value 'ghost': its weights take"),
+    ("devices=1000000000", "devices"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), WRONG, ids=[change for change, _ in WRONG])
+def test_a_wrong_value_is_reported_by_its_key(change, expected):
+    with pytest.raises(ConfigError) as caught:
+        assembly.check_buildable(load_config(overrides=[*COMMON, change]))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "epochs", "reason"),
+    [
+        ("OneCycleLR", "{max_lr: 0.1, total_steps: 5}", 6, "Tried to step 6 times"),
+        ("LambdaLR", "{lr_lambda: 1 / (6 - epoch)}", 6, "cannot be computed for epoch 6"),
+        ("LambdaLR", "{lr_lambda: 4 - epoch}", 6, "learning rate -0.001 in epoch 5"),
+        ("ReduceLROnPlateau", "{patience: x}", 2, "not supported between"),
+    ],
+)
+def test_a_schedule_that_fails_in_a_later_epoch_is_found_before_the_first(name, params, epochs, reason):
+    changes = [*COMMON, f"lr_scheduler={name}", f"lr_scheduler_params={params}"]
+    assembly.check_buildable(load_config(overrides=[*changes, "num_epochs=1"])) if name != "ReduceLROnPlateau" else None
+    with pytest.raises(ConfigError, match="lr_scheduler_params") as caught:
+        assembly.check_buildable(load_config(overrides=[*changes, f"num_epochs={epochs}"]))
+    assert reason in str(caught.value)
