@@ -111,6 +111,8 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
         DataError: Rows are wrong, or images are missing.
     """
     contents = {table: _read_file(table, params) for table in location.files.tables}
+    given = {name for key in ("path", "label", "split") if (name := params.get(key))}
+    contents = {table: content for table, content in contents.items() if given <= {*content[0]}} or contents
     columns = {table: find_columns(header, params, table) for table, (header, _) in contents.items()}
     usable = {table: found for table, found in columns.items() if found is not None}
     if not usable:
@@ -147,6 +149,8 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
 
 def describe_tables(location: Location, params: Mapping[str, Any]) -> list[str]:
     """Returns a line for each table without a path or a class column."""
+    for table in location.files.tables:
+        check_download(table)
     headers = {table: _read_file(table, params)[0] for table in location.files.tables}
     return [
         f"{table} has the columns {', '.join(header)[:300]}: name those of paths and classes by table_params, as in "
@@ -299,8 +303,10 @@ def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], Iterat
     Raises:
         DataError: It is not a table; also while the rows are read.
     """
-    check_download(path)
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = content.decode("utf-16", errors="replace")
     else:
@@ -339,20 +345,20 @@ class _Images:
 
     def __init__(self, table: Path, root: Path) -> None:
         self.root = root
-        self.folder = table.parent
+        self.folders = [table.parent, *(path for path in sorted(table.parent.iterdir()) if path.is_dir())]
         self.base: Path | None = None
         self.listings: dict[Path, frozenset[str]] = {}
 
     def find(self, text: str) -> Path | str:
         """Returns the path of an image, or what is wrong with it."""
         relative = text.replace("\\", "/")
-        if self.base is None:  # the first image decides where all are
-            folders = [self.folder, *(path for path in sorted(self.folder.iterdir()) if path.is_dir())]
-            self.base = next((folder for folder in folders if self._is_there(folder / relative)), self.folder)
-        path = path_inside(self.root, self.base, relative)
+        if self.base is None:  # the first image that is found decides where all are
+            self.base = next((folder for folder in self.folders if self._is_there(folder / relative)), None)
+        base = self.base or self.folders[0]
+        path = path_inside(self.root, base, relative)
         if path is None:
             return f"{text} lies outside of {self.root}"
-        return path if self._is_there(path) else f"{text} is not in {self.base}"
+        return path if self._is_there(path) else f"{text} is not in {base}"
 
     def _is_there(self, path: Path) -> bool:
         if path.parent not in self.listings:  # one listing instead of a question for each image

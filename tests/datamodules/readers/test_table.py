@@ -55,6 +55,9 @@ def test_a_split_column_and_columns_given_by_name(folder: Path) -> None:
     splits = (data.train, data.valid, data.test)
     assert [[record.path.name for record in split] for split in splits] == [["1.jpg"], ["2.jpg"], ["3.jpg"]]
     assert [record.label for record in data.records] == [1, 0, 1]
+    write(folder, "path,class", "images/1.jpg,other", name="other.csv")
+    assert read_data(folder, table_params=params).records == data.records
+    (folder / "other.csv").unlink()
     with pytest.raises(
         ConfigError, match=r"^table_params\.label: .*labels\.csv has no column 'wat'\. Did you mean 'what'\?"
     ):
@@ -66,6 +69,7 @@ def test_a_split_column_and_columns_given_by_name(folder: Path) -> None:
 
 
 def test_tables_named_by_split_and_images_named_without_their_folder(folder: Path) -> None:
+    (folder / "empty.csv").touch()
     write(folder, "filename,label", "1.jpg,10", "2.jpg,9", name="train_labels.csv")
     write(folder, "filename,label", "3.jpg,10", name="valid.csv")
     write(folder, "id,name", "9,Kia", name="classes.csv")
@@ -152,4 +156,17 @@ def test_paths_of_windows_and_absolute_paths_inside_the_folder(folder: Path) -> 
 def test_what_is_no_table_is_named(folder: Path, content: bytes, message: str) -> None:
     (folder / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
+        read_data(folder)
+
+
+def test_tables_of_something_else_beside_class_folders_are_no_obstacle(tmp_path: Path) -> None:
+    write_images(tmp_path, "a/1.jpg", "b/1.jpg")
+    write(tmp_path, "width,height", "20,10", name="sizes.csv")
+    (tmp_path / "empty.csv").touch()
+    assert read_data(tmp_path).kind == "class_folders"
+
+
+def test_a_missing_first_image_does_not_hide_where_the_others_are(folder: Path) -> None:
+    write(folder, "filename,label", "9.jpg,a", "1.jpg,a", "2.jpg,b")
+    with pytest.raises(DataError, match=rf"^1 problem in .*:\n  labels\.csv, line 2: 9\.jpg is not in {folder}$"):
         read_data(folder)
