@@ -21,7 +21,12 @@ FLOORS = (
     ("utils",),
 )
 # Rooms on one floor that may import each other, in this direction.
-BESIDE = {("models", "losses"), ("reproduction", "deployment"), ("measurements", "deployment"), ("measurements", "reproduction")}
+BESIDE = {
+    ("models", "losses"),
+    ("reproduction", "deployment"),
+    ("measurements", "deployment"),
+    ("measurements", "reproduction"),
+}
 ENTRY_SCRIPTS = {path.stem for path in PROJECT.glob("*.py")} - {"assembly"}
 MAX_FILES = 10  # of Python in a room
 
