@@ -62,7 +62,7 @@ def check_buildable(config: Config) -> None:
         classes = max(len(weight), 2) if isinstance(weight, list) else STUDY_CLASSES
         build_loss(config.loss_function, config.loss_params, num_classes=classes)
     with problems.of("architecture"), torch.device("meta"):
-        _check_memory(_build_network(config, STUDY_CLASSES))
+        _check_memory(_build_model(config, STUDY_CLASSES))
     if config.compile is not None:
         with problems.of("compile"):
             check_compiler()
@@ -109,7 +109,7 @@ def load_annotations(config: Config) -> DataSplits:
 
 
 def build_pipelines(config: Config) -> tuple[Pipeline, Pipeline]:
-    """Returns the ways from photo to tensor for the training and for the validation split."""
+    """Returns the pipelines from image to tensor, of the training and of the validation split."""
     common: dict[str, Any] = {
         "image_size": config.image_size,
         "convert_to_grayscale": config.convert_to_grayscale,
@@ -126,7 +126,7 @@ def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
     """Returns the data module of `config`.
 
     Raises:
-        ConfigError: augmentation_device is device, but something configured cannot be done so.
+        ConfigError: augmentation_device is device, but a configured transform does not support it.
     """
     if config.crop_to_bboxes:
         require_boxes(annotations.train, "crop_to_bboxes")
@@ -196,7 +196,7 @@ def build_classifier(config: Config, num_classes: int) -> Classifier:
     """Returns the classifier of `config` with random weights that depend on the seed alone."""
     torch.manual_seed(mix(config.seed, "weights"))
     return Classifier(
-        _build_network(config, num_classes),
+        _build_model(config, num_classes),
         build_loss(config.loss_function, config.loss_params, num_classes=num_classes),
         optimizer=config.optimizer,
         optimizer_params=config.optimizer_params,
@@ -231,7 +231,7 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
 def build_callbacks(
     config: Config, record: RunRecord, *, class_names: tuple[str, ...], signals: SignalHandler
 ) -> list[Callback]:
-    """Returns early stopping, the recorder of metrics and the writer of checkpoints, in the order they must run."""
+    """Returns the callbacks in the order in which they must run."""
     patience = stopping_patience(
         config.early_stopping_patience,
         lr_scheduler=config.lr_scheduler,
@@ -266,7 +266,7 @@ def build_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -
     )
 
 
-def _build_network(config: Config, num_classes: int) -> torch.nn.Module:
+def _build_model(config: Config, num_classes: int) -> torch.nn.Module:
     return build_model(
         config.architecture,
         num_classes=num_classes,

@@ -1,6 +1,5 @@
 """Which of several processes this is, and how they share the photos: what needs no training on several."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 
 import assembly
 from datamodules import read_data
-from datamodules.sampler import EpochBatchSampler
 from tests.support.data_sets import write_updated_release
 from utils.config import CONFIG_FILE, load_config
 from utils.errors import ConfigError, DataError
@@ -74,18 +72,7 @@ def test_the_command_names_a_rank_left_over_in_the_shell(monkeypatch):
         assembly.check_buildable(load_config())
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_every_process_has_a_part_of_each_validation_batch(processes):
-    for count in range(processes, 20):
-        ranks = [
-            EpochBatchSampler(count, 4, shuffle=False, rank=rank, world_size=processes) for rank in range(processes)
-        ]
-        parts = [[[index for _, index in batch] for batch in batches] for batches in ranks]
-        assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(count))
-        assert len({len(part) for part in parts}) == 1 and all(batch for part in parts for batch in part)
-
-
-def test_more_processes_than_photos_are_refused(tmp_path):
+def test_more_processes_than_images_are_refused(tmp_path):
     write_updated_release(tmp_path, valid_per_class=3)
     data = assembly.build_data(load_config(overrides=["cache_path=null"]), read_data(tmp_path))
     data.trainer = SimpleNamespace(global_rank=0, world_size=10)
