@@ -135,6 +135,17 @@ def test_a_real_training_ends_within_ten_seconds_its_trackers_closed_and_the_way
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_a_training_with_130_although_its_tee_is_gone(cars, tmp_path):
+    process = start(cars, tmp_path, "trackers=[]")
+    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    process.stdout.close()  # Ctrl-C ends tee first
+    process.send_signal(signal.SIGINT)
+    folder = only_run(tmp_path)
+    assert process.wait(timeout=60) == 130 and read_record(folder)["status"] == "interrupted"
+    assert (folder / "checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.slow
 def test_a_signal_to_all_processes_that_comes_twice_is_one(cars, tmp_path):
     process = start(cars, tmp_path, "trackers=[]", start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
