@@ -78,7 +78,7 @@ class _File(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        # Set by utils.cli, whose streams drop what nobody can read any more.
+        # Set by the streams of utils.cli, which drop text without a reader.
         if (reason := getattr(sys.stderr, "lost", None)) and not self.terminal_lost:
             self.terminal_lost = True
             message = f"stderr cannot be written ({reason}): process {os.getpid()} continues, logging to this file only"

@@ -96,7 +96,7 @@ def aged(folder: Path, seconds: float) -> Path:
     return folder
 
 
-def test_the_table_says_what_came_out_of_each_run(output: Path):
+def test_the_table_shows_the_results_of_each_run(output: Path):
     runs = sort_runs([read_run(folder) for folder in find_runs([], output)], "valid_acc")
     assert describe_runs(runs, width=112).splitlines() == [
         "#  run      id   status       epochs  valid_acc  epoch  valid_loss  train_acc  parameters  duration",
@@ -269,7 +269,7 @@ def test_any_file_that_is_written_shows_that_a_run_goes_on(tmp_path: Path):
         assert read_run(folder).status == "killed?"
 
 
-def test_the_lock_of_a_run_tells_at_once_that_its_process_is_gone(tmp_path: Path):
+def test_the_lock_shows_at_once_that_a_process_has_ended(tmp_path: Path):
     folder = write_run(tmp_path / "ghost", epochs(0.1), {"checkpoint_interval": 1.0}, status="running")
     lock = hold(folder)
     assert read_run(aged(folder, 10_000)).status == "running"
@@ -360,15 +360,15 @@ def test_one_warning_for_each_damaged_file_and_no_run_is_lost(output: Path, caps
     (output / "mlflow").mkdir()  # not a run
     (output / "notes.txt").touch()
     runs = compare.main(["--output", str(output)])
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert [(run.name, run.status) for run in runs] == [
         ("ghost_2", "interrupted"), ("ghost_1", "unknown"), ("ghost_3", "completed"), ("empty", "empty"),
     ]  # fmt: skip
-    assert [line.split(" is ")[0] for line in said.err.splitlines()] == [
+    assert [line.split(" is ")[0] for line in printed.err.splitlines()] == [
         f"warning: {output / 'ghost_1' / 'run.json'}", f"warning: {output / 'ghost_3' / 'metrics.csv'}",
     ]  # fmt: skip
-    assert [line.split()[1] for line in said.out.splitlines()[1:5]] == ["ghost_2", "ghost_1", "ghost_3", "empty"]
-    assert said.out.endswith(f"\n\ncurves: {output / 'comparison.png'}\n")
+    assert [line.split()[1] for line in printed.out.splitlines()[1:5]] == ["ghost_2", "ghost_1", "ghost_3", "empty"]
+    assert printed.out.endswith(f"\n\ncurves: {output / 'comparison.png'}\n")
     assert matplotlib.image.imread(output / "comparison.png").shape[:2] == (1012, 1650)
 
 
@@ -391,7 +391,7 @@ def test_a_misspelt_run_is_answered_with_the_nearest(output: Path):
         find_runs(["no_such"], Path("nowhere"))
 
 
-def test_without_runs_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_runs_the_error_suggests_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^output has no runs yet"):  # output_path of config.yml
         compare.main([])
@@ -407,8 +407,8 @@ def test_without_runs_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
             ["--sort", "valid_ac"],
             "--sort valid_ac: unknown metric. Did you mean 'valid_acc'? Allowed: valid_acc, valid_",
         ),
-        (["--picture", "curves.jpg"], "--picture curves.jpg: the picture is a PNG; end its name with .png"),
-        (["--csv", "none/a.csv"], "--csv none/a.csv: there is no folder none"),
+        (["--picture", "curves.jpg"], "--picture curves.jpg: expected a name that ends in .png"),
+        (["--csv", "none/a.csv"], "--csv none/a.csv: the folder none"),
     ],
 )
 def test_wrong_arguments_are_answered_before_anything_is_read(arguments: list[str], message: str):
@@ -456,7 +456,7 @@ def test_the_command_needs_neither_torch_nor_matplotlib_to_answer(output: Path):
 def test_it_draws_nothing_where_no_epoch_was_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_run(tmp_path / "ghost", [])
     compare.main(["--output", str(tmp_path)])
-    assert capsys.readouterr().out.endswith("curves: none, no run has completed an epoch yet\n")
+    assert capsys.readouterr().out.endswith("curves: none, no run has completed an epoch\n")
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -495,7 +495,7 @@ def test_the_curves_show_every_epoch_of_every_run():
     assert sorted((text.get_text(), text.xy) for text in valid_acc.texts) == [("1", (2, 30)), ("3", (1, 10))]
 
 
-def test_a_spike_is_cut_off_and_said():
+def test_a_spike_is_cut_off_with_a_note():
     runs = {"a": epochs(0.1, 0.2), "b": epochs(0.1, 0.2, first_loss=5.0)}
     runs["a"][1]["valid_loss"] = 150.0
     figure = Figure()

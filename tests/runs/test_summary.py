@@ -31,6 +31,6 @@ def test_the_summary_gives_each_best_value_with_its_epoch(four_epochs):
     assert lines[6].split() == ["chance", "level", "25.00", "%"]
 
 
-def test_a_run_without_an_epoch_says_so(tmp_path):
+def test_the_summary_of_a_run_without_an_epoch(tmp_path):
     write_record(tmp_path, {"best": {}})
     assert summarize(tmp_path) == f"{tmp_path}: no epoch was completed"

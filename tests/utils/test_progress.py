@@ -1,4 +1,4 @@
-"""Progress bars where nobody watches: a line now and then, nothing for what is quick."""
+"""Progress bars in a log file: a line every interval, none for short work."""
 
 import time
 
