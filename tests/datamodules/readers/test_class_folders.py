@@ -25,6 +25,10 @@ def contents(folder: Path, data) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize("above", ["", "car_data/car_data", "one/two/three"])
 def test_class_folders_without_splits(tmp_path: Path, above: str) -> None:
     root = tmp_path / above
@@ -66,7 +70,7 @@ def test_what_systems_add_is_no_obstacle(tmp_path: Path, caplog) -> None:
         (tmp_path / name).touch()
     data = read_data(tmp_path)
     assert contents(tmp_path, data) == {"train": [("a/1.jpg", "a"), ("b/1.jpg", "b")]}
-    assert not caplog.records
+    assert not warnings_of(caplog)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -91,7 +95,7 @@ def test_folders_without_images_and_images_without_a_class_are_named(tmp_path: P
     (tmp_path / "train/empty").mkdir()
     data = read_data(tmp_path)
     assert data.class_names == ("a", "b")
-    assert caplog.messages == [
+    assert warnings_of(caplog) == [
         f"{tmp_path}: 2 images lie outside the class folders and are left out, such as {tmp_path / 'extra/c/1.jpg'}",
         f"folders without images: 1 ({tmp_path / 'train/empty'})",
     ]
