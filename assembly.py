@@ -207,7 +207,24 @@ def build_classifier(config: Config, num_classes: int) -> Classifier:
         channels_last=config.channels_last,
         compile_mode=config.compile,
         batch_size=config.batch_size,
+        groups=parameter_group_settings(config),
+        scheduler_step=config.scheduler_step,
+        warmup_epochs=config.warmup_epochs,
+        accumulate_batches=config.accumulate_batches,
+        gradient_clip_norm=config.gradient_clip_norm,
+        ema_decay=config.ema_decay,
+        freeze_epochs=config.freeze_epochs,
     )
+
+
+def parameter_group_settings(config: Config) -> dict[str, Any] | None:
+    """Returns the keyword arguments of `parameter_groups`; None for one group of all parameters, as in the study."""
+    settings = {
+        "head_lr_factor": config.head_lr_factor,
+        "layer_decay": config.layer_decay,
+        "decay_norm_and_bias": config.decay_norm_and_bias,
+    }
+    return None if settings == {"head_lr_factor": 1.0, "layer_decay": 1.0, "decay_norm_and_bias": True} else settings
 
 
 def build_record(config: Config, folder: Path, classifier: Classifier, annotations: DataSplits) -> RunRecord:
@@ -263,6 +280,8 @@ def build_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -
         num_epochs=config.num_epochs,
         deterministic=config.deterministic,
         compiled=config.compile is not None,
+        accumulate_batches=config.accumulate_batches,
+        gradient_clip_norm=config.gradient_clip_norm,
     )
 
 

@@ -278,6 +278,11 @@ class CarsDataModule(LightningDataModule):
     def _images_per_step(self) -> int:
         return self.batch_size * (self.trainer.world_size if self.trainer else 1)
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of each process in an epoch of training."""
+        return len(self._sampler(self.train, shuffle=True))
+
     def _sampler(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EpochBatchSampler(

@@ -2,35 +2,43 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn, optim
 
 from losses import depends_on_labels, mean_denominator
+from models.averaging import AveragedWeights
 from models.compilation import CompileMode, FullBatches
-from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler
-from utils.errors import RunError
+from models.optimization import build_lr_scheduler, build_optimizer, scaled_lr, step_lr_scheduler
+from models.parameter_groups import backbone_parameters, head_modules, parameter_groups
+from utils.errors import ConfigError, RunError
 from utils.runs.folder import LAST
 from utils.seeding import mix, seed_device
 
 TOP_K = 5
+RAW = "raw_state_dict"  # key of the weights that are trained, in a checkpoint whose state_dict holds the averaged ones
 FINITE = torch.iinfo(torch.int64).max  # instead of a step: every loss was finite
 
 
 class Classifier(LightningModule):
     """Trains `model` to classify images.
 
-    Each epoch it logs train_loss, train_acc, valid_loss, valid_acc, the top-5 accuracy of both splits, and lr, the rate of
-    that epoch. Accuracies are correct predictions over images, in 0 … 1. Losses are means over the split, whatever the
-    reduction of `loss`: over images, or as torch weighs them with class weights. No value depends on how the images fall
-    into batches and processes, and each image counts once.
+    Each epoch it logs train_loss, train_acc, valid_loss, valid_acc, the top-5 accuracy of both splits, and lr, the learning
+    rate of the epoch's last step (of the backbone's last layers where layers have their own). With `ema_decay` valid_* are
+    those of the averaged weights, and valid_raw_* those of the trained ones.
+
+    Accuracies are correct predictions over images, in 0 … 1. Losses are means over the split, whatever the reduction of
+    `loss`: over images, or as torch weighs them with class weights. No value depends on how the images fall into batches
+    and processes, and each image counts once.
 
     Args:
         model: Turns images (N, C, H, W) into logits (N, classes).
         loss: Turns logits and labels (N,) into a scalar.
         optimizer, optimizer_params, lr_scheduler, lr_scheduler_params: As in `config.yml`.
+        groups: Keyword arguments of `parameter_groups`; None for one group of all parameters.
+        scheduler_step, warmup_epochs, accumulate_batches, gradient_clip_norm, ema_decay, freeze_epochs: As in `config.yml`.
         stop_on_nonfinite_loss: Whether a NaN or infinite loss ends the training.
         seed: Seed of dropout, whose random numbers depend on it and on the step alone.
         channels_last: Whether images and weights have the memory format NHWC.
@@ -48,6 +56,13 @@ class Classifier(LightningModule):
         lr_scheduler: str | None,
         lr_scheduler_params: dict[str, Any] | None,
         seed: int,
+        groups: dict[str, Any] | None = None,
+        scheduler_step: Literal["epoch", "batch"] = "epoch",
+        warmup_epochs: float = 0,
+        accumulate_batches: int = 1,
+        gradient_clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        freeze_epochs: int = 0,
         stop_on_nonfinite_loss: bool = True,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
@@ -61,6 +76,18 @@ class Classifier(LightningModule):
         self.optimizer = (optimizer, optimizer_params)
         self.lr_scheduler = (lr_scheduler, lr_scheduler_params)
         self.seed = seed
+        self.groups = groups
+        self.scheduler_step = scheduler_step
+        self.warmup_epochs = warmup_epochs
+        self.accumulate_batches = accumulate_batches
+        self.gradient_clip_norm = gradient_clip_norm
+        self.ema_decay = ema_decay
+        self.freeze_epochs = freeze_epochs
+        self.average: AveragedWeights | None = None  # in a fit with an ema_decay
+        self.averaged_state: dict[str, Tensor] | None = None  # of the checkpoint that is resumed
+        self.frozen: list[nn.Parameter] = []  # parameters that are not trained in this epoch
+        self.last_lr = math.nan  # of the last step
+        self.window: Tensor | None = None  # denominators of the loss of the accumulated batches
         self.stop_on_nonfinite_loss = stop_on_nonfinite_loss
         self.compile_mode = compile_mode
         self.batch_size = batch_size
@@ -74,6 +101,7 @@ class Classifier(LightningModule):
             None  # of loss, correct, correct among the top 5, images, denominators of the loss
         )
         self.valid_sums: Tensor | None = None
+        self.raw_sums: Tensor | None = None  # as valid_sums, of the trained weights where averaged ones are validated
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
@@ -85,19 +113,61 @@ class Classifier(LightningModule):
             self.full_batches = FullBatches(self.model, self.compile_mode, self.batch_size)
 
     def configure_optimizers(self) -> optim.Optimizer:
-        optimizer = build_optimizer(*self.optimizer, self.parameters())
+        parameters = self.parameters() if self.groups is None else parameter_groups(self.model, **self.groups)
+        optimizer = build_optimizer(*self.optimizer, parameters, may_fuse=self.gradient_clip_norm is None)
         # Stepped in on_train_epoch_end: Lightning would do it after the epoch's checkpoint is written.
-        self.scheduler = build_lr_scheduler(*self.lr_scheduler, optimizer)
+        steps = self.steps_per_epoch if self.scheduler_step == "batch" else 1
+        self.scheduler = build_lr_scheduler(*self.lr_scheduler, optimizer, steps_per_epoch=steps)
         if self.scheduler is not None and self.scheduler_state is not None:
             self.scheduler.load_state_dict(self.scheduler_state)
         return optimizer
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        return math.ceil(self.trainer.datamodule.batches_per_epoch / self.accumulate_batches)
+
+    def on_fit_start(self) -> None:
+        if self.ema_decay is None:
+            return
+        steps, horizon = self.steps_per_epoch * self.trainer.max_epochs, 1 / (1 - self.ema_decay)
+        if horizon > steps + 1e-6:
+            raise ConfigError(
+                f"ema_decay: {self.ema_decay} averages over {horizon:,.0f} steps, and the training has {steps:,}; "
+                f"expected at most {1 - 1 / steps:.4g}"
+            )
+        self.average = AveragedWeights(self.model, self.ema_decay)
+        if self.averaged_state is not None:
+            self.average.load_state_dict(self.averaged_state)
+
+    def on_train_start(self) -> None:
+        self._freeze()  # an epoch that is resumed in its middle has no on_train_epoch_start
+
+    def _freeze(self) -> None:
+        """Freezes the backbone and its batch-norm statistics in the first `freeze_epochs`, and trains them afterwards."""
+        if self.freeze_epochs == 0:
+            return
+        is_frozen = self.current_epoch < self.freeze_epochs
+        backbone = backbone_parameters(self.model)
+        self.frozen = backbone if is_frozen else []
+        # DDP expects the gradients that it saw at its start; in several processes they are dropped before the step.
+        for parameter in backbone:
+            parameter.requires_grad_(not is_frozen or self.trainer.world_size > 1)
+        head = {id(part) for module in head_modules(self.model).values() for part in module.modules()}
+        for module in self.model.modules():
+            if hasattr(module, "running_mean") and id(module) not in head:
+                module.train(not is_frozen)
+
     def on_train_epoch_start(self) -> None:
+        self._freeze()
         self.nonfinite_step = None
         self.train_sums = None  # an epoch that is resumed in its middle skips this hook and keeps its sums
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        seed_device(self.device, mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank))
+        batch_of_step = [batch_index] if self.accumulate_batches > 1 else []
+        seed_device(
+            self.device, mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank, *batch_of_step)
+        )
         self.counted = False
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -108,18 +178,60 @@ class Classifier(LightningModule):
             self.train_sums = self._accumulate(self.train_sums, logits, labels, loss, denominator)
             self.counted = True
         self._track_nonfinite(loss.detach())
-        return self._shared(loss * self._ddp_weight(denominator))
+        weight = self._ddp_weight(denominator) if self.accumulate_batches == 1 else self._window_weight(denominator)
+        return self._shared(loss * weight)
+
+    def _window_weight(self, denominator: Tensor) -> Tensor | float:
+        """Returns the factor of the loss of one of several batches that make a step; `on_before_optimizer_step` completes it.
+
+        Lightning divides each loss by `accumulate_batches`, as if all batches had equally many images.
+        """
+        if self._reduction == "sum":
+            return self.accumulate_batches * self.trainer.world_size
+        self.window = denominator if self.window is None else self.window + denominator
+        return self.accumulate_batches * denominator / self.batch_size
+
+    def on_before_optimizer_step(self, optimizer: optim.Optimizer) -> None:
+        for parameter in self.frozen:
+            parameter.grad = None
+        if self.window is not None:  # to the mean over all images, or their weights, of all processes
+            total, self.window = self._over_processes(self.window, "sum"), None
+            grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            factor = self.trainer.world_size * self.batch_size / total
+            torch._foreach_mul_(grads, torch.where(total > 0, factor, 1.0))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        factor = 1.0
+        if self.warmup_epochs:
+            factor = min(1.0, (self.trainer.global_step + 1) / max(1, round(self.warmup_epochs * self.steps_per_epoch)))
+        with scaled_lr(optimizer, factor):
+            self.last_lr = optimizer.param_groups[0]["lr"]
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.scheduler_step == "batch":
+            step_lr_scheduler(self.scheduler)
+        if self.average is not None:
+            self.average.update(self.model)
 
     def on_validation_epoch_start(self) -> None:
-        self.valid_sums = None
+        self.valid_sums = self.raw_sums = None
+        if self.average is not None and self.trainer.world_size > 1:
+            self.average.share_buffers()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
+        sums = self._loss(logits, labels)
+        if self.average is None:
+            self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *sums)
+            return
+        self.raw_sums = self._accumulate(self.raw_sums, logits, labels, *sums)
+        logits = self.average(images.to(memory_format=self.memory_format))
         self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *self._loss(logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)
+        if self.raw_sums is not None:
+            self._log_means("valid_raw", self.raw_sums)
 
     def check_finite(self) -> None:
         """Checks the training losses of this epoch so far, which waits for the device.
@@ -138,15 +250,24 @@ class Classifier(LightningModule):
         if self.stop_on_nonfinite_loss and not math.isfinite(self.epoch_metrics["valid_loss"]):
             raise self._not_finite("validation")
         self._log_means("train", self.train_sums)
-        self._log({"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
-        step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
+        self._log({"lr": self.last_lr})
+        if self.scheduler_step == "epoch":
+            step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_sums"] = self._over_processes(self.train_sums, "sum")
         if self.scheduler is not None:
             checkpoint["lr_scheduler"] = self.scheduler.state_dict()
+        if self.average is not None:  # what is evaluated and exported, in its place
+            checkpoint[RAW] = checkpoint["state_dict"]
+            averaged = {f"model.{name}": value for name, value in self.average.state_dict().items()}
+            checkpoint["state_dict"] = checkpoint[RAW] | averaged
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if RAW in checkpoint:
+            names = self.model.state_dict().keys()
+            self.averaged_state = {name: checkpoint["state_dict"][f"model.{name}"] for name in names}
+            checkpoint["state_dict"] = checkpoint[RAW]
         # The sums of all processes continue in the first. The first format had no denominators: they were the images.
         sums = checkpoint["train_sums"]
         sums = torch.cat([sums, sums[3:]]) if len(sums) == 4 else sums

@@ -76,6 +76,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_last_batch:  # validation follows, and then the epoch's own checkpoint
             trainer.strategy.checkpoint_io.wait()
             return
+        if (index + 1) % trainer.accumulate_grad_batches:
+            return  # between two steps the gradients would have to be kept too
         due = self.interval is not None and time.monotonic() - self.written >= 60 * self.interval
         if self._any_process(due or self.signals.received):
             self.save(trainer, LAST)

@@ -56,7 +56,8 @@ class Recorder(Checkpoint):
         self.rows = [old for old in self.rows if old["epoch"] < trainer.current_epoch] + [row]
         if not trainer.is_global_zero:
             return
-        write_csv(self.folder / METRICS, self.rows, COLUMNS)
+        more = [name for name in row if name not in COLUMNS]  # such as those of the raw weights
+        write_csv(self.folder / METRICS, self.rows, [*COLUMNS, *more])
         speed = {
             "epoch": trainer.current_epoch,
             "seconds": round(time.monotonic() - self.started, 3),
@@ -81,6 +82,7 @@ def describe_epoch(rows: list[Row], speed: Row, num_epochs: int) -> str:
             f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_acc']:5.2f} %"
             for split in ("train", "valid")
         ),
+        *([f"raw {100 * row['valid_raw_acc']:.2f} %"] if "valid_raw_acc" in row else []),
         f"lr {row['lr']:.3g}",
         f"{speed['images_per_second']:,.0f} images/s",
         f"{speed['seconds']:.1f} s",

@@ -26,6 +26,8 @@ def build_trainer(
     num_epochs: int,
     deterministic: bool,
     compiled: bool,
+    accumulate_batches: int = 1,
+    gradient_clip_norm: float | None = None,
 ) -> Trainer:
     """Returns the Trainer of the run in `folder`.
 
@@ -34,6 +36,7 @@ def build_trainer(
         callbacks: In the order in which they run; checkpoint callbacks run last.
         accelerator, devices, num_nodes, strategy, precision, num_epochs, deterministic: As in `config.yml`.
         compiled: Whether torch.compile is used.
+        accumulate_batches, gradient_clip_norm: As in `config.yml`.
 
     Raises:
         ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
@@ -47,6 +50,8 @@ def build_trainer(
             strategy=strategy,
             precision=resolve_precision(precision, accelerator=accelerator, devices=devices),
             max_epochs=num_epochs,
+            accumulate_grad_batches=accumulate_batches,
+            gradient_clip_val=gradient_clip_norm,
             callbacks=list(callbacks),
             logger=False,  # the recorder feeds the trackers, so that none of them can end a training
             plugins=[AtomicCheckpointIO()],

@@ -36,9 +36,11 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
     for name in ("last", "best"):
         a, b = (read_checkpoint(folder / f"checkpoints/{name}.ckpt") for folder in (first, second))
-        assert a["state_dict"].keys() == b["state_dict"].keys()
-        for key, value in a["state_dict"].items():
-            assert torch.equal(value, b["state_dict"][key]), (name, key)
+        assert a.keys() == b.keys()
+        for weights in ("state_dict", *({"raw_state_dict"} & a.keys())):
+            assert a[weights].keys() == b[weights].keys()
+            for key, value in a[weights].items():
+                assert torch.equal(value, b[weights][key]), (name, weights, key)
         for key, state in a["optimizer_states"][0]["state"].items():
             for field, value in state.items():
                 assert torch.equal(

@@ -26,6 +26,7 @@ import train
 from datamodules import images, read_data
 from datamodules.datamodule import ImageDataset
 from datamodules.images import read_image
+from models import build_model
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
 from training import run_record
@@ -46,6 +47,9 @@ WHOLE_BATCHES_AND_SUMS = (
 )  # fmt: skip
 
 CLASS_WEIGHTS = ("loss_function=CrossEntropyLoss", "loss_params={weight: [1.0, 5.0, 0.2], label_smoothing: 0.1}")
+RECIPE = (
+    "warmup_epochs=1.5", "gradient_clip_norm=0.5", "ema_decay=0.5", "head_lr_factor=3", "decay_norm_and_bias=False",
+)  # fmt: skip
 LBFGS = ("optimizer=LBFGS", "optimizer_params={lr: 0.05, max_iter: 3}", "precision=64-true")
 
 
@@ -277,8 +281,8 @@ def train_on_two(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "others",
-    [(), WHOLE_BATCHES_AND_SUMS, CLASS_WEIGHTS, LBFGS],
-    ids=["per image", "batched, summed loss", "class weights", "LBFGS"],
+    [(), WHOLE_BATCHES_AND_SUMS, CLASS_WEIGHTS, LBFGS, (*RECIPE, *CLASS_WEIGHTS, "accumulate_batches=2")],
+    ids=["per image", "batched, summed loss", "class weights", "LBFGS", "recipe"],
 )
 def test_two_processes_train_as_one_with_the_doubled_batch(cars, tmp_path, train_on_two, others):
     changes = (*WITHOUT_BATCH_NORM, *others)
@@ -301,6 +305,20 @@ def undisturbed(cars, tmp_path_factory, train_on_two):
     codes, seen = train_on_two(arguments(cars, output, "devices=2"))
     assert codes == [0, 0]
     return only(output), [each["items"] for each in seen]
+
+
+def test_the_recipe_with_a_frozen_backbone_resumes_on_two_processes(cars, tmp_path, train_on_two):
+    torch.save(build_model("ghost", num_classes=3, dropout=0.2, out_channels=320).state_dict(), tmp_path / "ghost.pth")
+    changes = (*RECIPE, "devices=2", f"pretrained={tmp_path / 'ghost.pth'}", "freeze_epochs=1", "num_epochs=2")
+    codes, _ = train_on_two(arguments(cars, tmp_path / "whole", *changes))
+    assert codes == [0, 0]
+    for step in (1, 3):  # in the frozen epoch, and in the one after it
+        output = tmp_path / f"parts {step}"
+        codes, _ = train_on_two(arguments(cars, output, *changes), fault=("signal", step))
+        assert codes == [128 + signal.SIGTERM, 0]
+        codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
+        assert codes == [0, 0]
+        assert_same(only(output), only(tmp_path / "whole"))
 
 
 def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undisturbed):

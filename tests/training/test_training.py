@@ -242,6 +242,32 @@ def test_every_kind_of_scheduler_goes_on_where_it_was_in_the_middle_of_an_epoch(
     assert len({row["lr"] for row in rows(whole)}) > 1
 
 
+RECIPE = (
+    "warmup_epochs=1.5", "scheduler_step=batch", "lr_scheduler=CosineAnnealingLR", "lr_scheduler_params={T_max: 4}",
+    "gradient_clip_norm=1.0", "ema_decay=0.8", "head_lr_factor=5", "layer_decay=0.9", "decay_norm_and_bias=False",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("accumulate", "step"), [(1, 5), (2, 3)])  # of 3 and of 2 steps in each of four epochs
+def test_a_run_with_the_whole_recipe_resumes_in_the_middle_of_an_epoch(cars, tmp_path, monkeypatch, accumulate, step):
+    changes = (*RECIPE, f"accumulate_batches={accumulate}")
+    whole = run(cars, tmp_path / "whole", "num_epochs=4", *changes)
+    parts = broken_off(cars, tmp_path / "parts", monkeypatch, step, *changes)
+    train.main(["--resume", str(parts)])
+    assert_same_run(whole, parts)
+    last = rows(whole)[-1]
+    assert {"valid_raw_loss", "valid_raw_acc", "valid_raw_top5_acc"} <= last.keys()
+    assert last["valid_raw_loss"] != last["valid_loss"]
+    checkpoint = read_checkpoint(whole / "checkpoints/last.ckpt")
+    classifier = assembly.build_classifier(train.load_run_config(whole), num_classes=4)
+    classifier.load_state_dict(checkpoint["state_dict"])  # the averaged weights: what evaluate.py and export.py load
+    data = assembly.build_data(train.load_run_config(whole), read_data(cars))
+    images, labels = zip(*(data.dataset(data.valid)[0, index] for index in range(8)), strict=True)
+    with torch.no_grad():
+        loss = classifier.loss(classifier.eval()(torch.stack(images)), torch.tensor(labels))
+    assert float(last["valid_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+
+
 def test_early_stopping_counts_on_where_it_was(cars, tmp_path, monkeypatch):
     changes = ("num_epochs=9", "early_stopping_patience=2", "optimizer=SGD", "optimizer_params={lr: 0.0}",
                "lr_scheduler=null", "lr_scheduler_params=null")  # fmt: skip

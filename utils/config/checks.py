@@ -141,6 +141,39 @@ def _check_neptune(values: dict[str, Any], key: str) -> Iterator[Problem]:
         )
 
 
+def _check_epochs(values: dict[str, Any], key: str) -> Iterator[Problem]:
+    if values[key] >= values["num_epochs"]:
+        yield (key,), f"{values[key]:g}; expected fewer than num_epochs: {values['num_epochs']}"
+
+
+def _check_scheduler_step(values: dict[str, Any]) -> Iterator[Problem]:
+    name = values["lr_scheduler"]
+    if values["scheduler_step"] != "batch" or name not in ("ReduceLROnPlateau", "MultiplicativeLR", None):
+        return
+    reason = f"{name} is stepped once an epoch" if name else "has no effect without lr_scheduler"
+    yield ("scheduler_step",), f"{reason}; write scheduler_step: epoch"
+
+
+def _check_pretrained(values: dict[str, Any]) -> Iterator[Problem]:
+    if values["pretrained"] is not None:
+        return
+    if values.get("freeze_epochs"):
+        yield ("freeze_epochs",), "needs pretrained: the frozen backbone would have random weights"
+    if values.get("normalization_params_rgb") == "pretrained":
+        yield ("normalization_params_rgb",), "'pretrained' needs pretrained weights; write mean and std"
+
+
+def _check_groups(values: dict[str, Any]) -> Iterator[Problem]:
+    name = values["optimizer"]
+    names = optimizers()[name].names if name in optimizers() else ("weight_decay",)
+    if not values.get("decay_norm_and_bias", True) and "weight_decay" not in names:
+        yield ("decay_norm_and_bias",), f"{name} has no weight decay; write decay_norm_and_bias: True"
+    alone = {"head_lr_factor": 1, "layer_decay": 1, "accumulate_batches": 1}
+    for key, value in alone.items() if name == "LBFGS" else ():
+        if values.get(key, value) != value:
+            yield (key,), f"LBFGS has one group and takes each batch alone; write {key}: {value}"
+
+
 _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem]]]] = [
     (("architecture", "dropout", "out_channels"), _check_architecture),
     (
@@ -148,6 +181,10 @@ _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem
         _check_normalization,
     ),
     (("lr_scheduler", "lr_scheduler_params"), _check_lr_scheduler),
+    (("lr_scheduler", "scheduler_step"), _check_scheduler_step),
+    *(((key, "num_epochs"), partial(_check_epochs, key=key)) for key in ("freeze_epochs", "warmup_epochs")),
+    (("optimizer",), _check_groups),
+    (("pretrained",), _check_pretrained),
     *(
         ((key, params_key), partial(_check_named, key=key, params_key=params_key, catalog=catalog, kind=kind))
         for key, params_key, catalog, kind in (

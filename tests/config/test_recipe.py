@@ -1,0 +1,30 @@
+"""Contradictions between the keys of the recipe."""
+
+import pytest
+
+from utils.config import load_config
+from utils.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["freeze_epochs=200", "pretrained=a.pth"], "freeze_epochs: 200; expected fewer than num_epochs: 200"),
+        (["warmup_epochs=5.5", "num_epochs=5"], "warmup_epochs: 5.5; expected fewer than num_epochs: 5"),
+        (["freeze_epochs=1"], "freeze_epochs: needs pretrained"),
+        (["normalization_params_rgb=pretrained"], "normalization_params_rgb: 'pretrained' needs pretrained weights"),
+        (["scheduler_step=batch", "lr_scheduler=null", "lr_scheduler_params=null"], "scheduler_step: has no effect without"),
+        (
+            ["scheduler_step=batch", "lr_scheduler=ReduceLROnPlateau", "lr_scheduler_params=null"],
+            "scheduler_step: ReduceLROnPlateau is stepped once an epoch",
+        ),
+        (["optimizer=LBFGS", "optimizer_params=null", "layer_decay=0.5"], "layer_decay: LBFGS has one group"),
+        (["optimizer=Rprop", "optimizer_params=null", "decay_norm_and_bias=False"], "Rprop has no weight decay"),
+        (["ema_decay=1"], "ema_decay: 1; expected less than 1"),
+        (["pretrained=False"], "pretrained: False; expected"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_one_error(overrides, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=overrides)
+    assert expected in str(caught.value) and "1 problem:" in str(caught.value)
