@@ -11,8 +11,8 @@ from torch import Tensor, nn, optim
 from losses import depends_on_labels, mean_denominator
 from models.averaging import AveragedWeights
 from models.compilation import CompileMode, FullBatches
+from models.finetuning.parameter_groups import backbone_parameters, head_modules, parameter_groups
 from models.optimization import build_lr_scheduler, build_optimizer, scaled_lr, step_lr_scheduler
-from models.parameter_groups import backbone_parameters, head_modules, parameter_groups
 from utils.errors import ConfigError, RunError
 from utils.runs.folder import LAST
 from utils.seeding import mix, seed_device

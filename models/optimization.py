@@ -27,7 +27,7 @@ def build_optimizer(
 
     Args:
         name, params: Name and parameters of the optimizer.
-        parameters: Parameters, or groups of `models.parameter_groups`.
+        parameters: Parameters, or groups of `models.finetuning.parameter_groups`.
         may_fuse: False where gradients are clipped, which Lightning's mixed precision cannot do for fused optimizers.
 
     Raises:

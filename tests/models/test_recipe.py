@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from models import build_model
 from models.classifier import RAW, Classifier
+from models.finetuning.parameter_groups import head_names, layer_ids, parameter_groups
 from models.optimization import build_lr_scheduler, build_optimizer
-from models.parameter_groups import head_names, layer_ids, parameter_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of small data; a training shows what matters
 

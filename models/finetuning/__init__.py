@@ -1,0 +1,1 @@
+"""Pretrained weights, and parameter groups for training them further."""
