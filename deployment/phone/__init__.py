@@ -1,0 +1,1 @@
+"""The app for phones: a folder of static files with the model inside."""
