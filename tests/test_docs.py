@@ -28,7 +28,7 @@ COMMANDS = list(dict.fromkeys(command for path in GUIDES for command in commands
 PYTHON = [command for command in COMMANDS if command.startswith("python ") and "dashboard" not in command]
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
 OTHERS = [command for path in GUIDES for command in commands_of(path, "text")]
-LONG = ("benchmark.py", "export.py", "reproduce.py")  # CI runs the tests marked as slow too
+LONG = ("benchmark.py", "export.py", "phone.py", "reproduce.py")  # CI runs the tests marked as slow too
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
 
 
@@ -102,5 +102,8 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
     elif script == "benchmark.py":
         monkeypatch.setattr("deployment.profiling.benchmark.TURN", 0.0)
         main([*arguments, "--quick", "--output", str(output / "benchmark")])
+    elif "--serve" in arguments:
+        monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", lambda server: None)
+        main([*arguments, "--port", "0"])
     else:
         main(arguments)

@@ -87,8 +87,11 @@ def build_app(model: Path, about: dict[str, Any], folder: Path) -> App:
 
 
 def is_replaceable(folder: Path) -> bool:
-    """Returns whether `folder` is empty or holds an app."""
-    return folder.is_dir() and (not any(folder.iterdir()) or (folder / SERVICE_WORKER).exists())
+    """Returns whether `folder` is empty, or holds an app and no folders, such as `.git`."""
+    if not folder.is_dir():
+        return False
+    entries = list(folder.iterdir())
+    return not entries or ((folder / SERVICE_WORKER).exists() and not any(entry.is_dir() for entry in entries))
 
 
 def install_runtime(source: Path) -> Path:

@@ -94,6 +94,9 @@ def test_only_an_app_is_replaced_and_only_by_a_whole_one(runtime, model, tmp_pat
     assert build_app(model, ABOUT, folder).sizes.keys() == {path.name for path in folder.iterdir()}
     assert not list(tmp_path.glob(".*"))
 
+    (folder / ".git").mkdir()
+    with pytest.raises(ConfigError, match="app holds other files"):
+        build_app(model, ABOUT, folder)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").touch()
     with pytest.raises(ConfigError, match="letters holds other files"):
