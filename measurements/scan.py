@@ -1,14 +1,12 @@
 """Seconds and memory that reading the records of a large data set takes: class folders, a table and Parquet.
 
-    python -m measurements.scan [--images 100000] [--report measurements/scan.md]
+    python -m measurements.scan [--images 100000] [--output FILE]
 
 The images are empty files, which reading the records does not open. Memory is the growth of the peak of a process that
 reads them once.
 """
 
-import argparse
 import csv
-import datetime
 import multiprocessing
 import os
 import re
@@ -20,10 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from datamodules import read_data
-from measurements.arguments import at_least, report
+from measurements.measuring import at_least, best_device, build_parser, conditions, print_conditions, write_report
 from utils.cli import run_command
-from utils.files import write_text
-from utils.machine import available_cores, cpu_name
 
 CLASSES = 196
 
@@ -75,14 +71,14 @@ def measure(folder: Path, connection: Connection) -> None:
     connection.send((len(data.train), time.perf_counter() - started, peak_megabytes() - before))
 
 
-def main(argv: Sequence[str] | None = None) -> str:
-    """Measures, prints a table, writes it if asked to, and returns it."""
-    parser = argparse.ArgumentParser(description="Measures how long reading the records of a large data set takes.")
+def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
+    """Prints the table and returns its rows."""
+    parser = build_parser(__doc__, data=False, overrides=False)
     parser.add_argument("--images", type=at_least(CLASSES), default=100_000)
-    parser.add_argument("--report", type=report, help="Markdown file to write")
     arguments = parser.parse_args(argv)
-    load = os.getloadavg()[0]
-    lines = ["| data set | images | seconds | memory, MB |", "|---|---:|---:|---:|"]
+    stated = conditions(best_device(), classes=CLASSES, load=round(os.getloadavg()[0], 1))
+    rows = []
+    print(f"{'data set':<15}{'images':>9}{'seconds':>10}{'memory, MB':>12}")
     context = multiprocessing.get_context("spawn")
     for images in (arguments.images // 10, arguments.images):
         for kind, write in KINDS.items():
@@ -93,16 +89,13 @@ def main(argv: Sequence[str] | None = None) -> str:
                 process.start()
                 count, seconds, megabytes = receiver.recv()
                 process.join()
-            lines.append(f"| {kind} | {count:,} | {seconds:.2f} | {megabytes:,.0f} |")
-    lines += [
-        "",
-        f"{datetime.date.today()}, {cpu_name()}, {available_cores()} cores, load {load:.0f}; {CLASSES} classes.",
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
-    if arguments.report:
-        write_text(arguments.report, text)
-    return text
+            rows.append(
+                {"data_set": kind, "images": count, "seconds": round(seconds, 2), "memory_mb": round(megabytes, 1)}
+            )
+            print(f"{kind:<15}{count:>9,}{seconds:>10.2f}{megabytes:>12,.0f}")
+            write_report(arguments.output, stated, rows)
+    print_conditions(stated)
+    return rows
 
 
 if __name__ == "__main__":
