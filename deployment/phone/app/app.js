@@ -8,7 +8,7 @@ import { $, element, percent, reasonOf, tell } from "./page.js";
 import "./photos.js";
 import { decode, draw, pixelsAreTrue, thumbnail } from "./pixels.js";
 
-const LIVE_SIDE = 480; // pixels of a frame
+const LIVE_SIDE = 640; // pixels of a frame
 const LIVE_FRAMES = 5; // over which live answers are averaged, so that they do not flicker
 const LIVE_PAUSE = 150; // milliseconds between two frames, for the battery
 
