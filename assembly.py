@@ -16,6 +16,7 @@ from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.transforms import Pipeline, build_transforms
 from losses import build_loss
+from losses.class_weights import class_weights
 from models import build_model, count_parameters
 from models.classifier import Classifier
 from models.compilation import check_compiler
@@ -141,6 +142,7 @@ def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
         num_workers=config.num_workers,
         crop="no" if not config.crop_to_bboxes else "box on white" if config.erase_background else "box",
         seed=config.seed,
+        balanced=config.sampler == "balanced",
         cache_path=config.cache_path,
         batched=_batched_augmentations(config),
         cache_on_device=config.cache_on_device,
@@ -192,12 +194,27 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
     return train, BatchedAugmentations({}, {}, image_size=size, **normalization)
 
 
-def build_classifier(config: Config, num_classes: int) -> Classifier:
-    """Returns the classifier of `config` with random weights that depend on the seed alone."""
+def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | None = None) -> Classifier:
+    """Returns the classifier of `config` with random weights that depend on the seed alone.
+
+    Args:
+        config: The configuration.
+        num_classes: Number of classes.
+        splits: The data set, for `class_weights`; None where they are loaded with the other weights.
+
+    Raises:
+        ConfigError: class_weights names a class that the data set does not have.
+    """
+    loss_params = config.loss_params
+    if config.class_weights is not None:
+        weights = [1.0] * num_classes
+        if splits is not None:
+            weights = class_weights(config.class_weights, splits.class_counts, splits.class_names)
+        loss_params = {**(loss_params or {}), "weight": weights}
     torch.manual_seed(mix(config.seed, "weights"))
     return Classifier(
         _build_model(config, num_classes),
-        build_loss(config.loss_function, config.loss_params, num_classes=num_classes),
+        build_loss(config.loss_function, loss_params, num_classes=num_classes),
         optimizer=config.optimizer,
         optimizer_params=config.optimizer_params,
         lr_scheduler=config.lr_scheduler,
@@ -240,13 +257,23 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
         folder,
         config,
         parameters=parameters,
-        num_classes=len(annotations.class_names),
-        photos=(len(annotations.train), len(annotations.valid)),
+        data={
+            "num_classes": len(annotations.class_names),
+            "train_photos": len(annotations.train),
+            "valid_photos": len(annotations.valid),
+            "test_photos": len(annotations.test),
+            "valid_from": annotations.valid_from,
+            "split_digest": annotations.split_digest,
+        },
     )
 
 
 def build_callbacks(
-    config: Config, record: RunRecord, *, class_names: tuple[str, ...], signals: SignalHandler
+    config: Config,
+    record: RunRecord,
+    *,
+    class_names: tuple[str, ...],
+    signals: SignalHandler,
 ) -> list[Callback]:
     """Returns the callbacks in the order in which they must run."""
     patience = stopping_patience(
@@ -254,12 +281,22 @@ def build_callbacks(
         lr_scheduler=config.lr_scheduler,
         lr_scheduler_params=config.lr_scheduler_params,
     )
-    about = {"config": config.plain(), "class_names": list(class_names)}
+    about = {
+        "config": config.plain(),
+        "class_names": list(class_names),
+        "split_digest": record.values["split_digest"],
+    }
     return [
         TrainingProgress(),
         *([EarlyStopping(patience, extend_finished_run=record.was_finished)] if patience else []),
         Recorder(record.folder, record.trackers),
-        Checkpoints(record.folder, about, interval=config.checkpoint_interval, signals=signals),
+        Checkpoints(
+            record.folder,
+            about,
+            best_metric=config.best_metric,
+            interval=config.checkpoint_interval,
+            signals=signals,
+        ),
     ]
 
 

@@ -23,7 +23,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Evaluates, writes a report, and returns valid_loss, valid_acc and valid_top5_acc of the split."""
+    """Evaluates, writes a report, and returns its loss and accuracies, named as validation metrics."""
     arguments = parse_arguments(argv)
     start_logging("WARNING")
 

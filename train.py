@@ -108,7 +108,7 @@ def train(config: Config, resumed: Path | None) -> dict[str, float]:
     from training.max_batch_size import find_max_batch_size
 
     splits = assembly.load_annotations(config)
-    classifier = assembly.build_classifier(config, num_classes=len(splits.class_names))
+    classifier = assembly.build_classifier(config, num_classes=len(splits.class_names), splits=splits)
     data = assembly.build_data(config, splits)
     data.check_cache_path()
 

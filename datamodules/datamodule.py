@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset):
-    """The images of one split. An item is (epoch, index); its random draws depend on the seed and the item alone.
+    """The images of one split. An item is (epoch, draw) of the sampler; its random draws depend on the seed and the item alone.
 
     Args:
         source: The images at the model's input size.
@@ -57,9 +57,10 @@ class ImageDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int]:
-        epoch, index = item
+        epoch, draw = item
+        index = draw % len(self.source)
         image = self.source.image(index)
-        with seeded(self.seed, "photo", epoch, index):  # the word is part of the seed: another one changes every draw
+        with seeded(self.seed, "photo", epoch, draw):  # the word is part of the seed: another one changes every draw
             return self.augment(image), self.labels[index]
 
 
@@ -131,6 +132,7 @@ class CarsDataModule(LightningDataModule):
             that belong together. They end with a validation, so that those of both splits are never at work together.
         crop: Whether training images are cut to their boxes, and what surrounds the cut-out.
         seed: Seed of the order and of the augmentations.
+        balanced: Whether training draws all classes with equal chances.
         cache_path: Folder of the cache of resized images, in which each is decoded once; None for no cache.
         batched: The augmentations of training and of validation, batched on the training device. They replace
             the workers and need the cache. None: per image, on the CPU.
@@ -149,6 +151,7 @@ class CarsDataModule(LightningDataModule):
         num_workers: Literal["auto"] | int,
         crop: Crop = "no",
         seed: int = 0,
+        balanced: bool = False,
         cache_path: Path | None = None,
         batched: tuple[BatchedAugmentations, BatchedAugmentations] | None = None,
         cache_on_device: Literal["auto"] | bool = "auto",
@@ -163,6 +166,7 @@ class CarsDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.configured_workers = num_workers
         self.seed = seed
+        self.balanced = balanced
         self.cache_path = cache_path
         self.cache_on_device = cache_on_device
         self.compile_augmentations = compile_augmentations
@@ -286,8 +290,9 @@ class CarsDataModule(LightningDataModule):
     def _sampler(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EpochBatchSampler(
-            len(split.source), self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
-        )
+            len(split.source), self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size,
+            labels=split.labels if shuffle and self.balanced else None,
+        )  # fmt: skip
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

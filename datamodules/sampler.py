@@ -1,17 +1,20 @@
 """The order of the images. It depends on (seed, epoch) alone, so a resumed run sees what an undisturbed run would."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from utils.errors import DataError
 from utils.seeding import generator
 
-Item = tuple[int, int]  # (epoch, index of the image): all that an image's random draws depend on
+# (epoch, draw): all that an image's random draws depend on. The image is draw % count, its earlier draws in the epoch are
+# draw // count, which is 0 unless classes are balanced.
+Item = tuple[int, int]
 
 
 class EpochBatchSampler:
-    """Yields the batches of an epoch as lists of (epoch, index).
+    """Yields the batches of an epoch as lists of (epoch, draw).
 
     Each process takes an equal share of every batch of `batch_size` × `world_size` images. The last partial batch is kept;
     if it is too small for every process, its images join the batch before it. Too small means fewer than two images a
@@ -22,6 +25,8 @@ class EpochBatchSampler:
         batch_size: Images a step, for each process.
         shuffle: Whether this is for training; then each epoch has its own order.
         seed: Seed of the order.
+        labels: The label of each image, to balance the classes: each epoch draws `count` images with replacement, with equal
+            chances for all classes and for all images of a class. None: each image once.
         rank, world_size: Index of this process and number of processes.
 
     Raises:
@@ -29,7 +34,15 @@ class EpochBatchSampler:
     """
 
     def __init__(
-        self, count: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.count = count
         self.batch_size = batch_size * world_size
@@ -37,6 +50,7 @@ class EpochBatchSampler:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.weights = None if labels is None else 1 / torch.bincount(torch.tensor(labels))[labels].double()
         self.min_images = (2 if shuffle else 1) * world_size  # in a batch
         self.epoch = 0
         self.first_batch = 0  # above 0 when an epoch is resumed in its middle
@@ -54,13 +68,26 @@ class EpochBatchSampler:
         return len(self._bounds())
 
     def __iter__(self) -> Iterator[list[Item]]:
-        order = torch.arange(self.count)
-        if self.shuffle:
-            order = torch.randperm(self.count, generator=generator(self.seed, "order", self.epoch))
-        indices = order.tolist()
+        indices = self._order()
         first, self.first_batch = self.first_batch, 0
         for start, stop in self._bounds()[first:]:
             yield [(self.epoch, index) for index in indices[start:stop][self.rank :: self.world_size]]
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.count))
+        numbers = generator(self.seed, "order", self.epoch)
+        if self.weights is None:
+            return torch.randperm(self.count, generator=numbers).tolist()
+        # Not torch.multinomial, which takes at most 2²⁴ images.
+        bounds = self.weights.cumsum(0)
+        drawn = torch.searchsorted(bounds, torch.rand(self.count, generator=numbers, dtype=torch.float64) * bounds[-1])
+        earlier: Counter[int] = Counter()
+        draws = []
+        for index in drawn.clamp(max=self.count - 1).tolist():
+            draws.append(index + self.count * earlier[index])
+            earlier[index] += 1
+        return draws
 
     def _bounds(self) -> list[tuple[int, int]]:
         starts = list(range(0, self.count, self.batch_size))

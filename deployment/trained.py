@@ -30,6 +30,7 @@ class TrainedModel:
         config: The configuration of the training.
         class_names: Names of the labels 0, 1, …
         metrics: The training's metrics of exactly these weights; empty for a checkpoint from within an epoch.
+        split_digest: Of the split that it was trained on, where the configuration made one.
         classifier: On the CPU, in evaluation mode.
         transform: From an RGB image to a tensor (C, H, W), as for validation images.
     """
@@ -38,6 +39,7 @@ class TrainedModel:
     config: Config
     class_names: tuple[str, ...]
     metrics: dict[str, float]
+    split_digest: str | None
     classifier: Classifier
     transform: Transform
 
@@ -84,7 +86,8 @@ def load_trained(name: str) -> TrainedModel:
         metrics = {}
     if not isinstance(metrics, dict) or not all(isinstance(value, (int, float)) for value in metrics.values()):
         raise RunError(f"{path}: its metrics are not numbers")
-    return TrainedModel(path, config, tuple(class_names), dict(metrics), classifier.eval(), transform)
+    split_digest = about.get("split_digest")
+    return TrainedModel(path, config, tuple(class_names), dict(metrics), split_digest, classifier.eval(), transform)
 
 
 def _read_config(values: Any) -> Config:

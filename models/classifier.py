@@ -25,9 +25,10 @@ FINITE = torch.iinfo(torch.int64).max  # instead of a step: every loss was finit
 class Classifier(LightningModule):
     """Trains `model` to classify images.
 
-    Each epoch it logs train_loss, train_acc, valid_loss, valid_acc, the top-5 accuracy of both splits, and lr, the learning
-    rate of the epoch's last step (of the backbone's last layers where layers have their own). With `ema_decay` valid_* are
-    those of the averaged weights, and valid_raw_* those of the trained ones.
+    Each epoch it logs train_loss, train_acc, valid_loss, valid_acc, the top-5 accuracy of both splits, valid_mean_class_acc
+    (the mean of the accuracies of the classes) and lr, the learning rate of the epoch's last step (of the backbone's last
+    layers where layers have their own). With `ema_decay` valid_* are those of the averaged weights, and valid_raw_* those of
+    the trained ones.
 
     Accuracies are correct predictions over images, in 0 … 1. Losses are means over the split, whatever the reduction of
     `loss`: over images, or as torch weighs them with class weights. No value depends on how the images fall into batches
@@ -102,6 +103,7 @@ class Classifier(LightningModule):
         )
         self.valid_sums: Tensor | None = None
         self.raw_sums: Tensor | None = None  # as valid_sums, of the trained weights where averaged ones are validated
+        self.valid_classes: Tensor | None = None  # (2, classes): correct predictions and images of each label
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
@@ -213,7 +215,7 @@ class Classifier(LightningModule):
             self.average.update(self.model)
 
     def on_validation_epoch_start(self) -> None:
-        self.valid_sums = self.raw_sums = None
+        self.valid_sums = self.raw_sums = self.valid_classes = None
         if self.average is not None and self.trainer.world_size > 1:
             self.average.share_buffers()
 
@@ -221,17 +223,19 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self(images)
         sums = self._loss(logits, labels)
-        if self.average is None:
-            self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *sums)
-            return
-        self.raw_sums = self._accumulate(self.raw_sums, logits, labels, *sums)
-        logits = self.average(images.to(memory_format=self.memory_format))
-        self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *self._loss(logits, labels))
+        if self.average is not None:
+            self.raw_sums = self._accumulate(self.raw_sums, logits, labels, *sums)
+            logits = self.average(images.to(memory_format=self.memory_format))
+            sums = self._loss(logits, labels)
+        self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *sums)
+        self.valid_classes = self._count_classes(self.valid_classes, logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)
         if self.raw_sums is not None:
             self._log_means("valid_raw", self.raw_sums)
+        correct, images = self._over_processes(self.valid_classes, "sum").cpu()
+        self._log({"valid_mean_class_acc": (correct[images > 0].double() / images[images > 0]).mean().item()})
 
     def check_finite(self) -> None:
         """Checks the training losses of this epoch so far, which waits for the device.
@@ -334,6 +338,13 @@ class Classifier(LightningModule):
         batch = torch.stack([total_loss, hits[:, 0].sum(), hits.any(dim=1).sum(), count, denominator])
         batch = batch.to(torch.float32 if logits.device.type == "mps" else torch.float64)
         return batch if sums is None else sums.to(batch.device) + batch
+
+    @torch.no_grad()
+    def _count_classes(self, counts: Tensor | None, logits: Tensor, labels: Tensor) -> Tensor:
+        """Adds a batch to the correct predictions and images of each label, without waiting for the device."""
+        counts = logits.new_zeros(2, logits.shape[1], dtype=torch.float32) if counts is None else counts
+        is_correct = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices[:, 0] == labels  # of ties, as above
+        return counts.index_add(1, labels, torch.stack([is_correct, torch.ones_like(is_correct)]).to(counts.dtype))
 
     def _log_means(self, split: str, sums: Tensor) -> None:
         total = self._over_processes(sums, "sum")

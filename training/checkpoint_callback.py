@@ -20,7 +20,7 @@ MAX_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closi
 class Checkpoints(Checkpoint):
     """Writes last.ckpt at the end of each epoch and every `interval` minutes, and best.ckpt.
 
-    best.ckpt is the epoch of the lowest validation loss, as in the study.
+    best.ckpt is the epoch of the best `best_metric`, the first of equal ones; in the study, of the lowest validation loss.
 
     After a signal it writes last.ckpt and ends the training. Before an epoch is validated, it waits for the checkpoint of the
     last one: no epoch is recorded if the one before could not be written, and no thread runs when Lightning forks the
@@ -28,17 +28,27 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: The run's folder.
-        about: What every checkpoint holds beside Lightning's, as plain values: config and class_names.
+        about: What every checkpoint holds beside Lightning's, as plain values: config, class_names and split_digest.
+        best_metric: A loss, of which lower is better, or an accuracy, such as valid_acc.
         interval: Minutes between two checkpoints within an epoch; None for none.
         signals: Shows whether a signal was received.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], *, interval: float | None, signals: SignalHandler) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        *,
+        best_metric: str = "valid_loss",
+        interval: float | None,
+        signals: SignalHandler,
+    ) -> None:
         self.folder = folder
         self.about = about
         self.interval = interval
         self.signals = signals
-        self.lowest = float("inf")
+        self.best_metric = best_metric
+        self.lowest = float("inf")  # of the metric, accuracies with a minus
         self.written = time.monotonic()
         self.group: torch.distributed.ProcessGroup | None = None
 
@@ -88,10 +98,10 @@ class Checkpoints(Checkpoint):
         self._end_if(trainer, self.signals.seconds_since > MAX_WAIT)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        valid_loss = module.epoch_metrics["valid_loss"]
-        lowest = valid_loss < self.lowest
-        self.lowest = min(self.lowest, valid_loss) if lowest else self.lowest
-        if lowest:
+        value = module.epoch_metrics[self.best_metric]
+        value = value if self.best_metric.endswith("loss") else -value
+        if value < self.lowest:
+            self.lowest = value
             # First: a run that is killed before last.ckpt is there trains this epoch again, and has its best one again.
             self.save(trainer, BEST, second_name=LAST)
         else:

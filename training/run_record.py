@@ -32,13 +32,10 @@ class RunRecord:
         folder: The run's folder.
         config: Its resolved configuration.
         parameters: The study's 26 parameters.
-        num_classes: Number of classes.
-        photos: Number of training and of validation images.
+        data: Of the data set: num_classes, the number of images of each split, and where the splits come from.
     """
 
-    def __init__(
-        self, folder: Path, config: Config, *, parameters: dict[str, Any], num_classes: int, photos: tuple[int, int]
-    ) -> None:
+    def __init__(self, folder: Path, config: Config, *, parameters: dict[str, Any], data: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
         old = read_record(folder)
@@ -64,9 +61,8 @@ class RunRecord:
             "runtime": runtime(),
             "versions": versions(),
             "commit": commit(),
-            "num_classes": num_classes,
-            "train_photos": photos[0],
-            "valid_photos": photos[1],
+            **data,
+            "best_metric": config.best_metric,
             "parameters": parameters,
             "best": best_values(self.rows),
         }

@@ -19,7 +19,7 @@ PREFETCH = 3  # batches read ahead, each by a thread
 class DeviceLoader:
     """Takes the place of a DataLoader: yields images (N, C, H, W), float32, and labels (N,), both on `device`.
 
-    The parameters of an epoch are drawn in one call, a row for each image: they depend on (seed, epoch, index).
+    The parameters of an epoch are drawn in one call, a row for each image: they depend on (seed, epoch, draw).
 
     Args:
         images: The cache of the split.
@@ -63,15 +63,24 @@ class DeviceLoader:
             return
         epoch = batches[0][0][0]
         # Order and parameters are sent to the device once an epoch; nothing here waits for it.
-        order = torch.tensor([index for batch in batches for _, index in batch])
-        params = self._send(self.augmentations.draw(len(self.images), generator(self.seed, "rows", epoch)))
+        draws = torch.tensor([draw for batch in batches for _, draw in batch])
+        count = len(self.images)
+        rows = [
+            self.augmentations.draw(count, generator(self.seed, "rows", epoch, *([repeat] if repeat else [])))
+            for repeat in range(int(draws.max()) // count + 1)
+        ]
+        params, draws_there = self._send(torch.cat(rows)), self._send(draws)
         sizes = [len(batch) for batch in batches]
         full_size = self.batch_sampler.batch_size // self.batch_sampler.world_size
-        places = self._send(order).split(sizes)
-        stored = self._read(order.split(sizes)) if self.stored is None else (self.stored[indices] for indices in places)
-        for indices, images in zip(places, stored, strict=True):
+        places = (draws_there % count).split(sizes)
+        stored = (
+            self._read((draws % count).split(sizes))
+            if self.stored is None
+            else (self.stored[indices] for indices in places)
+        )
+        for indices, numbers, images in zip(places, draws_there.split(sizes), stored, strict=True):
             augment = self.full if len(indices) == full_size else self.augmentations
-            yield augment(images, params[indices]), self.labels[indices]
+            yield augment(images, params[numbers]), self.labels[indices]
 
     def _read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields the images of each batch on the device, read ahead from the file."""

@@ -2,6 +2,7 @@
 
 import logging
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -93,6 +94,12 @@ class DataSplits:
     def records(self) -> tuple[ImageRecord, ...]:
         """All records: training, validation, test."""
         return self.train + self.valid + self.test
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Number of training images of each label."""
+        counts = Counter(record.label for record in self.train)
+        return [counts[label] for label in range(len(self.class_names))]
 
 
 def label_images(

@@ -1,5 +1,6 @@
 """Evaluates a trained model on labeled images: the training's own metrics, per class and per image."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from assembly import build_data, build_trainer
-from datamodules import DataSplits, ImageRecord, clip_boxes, read_splits
+from datamodules import DataSplits, ImageRecord, clip_boxes, read_splits, split_as_configured
 from deployment.trained import TrainedModel
 from models.classifier import TOP_K
 from utils.errors import DataError
@@ -19,7 +20,9 @@ from utils.progress import progress_bar
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 Split = Literal["valid", "train", "test", "all"]
-METRICS = ("valid_loss", "valid_acc", "valid_top5_acc")
+METRICS = ("valid_loss", "valid_acc", "valid_top5_acc", "valid_mean_class_acc")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Evaluation:
     Attributes:
         images: In the order of the data set.
         logits: (N, classes), 32-bit.
-        metrics: valid_loss, valid_acc and valid_top5_acc as the training computes them, accuracies in 0 … 1.
+        metrics: Those of `METRICS` as the training computes them, accuracies in 0 … 1.
         device: The device that computed them.
     """
 
@@ -78,6 +81,9 @@ class _Collector(Callback):
 def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[tuple[ImageRecord, ...], DataSplits]:
     """Reads a split, with the labels of the model.
 
+    The training's data set has the splits of the training, also where `data` is a copy of it. If its images have changed since,
+    a warning says that those of the split may have been trained on.
+
     Args:
         trained: The model, with its data set and classes.
         data: Folder of a data set in any supported layout; None for the training's.
@@ -90,7 +96,7 @@ def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[
         DataError: The data set is invalid, has a class that the model was not trained on, or the split is empty.
     """
     folder = data or trained.config.data_path
-    splits, _ = clip_boxes(read_splits(trained.config, data))
+    splits, _ = clip_boxes(_with_splits_of_training(trained, read_splits(trained.config, data), data))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
     unknown = [name for name in splits.class_names if name not in label_of]
     if unknown:
@@ -105,8 +111,28 @@ def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[
     splits = replace(splits, train=train, valid=valid, test=test, class_names=trained.class_names)
     images = splits.records if split == "all" else getattr(splits, split)
     if not images:
-        raise DataError(f"{folder} has no images in its split '{split}'")
+        hint = ""
+        if split == "test" and splits.valid_from == "test":
+            hint = (
+                "; its test split is the validation split: evaluate --split valid, or train with validation_fraction, which "
+                "keeps the test split apart"
+            )
+        raise DataError(f"{folder} has no images in its split '{split}'{hint}")
     return images, splits
+
+
+def _with_splits_of_training(trained: TrainedModel, splits: DataSplits, data: Path | None) -> DataSplits:
+    if trained.split_digest is None:
+        return splits
+    if data is not None:
+        again = split_as_configured(splits, trained.config, data)
+        return again if again.split_digest == trained.split_digest else splits
+    if splits.split_digest != trained.split_digest:
+        logger.warning(
+            "%s: its images are not those that %s was trained on; split again, images of its validation and test splits may "
+            "have been trained on", trained.config.data_path, trained.path,
+        )  # fmt: skip
+    return splits
 
 
 def evaluate(trained: TrainedModel, images: tuple[ImageRecord, ...], splits: DataSplits) -> Evaluation:

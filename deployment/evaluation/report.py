@@ -9,10 +9,16 @@ from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_ma
 from deployment.trained import TrainedModel
 from utils.files import make_folder, write_csv, write_text
 from utils.machine import versions
+from utils.runs import LAST
 
 MAX_PRINTED_PAIRS = 5
 PAIR_COLUMNS = ("class", "confused_with", "count", "reverse_count", "total")
-TITLES = {"valid_acc": "top-1 accuracy", "valid_top5_acc": "top-5 accuracy", "valid_loss": "loss"}
+TITLES = {
+    "valid_acc": "top-1 accuracy",
+    "valid_top5_acc": "top-5 accuracy",
+    "valid_mean_class_acc": "mean over classes",
+    "valid_loss": "loss",
+}
 
 
 def write_report(
@@ -76,6 +82,7 @@ def write_report(
             f"  {TITLES['valid_acc']:<16}{100 * metrics['valid_acc']:7.2f} %   95 % confidence interval "
             f"{100 * low:.2f} … {100 * high:.2f} % (Wilson)",
             f"  {TITLES['valid_top5_acc']:<16}{100 * metrics['valid_top5_acc']:7.2f} %",
+            f"  {TITLES['valid_mean_class_acc']:<16}{100 * metrics['valid_mean_class_acc']:6.2f} %",
             f"  {TITLES['valid_loss']:<16}{metrics['valid_loss']:9.4f}",
             f"  {'chance level':<16}{100 / len(names):7.2f} %",
             *([f"  {comparison}"] if comparison else []),
@@ -99,7 +106,8 @@ def _compare_with_training(trained: TrainedModel, evaluation: Evaluation) -> tup
     differences = [
         f"{title} {evaluation.metrics[name]!r}, in training {trained.metrics.get(name)!r}"
         for name, title in TITLES.items()
-        if evaluation.metrics[name] != trained.metrics.get(name)
+        # Older checkpoints lack the mean over classes.
+        if evaluation.metrics[name] != trained.metrics.get(name) and (name in trained.metrics or "mean" not in name)
     ]
     if not differences:
         return "equals the training's own metrics of this checkpoint exactly", True
@@ -111,11 +119,25 @@ def _caveats(trained: TrainedModel, data: Path | None, split: str) -> list[str]:
     """Returns how far the accuracy can be trusted, given where the images come from."""
     if data is not None and data.resolve() != trained.config.data_path.resolve():
         return [f"Images from --data: an independent result if none of {data} was used for training."]
-    if split == "valid":
-        return [
-            "These validation images also chose the checkpoint, as in the study: expect a little less on other images.",
-            "For an independent result: --data FOLDER --split all.",
-        ]
-    if split == "test":
+    if split in ("train", "all"):
+        return ["The model was trained on these images: the accuracy does not show how well it generalizes."]
+    uses = _uses_of_validation(trained) if split == "valid" else []
+    if not uses:
         return ["Neither training nor the choice of the checkpoint used these images: an independent result."]
-    return ["The model was trained on these images: the accuracy does not show how well it generalizes."]
+    source = ", as in the study" if trained.split_digest is None else ""
+    other = "--split test" if trained.split_digest is not None else "--data FOLDER --split all"
+    return [
+        f"These validation images also chose {' and '.join(uses)}{source}: expect slightly lower accuracy on other images.",
+        f"For an independent result: {other}.",
+    ]
+
+
+def _uses_of_validation(trained: TrainedModel) -> list[str]:
+    """Returns what the validation split has chosen of a checkpoint."""
+    config = trained.config
+    uses = {
+        "the checkpoint": trained.path.name != LAST.name,
+        "the end of the training": config.early_stopping_patience is not None,
+        "the learning rate": config.lr_scheduler == "ReduceLROnPlateau",
+    }
+    return [use for use, is_so in uses.items() if is_so]

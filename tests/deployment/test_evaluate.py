@@ -48,10 +48,14 @@ def test_metrics_equal_the_trainings_to_the_last_bit(trained_run, capsys, name):
     checkpoint = trained_run / f"checkpoints/{name}.ckpt"
     metrics = evaluate.main([str(checkpoint)])
     in_training = read_checkpoint(checkpoint)[ABOUT]["metrics"]
-    assert metrics == {key: in_training[key] for key in ("valid_loss", "valid_acc", "valid_top5_acc")}
+    assert metrics == {
+        key: in_training[key] for key in ("valid_loss", "valid_acc", "valid_top5_acc", "valid_mean_class_acc")
+    }
+    assert metrics["valid_mean_class_acc"] == pytest.approx(metrics["valid_acc"])  # two images of each class
     out = capsys.readouterr().out
     assert "equals the training's own metrics of this checkpoint exactly" in out
-    assert "These validation images also chose the checkpoint" in out
+    chosen = "the checkpoint and the end of the training" if name == "best" else "the end of the training"
+    assert f"These validation images also chose {chosen}, as in the study" in out
     folder = trained_run / f"evaluation/{name}_valid"
     assert str(folder) in out
     summary = json.loads((folder / "summary.json").read_text())

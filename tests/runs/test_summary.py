@@ -23,12 +23,12 @@ def test_the_summary_gives_each_best_value_with_its_epoch(four_epochs):
     rows, lines = read_rows(four_epochs / METRICS), summarize(four_epochs).splitlines()
     lowest = min(rows, key=lambda row: row["valid_loss"])
     highest = max(rows, key=lambda row: row["train_acc"])
-    assert lines[3].split() == ["best", "training", "accuracy", f"{100 * highest['train_acc']:.2f}", "%", "in", "epoch",
+    assert lines[4].split() == ["best", "training", "accuracy", f"{100 * highest['train_acc']:.2f}", "%", "in", "epoch",
                                 str(highest["epoch"])]  # fmt: skip
-    assert lines[4].endswith(
+    assert lines[5].endswith(
         f"{lowest['valid_loss']:.4f}     in epoch {lowest['epoch']}, with {100 * lowest['valid_acc']:.2f} % accuracy: best.ckpt"
     )
-    assert lines[6].split() == ["chance", "level", "25.00", "%"]
+    assert lines[7].split() == ["chance", "level", "25.00", "%"]
 
 
 def test_the_summary_of_a_run_without_an_epoch(tmp_path):

@@ -133,6 +133,27 @@ def _check_boxes(values: dict[str, Any], key: str) -> Iterator[Problem]:
         yield (key,), "has no effect unless crop_to_bboxes is True"
 
 
+def _check_class_weights(values: dict[str, Any]) -> Iterator[Problem]:
+    name = values["loss_function"]
+    if values["class_weights"] is None or name not in losses():
+        return
+    if "weight" not in losses()[name].names:
+        yield (
+            ("class_weights",),
+            f"{name} takes no weights; use LabelSmoothingCrossEntropy or CrossEntropyLoss, or null",
+        )
+    elif "weight" in (values["loss_params"] or {}):
+        yield ("class_weights",), "loss_params.weight is set too; keep one of them"
+
+
+def _check_test_fraction(values: dict[str, Any]) -> Iterator[Problem]:
+    validation, test = values["validation_fraction"], values["test_fraction"]
+    if isinstance(test, float) and validation is None:
+        yield ("test_fraction",), "has no effect without validation_fraction; write auto"
+    elif isinstance(test, float) and validation + test >= 1:
+        yield ("test_fraction",), f"{test:g} and validation_fraction, {validation:g}, leave no training images"
+
+
 def _check_neptune(values: dict[str, Any], key: str) -> Iterator[Problem]:
     if "/" in (values[key] or ""):
         yield (
@@ -197,5 +218,7 @@ _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem
         ((key, "crop_to_bboxes"), partial(_check_boxes, key=key))
         for key in ("erase_background", "shuffle_bounding_boxes")
     ),
+    (("class_weights", "loss_function", "loss_params"), _check_class_weights),
+    (("validation_fraction", "test_fraction"), _check_test_fraction),
     *(((key,), partial(_check_neptune, key=key)) for key in ("neptune_username", "neptune_project_name")),
 ]

@@ -25,9 +25,17 @@ from utils.runs.metrics import Row, best_values, read_rows
 from utils.runs.resolve import list_runs, resolve_run
 from utils.runs.summary import duration
 
-RANKED = ("valid_acc", "valid_loss", "train_acc", "train_loss", "valid_top5_acc", "train_top5_acc")
+RANKED = (
+    "valid_acc",
+    "valid_loss",
+    "train_acc",
+    "train_loss",
+    "valid_top5_acc",
+    "train_top5_acc",
+    "valid_mean_class_acc",
+)
 SORTS = (*RANKED, "epochs", "parameters", "duration")
-PHOTOS = ("num_classes", "train_photos", "valid_photos")  # of run.json
+PHOTOS = ("num_classes", "train_photos", "valid_photos", "valid_from", "split_digest")  # of run.json
 MIN_INTERVAL, FIRST_EPOCH = 10, 60  # minutes
 MISSING = object()  # stands for a value that a run does not have
 UNKNOWN = "–"
