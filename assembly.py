@@ -20,6 +20,7 @@ from losses.class_weights import class_weights
 from models import build_model, count_parameters
 from models.classifier import Classifier
 from models.compilation import check_compiler
+from models.finetuning.pretrained import PretrainedWeights, load_pretrained, published_weights, weights_of_file
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
 from training import trainer
 from training.checkpoint_callback import Checkpoints
@@ -30,8 +31,11 @@ from training.run_record import RunRecord
 from training.signals import SignalHandler
 from training.trainer import uses_cuda
 from utils.config import Config, ConfigError, Problems
+from utils.config.schema import Normalization
+from utils.errors import RunError
 from utils.machine import total_memory
 from utils.processes import check_launch
+from utils.runs import resolve_checkpoint
 from utils.seeding import mix
 from utils.tracking import check_trackers
 from utils.tracking.parameters import study_parameters
@@ -244,6 +248,58 @@ def parameter_group_settings(config: Config) -> dict[str, Any] | None:
     return None if settings == {"head_lr_factor": 1.0, "layer_decay": 1.0, "decay_norm_and_bias": True} else settings
 
 
+def find_pretrained(config: Config) -> PretrainedWeights:
+    """Returns the weights that `pretrained` names; published ones are not downloaded yet.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if config.pretrained is True:
+        return published_weights(config.architecture, image_size=config.image_size)
+    try:
+        path = resolve_checkpoint(config.pretrained, config.output_path)
+    except RunError as error:  # a run without a checkpoint
+        raise ConfigError(str(error)) from error
+    return weights_of_file(path, config.architecture, image_size=config.image_size)
+
+
+def resolve_pretrained(config: Config) -> Config:
+    """Returns the configuration of a new run with the pretrained weights' mean and std where normalization_params_rgb says so.
+
+    Raises:
+        ConfigError: There are no such weights, or their mean and std are not known.
+    """
+    if config.pretrained is None:
+        return config
+    problems = Problems(config)
+    with problems.of("pretrained"):
+        weights = find_pretrained(config)
+    problems.raise_any()
+    if config.normalization_params_rgb != "pretrained":
+        return config
+    with problems.of("normalization_params_rgb"):
+        if weights.mean is None:
+            raise ConfigError(f"the mean and std of {weights.source} are not known; write them")
+        values = Normalization(mean=list(weights.mean), std=list(weights.std))
+    problems.raise_any()
+    return config.model_copy(update={"normalization_params_rgb": values})
+
+
+def load_pretrained_weights(config: Config, classifier: Classifier, class_names: Sequence[str]) -> None:
+    """Loads the pretrained weights of a new run, and logs what was loaded and what differs from how they were trained."""
+    if config.pretrained is None:
+        return
+    weights = find_pretrained(config)
+    logger.info(load_pretrained(classifier.model, weights, class_names))
+    used = config.normalization
+    given = (tuple(used.mean), tuple(used.std)) if used else None
+    if weights.mean and not config.convert_to_grayscale and given != (weights.mean, weights.std):
+        logger.warning(
+            "normalization_params_rgb: the pretrained weights were trained with mean %s and std %s; write "
+            "normalization_params_rgb: pretrained to use them", list(weights.mean), list(weights.std),
+        )  # fmt: skip
+
+
 def build_record(config: Config, folder: Path, classifier: Classifier, annotations: DataSplits) -> RunRecord:
     """Returns the record of a run in `folder`."""
     optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
@@ -331,6 +387,7 @@ def _build_model(config: Config, num_classes: int) -> torch.nn.Module:
         out_channels=config.out_channels,
         width_multiplier=config.width_multiplier,
         image_size=config.image_size,
+        drop_path=config.drop_path,
     )
 
 

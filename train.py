@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     # Torch takes seconds to import: by now, errors in the configuration have been reported.
     import assembly
 
+    if not resumed:
+        config = assembly.resolve_pretrained(config)
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:
         from datamodules.demo import write_demo_data
@@ -117,6 +119,8 @@ def train(config: Config, resumed: Path | None) -> dict[str, float]:
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, splits)
+    if not resumed:
+        assembly.load_pretrained_weights(config, classifier, splits.class_names)
     checkpoint = folder / LAST if resumed else None
     signals = SignalHandler()
     hints = error_hints(

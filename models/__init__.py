@@ -34,6 +34,7 @@ def build_model(
     out_channels: int | None = None,
     width_multiplier: float = 1.0,
     image_size: Sequence[int] | None = None,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Builds a model with random weights, which turns images (N, in_channels, H, W) into logits (N, num_classes).
 
@@ -45,6 +46,7 @@ def build_model(
         out_channels: Width of the last hidden layer of ghost, else None.
         width_multiplier: Factor of ghost's other widths.
         image_size: Height and width, pixels, for which a model of timm is built and tried.
+        drop_path: Maximum probability of stochastic depth; None for the architecture's default.
 
     Raises:
         ConfigError: There is no such architecture, or it does not take a setting.
@@ -55,11 +57,14 @@ def build_model(
         dropout=dropout,
         out_channels=out_channels,
         width_multiplier=width_multiplier,
+        drop_path=drop_path,
     ):
         raise ConfigError(f"{key}: {problem}")
     common = {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout}
     if architecture.startswith(TIMM):
-        return build_timm(architecture.removeprefix(TIMM), **common, image_size=image_size)
+        return build_timm(architecture.removeprefix(TIMM), **common, image_size=image_size, drop_path=drop_path)
+    if drop_path is not None:
+        common["drop_path"] = drop_path
     if ARCHITECTURE_LIMITS[architecture].out_channels:
         common |= {"out_channels": out_channels, "width_multiplier": width_multiplier}
     return ARCHITECTURES[architecture](**common)

@@ -22,6 +22,7 @@ def build_timm(
     in_channels: int,
     dropout: float | None,
     image_size: Sequence[int] | None = None,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Builds a model of timm that turns images (N, in_channels, H, W) into logits (N, num_classes).
 
@@ -32,6 +33,7 @@ def build_timm(
         dropout: Probability before the last layer; None for none, whatever timm's default.
         image_size: Height and width, pixels. A model of a fixed input size is built for it, and one such image is tried.
             None for timm's own size, without a trial.
+        drop_path: Maximum probability of stochastic depth; None for timm's default.
 
     Raises:
         ConfigError: timm has no such model, or it does not take a setting.
@@ -42,7 +44,7 @@ def build_timm(
     names = timm.list_models()
     if name not in names:
         raise ConfigError(_unknown(name, names))
-    settings = {}
+    settings = {} if drop_path is None else {"drop_path_rate": drop_path}
     if image_size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size:
         settings["img_size"] = tuple(image_size)
     try:
@@ -56,6 +58,8 @@ def build_timm(
         raise ConfigError(f"timm/{name} is not a classification model: it has no logits")
     if dropout is not None and not _has_dropout(model, dropout):
         raise ConfigError(f"timm/{name} has no dropout that can be set; dropout must be None")
+    if drop_path and not any("DropPath" in type(module).__name__ for module in model.modules()):
+        raise ConfigError(f"timm/{name} has no stochastic depth that can be set; drop_path must be None")
     if image_size is not None:
         _try_image(model, name, in_channels, image_size)
     return model

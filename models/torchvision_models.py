@@ -26,6 +26,7 @@ def build_torchvision(
     in_channels: int,
     dropout: float | None,
     has_dropout: bool = True,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Builds a model of torchvision that turns images (N, in_channels, H, W) into logits (N, num_classes).
 
@@ -35,9 +36,12 @@ def build_torchvision(
         num_classes: Number of logits.
         in_channels: 3 for color images, 1 for gray ones.
         dropout: Probability before the last layer; None for none, whatever the library's default.
+        drop_path: Maximum probability of EfficientNet's stochastic depth; None for the library's.
         has_dropout: Whether the model has a dropout layer.
     """
     settings = {"dropout": dropout or 0.0} if has_dropout else {}
+    if drop_path is not None:
+        settings["stochastic_depth_prob"] = drop_path
     model = constructor(weights=None, num_classes=num_classes, **settings)
     if in_channels != 3:
         name, stem = next((name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d))

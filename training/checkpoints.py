@@ -16,10 +16,9 @@ from torch import Tensor
 
 from utils.errors import DamagedCheckpoint, UserError
 from utils.files import replacing
-from utils.runs.folder import BEST
+from utils.runs.folder import ABOUT, BEST
 
 FORMAT = 1  # raised when older checkpoints cannot be read as they are
-ABOUT = "cars"  # key of what a checkpoint holds beside Lightning's: format, config, class_names, metrics
 RENAMED = {"StanfordCars": "CarsDataModule"}  # keys that are names of our classes, old: new
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch's formats, the present one and that of before 2020
 

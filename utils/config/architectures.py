@@ -16,11 +16,13 @@ class ArchitectureLimits(NamedTuple):
         min_image_size: Minimum height and width, pixels.
         dropout: Whether it has a dropout layer.
         out_channels: Whether its widths can be set: that of the last hidden layer, and a factor of all others.
+        drop_path: Whether it has stochastic depth.
     """
 
     min_image_size: int
     dropout: bool = True
     out_channels: bool = False
+    drop_path: bool = False
 
 
 # min_image_size is the larger of two: the smallest size at which training and evaluation run (found by trying: 21 for sq_10, 17
@@ -32,7 +34,7 @@ ARCHITECTURE_LIMITS = {
     "sq_11": ArchitectureLimits(17),
     **dict.fromkeys(("sqnxt_1", "sqnxt_1v5", "sqnxt_2", "sqnxt_2v5"), ArchitectureLimits(32, dropout=False)),
     "mob_v2": ArchitectureLimits(32),
-    **{f"eff_b{size}": ArchitectureLimits(32) for size in range(8)},
+    **{f"eff_b{size}": ArchitectureLimits(32, drop_path=True) for size in range(8)},
     **{f"hard_{depth}{kind}": ArchitectureLimits(32) for depth in (39, 68, 85) for kind in ("", "dw")},
     **{f"shuff_v2_x{width}": ArchitectureLimits(32, dropout=False) for width in ("05", "10", "15", "20")},
 }
@@ -45,6 +47,7 @@ def architecture_problems(
     dropout: float | None,
     out_channels: int | None,
     width_multiplier: float,
+    drop_path: float | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yields the key and the message of each setting that the architecture does not take.
 
@@ -62,6 +65,8 @@ def architecture_problems(
         yield "out_channels", f"{architecture} does not take a width; write out_channels: null"
     if not limits.out_channels and width_multiplier != 1.0:
         yield "width_multiplier", f"{architecture} does not take a factor; write width_multiplier: 1.0"
+    if not limits.drop_path and drop_path is not None and architecture in ARCHITECTURE_LIMITS:
+        yield "drop_path", f"{architecture} has no stochastic depth; write drop_path: null"
     if not limits.dropout and dropout is not None:
         yield "dropout", f"{architecture} has no dropout layer; write dropout: null"
     if image_size is not None and (problem := image_size_problem(architecture, image_size)):

@@ -110,7 +110,9 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 def _check_architecture(values: dict[str, Any]) -> Iterator[Problem]:
     names = ("image_size", "dropout", "out_channels")
-    settings = {name: values.get(name) for name in names} | {"width_multiplier": values.get("width_multiplier", 1.0)}
+    settings = {name: values.get(name) for name in (*names, "drop_path")} | {
+        "width_multiplier": values.get("width_multiplier", 1.0)
+    }
     for key, message in architecture_problems(values["architecture"], **settings):
         yield (key,), message
 

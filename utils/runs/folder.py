@@ -25,6 +25,7 @@ CURVES = "curves.png"
 LOG = "train.log"
 LAST = Path("checkpoints", "last.ckpt")
 BEST = Path("checkpoints", "best.ckpt")
+ABOUT = "cars"  # key of what a checkpoint holds beside Lightning's: format, config, class_names, metrics
 # Types of the values that a resumed run reads from run.json; a value of another type is ignored.
 RECORD_TYPES = {"run_id": str, "status": str, "started": str, "seconds": (int, float), "resumed": int, "best": dict}
 
