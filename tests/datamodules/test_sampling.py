@@ -1,6 +1,7 @@
 """The order of the images: each image once an epoch, an order for each (seed, epoch), never a training batch of one."""
 
 import itertools
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -90,3 +91,24 @@ def test_two_processes_with_a_small_last_batch(count):
     """A share of one image would end the training: batch norm needs two."""
     shares = [EpochBatchSampler(count, 64, shuffle=True, rank=rank, world_size=2) for rank in (0, 1)]
     assert [[len(batch) for batch in share] for share in shares] == [[65 + count % 2], [65]]
+
+
+def test_balanced_classes_have_equal_chances_and_repeats_draw_other_numbers():
+    labels = [0] * 900 + [1] * 90 + [2] * 10
+    balanced = EpochBatchSampler(1000, 16, shuffle=True, labels=labels)
+    draws = list(itertools.chain(*epoch_of(balanced, 1)))
+    assert len(draws) == 1000 == len(set(draws))  # a repeat is another draw of the same image
+    drawn = Counter(labels[draw % 1000] for draw in draws)
+    assert all(abs(drawn[label] - 1000 / 3) < 5 * (1000 * 2 / 9) ** 0.5 for label in range(3))  # 5 standard deviations
+    for image in range(1000):
+        repeats = sorted(draw // 1000 for draw in draws if draw % 1000 == image)
+        assert repeats == list(range(len(repeats)))
+    whole = epoch_of(balanced, 3)
+    assert epoch_of(balanced, 2) != whole
+    balanced.first_batch = 20
+    balanced.set_epoch(3)
+    assert [[draw for _, draw in batch] for batch in balanced] == whole[20:]
+    shares = [
+        epoch_of(EpochBatchSampler(1000, 8, shuffle=True, labels=labels, rank=rank, world_size=2), 3) for rank in (0, 1)
+    ]
+    assert [sorted(one + other) for one, other in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
