@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +41,21 @@ def main(argv: Sequence[str] | None = None) -> "App":
     start_logging("WARNING")
 
     # Torch takes seconds to import: wrong arguments are reported before.
-    from deployment.phone.build import build
+    from deployment.phone.build import MODEL, build_app
+    from deployment.phone.model import write_model
+    from deployment.trained import load_trained
 
-    app = build(arguments.trained, output=arguments.output, int8=arguments.int8, data=arguments.data)
+    trained = load_trained(arguments.trained)
+    with tempfile.TemporaryDirectory() as temporary:
+        model = Path(temporary, MODEL)
+        about = write_model(trained, model, int8=arguments.int8, data=arguments.data)
+        app = build_app(model, about, arguments.output or trained.folder / "phone")
     print(
         f"{app.folder}: version {app.version}, {app.size / 1e6:.1f} MB at the first visit "
         f"({app.sizes['model.onnx'] / 1e6:.1f} MB model, {app.sizes['ort.bin'] / 1e6:.1f} MB runtime)"
     )
+    if about["threshold"] is None:
+        print('  without a calibration the app never says "not sure"')
     if arguments.serve:
         serve(app.folder, arguments.port)
     else:

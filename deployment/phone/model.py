@@ -4,16 +4,60 @@ The resize is Pillow's: first the width, then the height, each rounded to 8 bits
 edges. At most a quarter percent of the values then differ, by 1 of 255; in one pass 15 % do, and by up to 15 at the edges.
 """
 
+import copy
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from deployment.formats import INPUT, OUTPUT, Metadata
+from deployment.evaluation.evaluation import load_split
+from deployment.export import build_metadata, export
+from deployment.formats import FORMATS, INPUT, OUTPUT, Metadata
+from deployment.trained import TrainedModel
 
 OPSET = 18  # the first whose Resize has antialiasing
 GRAY = np.array([19595, 38470, 7471], dtype=np.float32)  # PIL's weights, of 65,536
+COMPARED_IMAGES = 500  # on which an 8-bit model has to agree with the trained one
+
+
+def write_model(trained: TrainedModel, output: Path, *, int8: bool, data: Path | None) -> dict[str, Any]:
+    """Writes the app's model and returns the content of its `model.json`.
+
+    Args:
+        trained: The model.
+        output: The ONNX file to write.
+        int8: Whether weights and activations have 8 bits.
+        data: The data set that an 8-bit model is calibrated on and compared on, instead of the training's.
+
+    Raises:
+        RunError: The 8-bit model disagrees with the trained one.
+    """
+    metadata = build_metadata(trained)
+    calibration = getattr(trained, "calibration", None)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, "draft.onnx")
+        if int8:
+            _, splits = load_split(trained, data, "valid")
+            export(trained, "onnx-int8", splits, draft, num_images=COMPARED_IMAGES)
+        else:
+            network = copy.deepcopy(trained.classifier.model).float().eval()
+            example = torch.zeros(1, len(metadata["channels"]), *metadata["image_size"])
+            FORMATS["onnx"].write(network, [example], metadata, draft)
+        onnx.save(
+            add_preprocessing(onnx.load(draft), metadata, calibration.temperature if calibration else 1.0), output
+        )
+    accuracy = trained.metrics.get("valid_acc")
+    return {
+        "class_names": list(trained.class_names),
+        "threshold": calibration.threshold if calibration else None,
+        "score": calibration.score if calibration else "probability",
+        "about": f"{trained.config.architecture}, {len(trained.class_names)} car models"
+        + (f", {accuracy:.1%} right on validation photos" if accuracy is not None else ""),
+    }
 
 
 def add_preprocessing(model: onnx.ModelProto, metadata: Metadata, temperature: float) -> onnx.ModelProto:

@@ -190,6 +190,19 @@ def test_a_chosen_photo_is_recognized_as_by_predict(driver, site, trained, photo
     assert_same(answer(driver), site.folder, trained, photos / name, scaled=name == "large.jpg")
 
 
+def test_calibrated_models_are_not_sure_below_their_threshold(driver, app, photos, tmp_path):
+    about = json.loads((app / "model.json").read_text("utf-8"))
+    verdicts = []
+    for score, threshold in (("probability", 0.0), ("probability", 1.1), ("margin", 0.0), ("margin", 1.1)):
+        folder = build_app(app / MODEL, about | {"score": score, "threshold": threshold}, tmp_path / "app").folder
+        with served(folder) as site:
+            visit(driver, site)
+            choose(driver, photos / "photo.png")
+            best = next(iter(answer(driver)))
+            verdicts.append(driver.execute_script("return verdict.textContent") == best)
+    assert verdicts == [True, False, True, False]
+
+
 def test_the_orientation_of_a_photo_matters_to_the_model(trained, photos):
     upright, turned = predict(trained, [photos / "photo.png", photos / "turned.jpg"])
     assert max(abs(dict(upright.classes).get(name, 0) - value) for name, value in turned.classes) > 2 * TOLERANCE
