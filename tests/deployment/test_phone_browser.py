@@ -5,7 +5,10 @@ python tests/deployment/test_phone_browser.py APP CAR.jpg FOLDER takes pictures 
 
 import base64
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -35,6 +38,7 @@ pytestmark = pytest.mark.slow
 
 FRAME = (640, 480)  # the size of the camera's pictures
 CAMERA = "--use-fake-device-for-media-stream"
+INSECURE = "phone.test"  # a name of this machine that browsers do not trust as they trust localhost
 GUESSES = "[...guesses.children].map(item => [item.children[1].textContent, item.children[0].value])"
 ANSWERED = "/Recognized/.test(document.getElementById('time').textContent)"
 TEXT = "document.body.innerText"
@@ -121,7 +125,8 @@ def photos(trained, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def driver(photos) -> Iterator[Any]:
-    with browser(CAMERA, f"--use-file-for-fake-video-capture={photos / 'camera.mjpeg'}") as driver:
+    camera = f"--use-file-for-fake-video-capture={photos / 'camera.mjpeg'}"
+    with browser(CAMERA, camera, f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1") as driver:
         yield driver
 
 
@@ -190,17 +195,44 @@ def test_a_chosen_photo_is_recognized_as_by_predict(driver, site, trained, photo
     assert_same(answer(driver), site.folder, trained, photos / name, scaled=name == "large.jpg")
 
 
-def test_calibrated_models_are_not_sure_below_their_threshold(driver, app, photos, tmp_path):
+def test_the_app_is_not_sure_below_the_threshold_of_its_score(driver, app, trained, photos, tmp_path):
     about = json.loads((app / "model.json").read_text("utf-8"))
-    verdicts = []
-    for score, threshold in (("probability", 0.0), ("probability", 1.1), ("margin", 0.0), ("margin", 1.1)):
+    (prediction,) = predict(trained, [photos / "photo.png"])
+    (_, first), (_, second) = prediction.classes[:2]
+    between = ((first - second) + first) / 2
+    verdicts = {}
+    for score, threshold in (("probability", between), ("margin", between), ("probability", 1.1)):
         folder = build_app(app / MODEL, about | {"score": score, "threshold": threshold}, tmp_path / "app").folder
         with served(folder) as site:
             visit(driver, site)
             choose(driver, photos / "photo.png")
-            best = next(iter(answer(driver)))
-            verdicts.append(driver.execute_script("return verdict.textContent") == best)
-    assert verdicts == [True, False, True, False]
+            assert len(answer(driver)) == 5
+            verdicts[score, threshold] = driver.execute_script("return verdict.textContent")
+    assert list(verdicts.values()) == [prediction.classes[0][0], "Not sure", "Not sure"]
+
+
+def test_over_plain_http_photos_are_recognized_without_the_camera(driver, site, trained, photos):
+    driver.get(site.origin.replace("localhost", INSECURE))
+    wait_for(driver, "the app", READY)
+    assert "only over https" in driver.execute_script("return note.textContent")
+    assert "only with a network" in driver.execute_script("return offline.textContent")
+    driver.find_element("id", "phone-camera").send_keys(str(photos / "photo.png"))
+    assert_same(answer(driver), site.folder, trained, photos / "photo.png")
+
+
+def test_the_commands_that_publish_the_app_are_right(app, tmp_path):
+    guide = (SOURCE.parents[2] / "docs" / "phone.md").read_text("utf-8")
+    (commands,) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    shutil.copytree(app, tmp_path / "output" / "run" / "phone")
+    identity = {
+        f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    run = partial(subprocess.run, cwd=tmp_path, env=os.environ | identity, check=True)
+    run(["git", "init", "-q", "--bare", "host.git"])
+    run(["git", "clone", "-q", "host.git", "pages"])
+    run(["bash", "-euc", commands])
+    listed = run(["git", "-C", "host.git", "ls-tree", "--name-only", "HEAD"], stdout=subprocess.PIPE, text=True).stdout
+    assert set(listed.split()) == {path.name for path in app.iterdir()}
 
 
 def test_the_orientation_of_a_photo_matters_to_the_model(trained, photos):
