@@ -11,7 +11,7 @@ from utils.logs import start_logging
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Evaluates a trained model: top-1 and top-5 accuracy, loss, per-class accuracy, confusion."
+        description="Evaluates a trained model: top-1 and top-5 accuracy, loss, per-class accuracy, confusion, calibration."
     )
     parser.add_argument("trained", metavar="RUN|CHECKPOINT", help="a run's folder or name, 'last', or a checkpoint")
     parser.add_argument("-d", "--data", metavar="FOLDER", type=Path, help="another data set, in any supported layout")
@@ -19,7 +19,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--split", choices=("valid", "train", "test", "all"), default="valid", help="split to evaluate (default: valid)"
     )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="report folder, instead of the run's evaluation/")
+    parser.add_argument(
+        "--rate",
+        type=rate,
+        default=0.95,
+        help="share of right answers among those it is sure of, above 0, at most 1 (0.95)",
+    )
     return parser.parse_args(argv)
+
+
+def rate(text: str) -> float:
+    """Parses a share of right answers."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0 and at most 1, such as 0.95")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -35,7 +52,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trained = load_trained(arguments.trained)
     images, splits = load_split(trained, arguments.data, arguments.split)
     evaluation = evaluate(trained, images, splits)
-    print(write_report(trained, evaluation, data=arguments.data, split=arguments.split, output=arguments.output))
+    print(
+        write_report(
+            trained,
+            evaluation,
+            data=arguments.data,
+            split=arguments.split,
+            output=arguments.output,
+            rate=arguments.rate,
+        )
+    )
     return evaluation.metrics
 
 

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> list["Prediction"]:
         print_table(predictions)
     summary = sys.stderr if arguments.json or arguments.csv else sys.stdout
     print(f"images: {len(predictions):,}; model: {trained.path}, {len(trained.class_names)} classes", file=summary)
+    if trained.calibration is None:
+        print(f"  not calibrated: python evaluate.py {trained.path} fits when to say not sure", file=summary)
     if explainer:
         print(f"  Grad-CAM overlays: {arguments.explain}", file=summary)
     else:
@@ -81,6 +83,8 @@ def print_table(predictions: list["Prediction"]) -> None:
         print(prediction.path)
         if prediction.error:
             print("            not read")
+        if prediction.sure is False:
+            print("            not sure")
         for name, probability in prediction.classes:
             print(f"  {100 * probability:7.2f} %  {name}")
 
@@ -91,6 +95,7 @@ def print_json(predictions: list["Prediction"]) -> None:
         if prediction.error
         else {
             "image": str(prediction.path),
+            "sure": prediction.sure,
             "classes": [{"name": name, "probability": probability} for name, probability in prediction.classes],
         }
         for prediction in predictions
@@ -100,10 +105,11 @@ def print_json(predictions: list["Prediction"]) -> None:
 
 def print_csv(predictions: list["Prediction"]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability"])
+    writer.writerow(["image", "rank", "class", "probability", "sure"])
     for prediction in predictions:
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
-            writer.writerow([prediction.path, rank, name, probability])
+            sure = "" if prediction.sure is None else int(prediction.sure)
+            writer.writerow([prediction.path, rank, name, probability, sure])
 
 
 if __name__ == "__main__":

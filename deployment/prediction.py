@@ -23,10 +23,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image with their probabilities in 0 … 1, or why it could not be read."""
+    """The most probable classes of one image with their probabilities in 0 … 1, or why it could not be read.
+
+    Attributes:
+        sure: Whether the score reaches the threshold of the calibration; None without a calibration.
+    """
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
+    sure: bool | None = None
     error: str | None = None
 
 
@@ -99,13 +104,14 @@ def predict(trained: TrainedModel, paths: Sequence[Path], *, batch_size: int = 3
             rows = iter(_most_probable(trained, torch.stack(readable)) if readable else [])
             for path, image in zip(batch, images, strict=True):
                 bar.update()
-                yield Prediction(path, error=image) if isinstance(image, str) else Prediction(path, next(rows))
+                yield Prediction(path, error=image) if isinstance(image, str) else Prediction(path, *next(rows))
 
 
-def _most_probable(trained: TrainedModel, images: Tensor) -> list[tuple[tuple[str, float], ...]]:
-    probabilities = trained.logits(images).softmax(dim=1)
+def _most_probable(trained: TrainedModel, images: Tensor) -> list[tuple[tuple[tuple[str, float], ...], bool | None]]:
+    probabilities = trained.probabilities(trained.logits(images))
     values, labels = probabilities.topk(min(TOP_K, len(trained.class_names)), dim=1)
+    sure = trained.calibration.accepts(probabilities).tolist() if trained.calibration else [None] * len(images)
     return [
-        tuple((trained.class_names[label], value) for label, value in zip(*row, strict=True))
-        for row in zip(labels.tolist(), values.tolist(), strict=True)
+        (tuple((trained.class_names[label], value) for label, value in zip(*row, strict=True)), is_sure)
+        for *row, is_sure in zip(labels.tolist(), values.tolist(), sure, strict=True)
     ]

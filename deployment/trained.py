@@ -11,6 +11,7 @@ from torch import Tensor
 from assembly import build_classifier, build_pipelines
 from datamodules.images import read_image
 from datamodules.transforms import Transform
+from deployment.calibration import Calibration, load_calibration
 from models.classifier import Classifier
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.config import Config, Problems, load_config, parse_config
@@ -33,6 +34,7 @@ class TrainedModel:
         split_digest: Of the split that it was trained on, where the configuration made one.
         classifier: On the CPU, in evaluation mode.
         transform: From an RGB image to a tensor (C, H, W), as for validation images.
+        calibration: Temperature and threshold of these weights; None before evaluate.py has fitted them.
     """
 
     path: Path
@@ -42,11 +44,12 @@ class TrainedModel:
     split_digest: str | None
     classifier: Classifier
     transform: Transform
+    calibration: Calibration | None = None
 
     @property
     def folder(self) -> Path:
         """The run's folder, or the checkpoint's folder where it is outside a run."""
-        return self.path.parents[1] if self.path.parent.name == BEST.parent.name else self.path.parent
+        return _folder_of(self.path)
 
     def load_image(self, path: Path, *, upright: bool) -> Tensor:
         """Returns the whole image as the model's input (C, H, W); `upright` applies its EXIF orientation."""
@@ -56,6 +59,14 @@ class TrainedModel:
     def logits(self, images: Tensor) -> Tensor:
         """Returns the logits (N, classes) of images (N, C, H, W), computed on the model's device, returned on the CPU."""
         return self.classifier(images.to(self.classifier.device, self.classifier.dtype)).float().cpu()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the probabilities (N, classes) of logits, by the temperature where there is a calibration."""
+        return self.calibration.probabilities(logits) if self.calibration else logits.softmax(dim=1)
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint.parents[1] if checkpoint.parent.name == BEST.parent.name else checkpoint.parent
 
 
 def load_trained(name: str) -> TrainedModel:
@@ -86,8 +97,16 @@ def load_trained(name: str) -> TrainedModel:
         metrics = {}
     if not isinstance(metrics, dict) or not all(isinstance(value, (int, float)) for value in metrics.values()):
         raise RunError(f"{path}: its metrics are not numbers")
-    split_digest = about.get("split_digest")
-    return TrainedModel(path, config, tuple(class_names), dict(metrics), split_digest, classifier.eval(), transform)
+    return TrainedModel(
+        path=path,
+        config=config,
+        class_names=tuple(class_names),
+        metrics=dict(metrics),
+        split_digest=about.get("split_digest"),
+        classifier=classifier.eval(),
+        transform=transform,
+        calibration=load_calibration(_folder_of(path), path),
+    )
 
 
 def _read_config(values: Any) -> Config:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules import ImageRecord
 from datamodules.images import read_image
+from deployment.calibration import Reliability, calibration_bins, risk_coverage
 from deployment.evaluation.evaluation import Evaluation, confused_pairs
 from utils.files import replacing
 from utils.runs.curves import escape_dollars
@@ -92,6 +93,40 @@ def draw_confused_pairs(evaluation: Evaluation, class_names: Sequence[str], path
                 axes.text(
                     0.5, -0.02, escape_dollars(caption), transform=axes.transAxes, ha="center", va="top", fontsize=7
                 )
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def draw_calibration(reliability: Reliability, path: Path, *, title: str) -> None:
+    """Draws the reliability diagram, and the error rate of the answers that are accepted, by their share."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), dpi=DPI, layout="constrained")
+    figure.suptitle(escape_dollars(title), fontsize=11)
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    for name, confidence, color in (
+        ("temperature 1", reliability.raw_confidence, "#999999"),
+        ("with temperature", reliability.confidence, "#0b57a4"),
+    ):
+        means, accuracies, counts = zip(*calibration_bins(confidence, reliability.correct), strict=True)
+        left.plot(means, accuracies, color=color, linewidth=1.2, label=name)
+        left.scatter(means, accuracies, s=[10 + 300 * count / sum(counts) for count in counts], color=color, alpha=0.6)
+    left.set(xlabel="mean probability of the top-1 prediction", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    left.set_title("reliability; area: share of the images", fontsize=10)
+    left.legend(frameon=False)
+    _, count, risk = risk_coverage(reliability.score, reliability.correct)
+    right.plot(count / len(reliability.score), risk, color="#0b57a4")
+    accepted = reliability.accepted
+    if accepted is not None and accepted.any():
+        point = float(accepted.double().mean()), float(1 - reliability.correct[accepted].double().mean())
+        right.plot(*point, "o", color="#0b57a4", label="threshold")
+        right.legend(frameon=False)
+    right.set(xlabel="coverage: share of the images that are answered", ylabel="risk: error rate", xlim=(0, 1))
+    right.set_ylim(bottom=0)
+    right.set_title("risk against coverage", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
 

@@ -4,8 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deployment.calibration import (
+    MIN_IMAGES,
+    NEVER,
+    Reliability,
+    calibrate,
+    cross_judge,
+    judge,
+    save_calibration,
+)
 from deployment.evaluation.evaluation import Evaluation, class_rows, confused_pairs, image_rows, wilson_interval
-from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
+from deployment.evaluation.figures import draw_calibration, draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import TrainedModel
 from utils.files import make_folder, write_csv, write_text
 from utils.machine import versions
@@ -22,9 +31,15 @@ TITLES = {
 
 
 def write_report(
-    trained: TrainedModel, evaluation: Evaluation, *, data: Path | None, split: str, output: Path | None
+    trained: TrainedModel,
+    evaluation: Evaluation,
+    *,
+    data: Path | None,
+    split: str,
+    output: Path | None,
+    rate: float,
 ) -> str:
-    """Writes summary.json, three tables and two figures; returns the lines to print.
+    """Writes summary.json, three tables and three figures; returns the lines to print.
 
     Args:
         trained: The model.
@@ -32,6 +47,7 @@ def write_report(
         data: Folder of the data set, None for the training's.
         split: The evaluated split.
         output: Folder to write to; None for a folder in the run's evaluation/.
+        rate: Share of right answers among those above the threshold, which is kept with the run.
 
     Raises:
         RunError: The folder cannot be written.
@@ -50,11 +66,13 @@ def write_report(
     write_csv(folder / "images.csv", image_rows(evaluation, names))
     rows = [(names[pair.first], names[pair.second], pair.count, pair.reverse_count, pair.total) for pair in pairs]
     write_csv(folder / "confused_pairs.csv", [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in rows], PAIR_COLUMNS)
+    reliability, lines = _calibration(trained, evaluation, is_own=is_own, rate=rate)
     title = (
         f"{trained.folder.name}, {trained.path.name}: {correct:,} of {count:,} correct ({100 * correct / count:.2f} %), "
         f"{split} split of {data_path.name}"
     )
     draw_confusion_matrix(evaluation, names, folder / "confusion_matrix.png", title=title)
+    draw_calibration(reliability, folder / "calibration.png", title=title)
     sheet = folder / "confused_pairs.png"
     sheet.unlink(missing_ok=True)  # of an earlier evaluation
     if pairs:
@@ -70,12 +88,20 @@ def write_report(
         "valid_acc_95_high": high,
         "training_metrics": trained.metrics if is_own else None,
         "equals_training": equal,
+        "calibration": reliability.summary(),
         "device": evaluation.device,
         "versions": versions(),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
-    files = ["summary.json", "classes.csv", "images.csv", "confused_pairs.csv", "confusion_matrix.png"]
+    files = [
+        "summary.json",
+        "classes.csv",
+        "images.csv",
+        "confused_pairs.csv",
+        "confusion_matrix.png",
+        "calibration.png",
+    ]
     return "\n".join(
         [
             f"{trained.path}: {count:,} images, {split} split of {data_path}",
@@ -85,6 +111,7 @@ def write_report(
             f"  {TITLES['valid_mean_class_acc']:<16}{100 * metrics['valid_mean_class_acc']:6.2f} %",
             f"  {TITLES['valid_loss']:<16}{metrics['valid_loss']:9.4f}",
             f"  {'chance level':<16}{100 / len(names):7.2f} %",
+            *lines,
             *([f"  {comparison}"] if comparison else []),
             *(f"  {line}" for line in _caveats(trained, data, split)),
             *(["  most confused:"] if pairs else []),
@@ -97,6 +124,38 @@ def write_report(
             f"python export.py {trained.path} --format onnx",
         ]
     )
+
+
+def _calibration(
+    trained: TrainedModel, evaluation: Evaluation, *, is_own: bool, rate: float
+) -> tuple[Reliability, list[str]]:
+    """Judges the calibration, fits and keeps it if these are the run's own validation images; returns lines on it."""
+    logits, labels, count = evaluation.logits, evaluation.labels, len(evaluation.images)
+    kept, note = trained.calibration, "temperature and threshold were fitted on the validation images"
+    if is_own and count >= MIN_IMAGES:
+        reliability = cross_judge(logits, labels, rate=rate)
+        kept = calibrate(logits, labels, rate=rate)
+        path = save_calibration(trained.folder, trained.path, kept)
+        note = f"each half of the images is judged by a fit to the other half; kept: {path}, fitted on both"
+    else:
+        reliability = judge(logits, labels, None if is_own else kept)
+        kept = None if is_own else kept
+    figures = reliability.summary()
+    error = f"{100 * figures['ece']:7.2f} %   expected calibration error, {figures['ece_method']}"
+    if kept is None:
+        reason = f"not calibrated: {count} validation images, at least {MIN_IMAGES} are needed"
+        advice = f"not calibrated: python evaluate.py {trained.path} fits temperature and threshold"
+        return reliability, [f"  {'calibration':<16}{error}", f"{'':18}{reason if is_own else advice}"]
+    sure = f"{100 * figures['accepted']:7.2f} %   of the answers"
+    right = figures["accepted_accuracy"]
+    sure += "" if right is None else f", {100 * right:.2f} % of them right"
+    threshold = "no threshold reaches" if kept.threshold == NEVER else f"threshold {kept.threshold:.3f} for"
+    return reliability, [
+        f"  {'calibration':<16}{error};",
+        f"{'':30}{100 * figures['ece_without_temperature']:.2f} % without the temperature {kept.temperature:.3f}",
+        f"  {'sure':<16}{sure}; {threshold} {100 * kept.rate:g} %",
+        f"{'':30}{note}",
+    ]
 
 
 def _compare_with_training(trained: TrainedModel, evaluation: Evaluation) -> tuple[str, bool | None]:

@@ -62,7 +62,8 @@ def test_metrics_equal_the_trainings_to_the_last_bit(trained_run, capsys, name):
     assert summary["equals_training"] is True and summary["valid_loss"] == in_training["valid_loss"]
     assert summary["images"] == 14 and summary["correct"] == round(14 * in_training["valid_acc"])
     assert {path.name for path in folder.iterdir()} == {
-        "summary.json", "classes.csv", "images.csv", "confused_pairs.csv", "confusion_matrix.png", "confused_pairs.png"
+        "summary.json", "classes.csv", "images.csv", "confused_pairs.csv", "confusion_matrix.png", "confused_pairs.png",
+        "calibration.png",
     }  # fmt: skip
 
 

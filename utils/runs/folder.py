@@ -7,6 +7,7 @@ output/ghost_20261123101500/
 ├── speed.csv         seconds and images per second of each epoch
 ├── curves.png        loss, accuracy and learning rate
 ├── train.log         all messages with their times
+├── calibration.json  temperature and threshold of the checkpoints, by evaluate.py
 └── checkpoints/      last.ckpt and best.ckpt, the epoch with the lowest validation loss
 """
 
