@@ -165,9 +165,10 @@ def test_python_train_starts_the_second_process_and_only_one_speaks(cars, starte
         f" INFO    {message}" in line for message, line in zip(messages, logged, strict=True)
     )
     lines = output.splitlines()
-    for message in (*messages, "completed"):
+    messages = (f"{cars}: ", *messages, "completed")
+    for message in messages:
         assert [line.startswith(message) for line in lines].count(True) == 1, output
-    assert len(lines) == len(messages) + 10, output  # the rest of the summary
+    assert len(lines) == len(messages) + 9, output  # the rest of the summary
 
 
 # --- Two processes as forks --------------------------------------------------------------------------------------------
