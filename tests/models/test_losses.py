@@ -47,7 +47,7 @@ def test_label_smoothing_takes_weights_and_probabilities_as_torch_does(batch):
 
 
 def test_the_default_is_the_studys():
-    assert build_loss("LabelSmoothingCrossEntropy").epsilon == 0.1
+    assert build_loss("LabelSmoothingCrossEntropy").label_smoothing == 0.1
     assert set(LOSSES) == {"LabelSmoothingCrossEntropy"}
 
 
