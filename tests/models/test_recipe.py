@@ -13,6 +13,7 @@ from models import build_model
 from models.classifier import RAW, Classifier
 from models.finetuning.parameter_groups import head_names, layer_ids, parameter_groups
 from models.optimization import build_lr_scheduler, build_optimizer
+from utils.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of small data; a training shows what matters
 
@@ -245,3 +246,10 @@ def test_a_scheduler_keeps_the_factors_of_the_groups(scheduler, params):
         assert head == pytest.approx(3 * backbone)
         optimizer.step()
         lr_scheduler.step()
+
+
+def test_an_average_over_more_steps_than_the_training_has_is_one_error():
+    with pytest.raises(
+        ConfigError, match=r"ema_decay: 0\.99 averages over 100 steps, and the training has 18; .* 0\.9444"
+    ):
+        fit(Points(), ema_decay=0.99)
