@@ -37,7 +37,7 @@ def write_model(trained: TrainedModel, output: Path, *, int8: bool, data: Path |
         RunError: The 8-bit model disagrees with the trained one.
     """
     metadata = build_metadata(trained)
-    calibration = getattr(trained, "calibration", None)
+    calibration = trained.calibration
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, "draft.onnx")
         if int8:
