@@ -1,0 +1,1 @@
+"""The app for phones, measured in a browser."""
