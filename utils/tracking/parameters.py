@@ -17,7 +17,9 @@ def study_parameters(
         num_params: Number of trainable parameters.
         weight_decay: The optimizer's, even if it is the default; None if the optimizer has none.
     """
-    norm_params = config.normalization and config.normalization.model_dump()
+    norm_params = config.normalization
+    if norm_params is not None and norm_params != "pretrained":  # which a run has replaced by numbers
+        norm_params = norm_params.model_dump()
     gray = config.convert_to_grayscale
     return {
         "runtime": runtime(),
