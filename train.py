@@ -78,7 +78,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         from datamodules.check.check import check_data
 
         build_data = partial(assembly.build_data, config)
-        check_data(read_splits(config), build_data, folder=config.data_path, output_path=config.output_path)
+        check_data(
+            read_splits(config),
+            build_data,
+            folder=config.data_path,
+            output_path=config.output_path,
+            near_duplicate_distance=config.near_duplicate_distance,
+        )
         return {}
     if resumed and argv is None:
         sys.argv.append(f"--resume={resumed}")  # for the processes that Lightning starts: "last" may change until then

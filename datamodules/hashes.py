@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.images import read_thumbnail
+from datamodules.images import read_image
 from datamodules.readers.records import THREADS, ImageRecord
 from utils.errors import DataError
 from utils.files import replacing
@@ -75,7 +75,7 @@ def hash_images(
         row["digest"] = np.void(hashlib.blake2b(content, digest_size=16).digest())
         if perceptual:
             with suppress(DataError):
-                row["perceptual"], row["has_perceptual"] = _perceptual_hash(content, upright=upright), True
+                row["perceptual"], row["has_perceptual"] = perceptual_hash(content, upright=upright), True
         return row
 
     rows = np.empty(len(records), STORED)
@@ -120,10 +120,15 @@ def near_pairs(hashes: ImageHashes, max_distance: int) -> tuple[np.ndarray, np.n
     return np.sort(known[np.stack([one, other], axis=1)], axis=1), distance
 
 
-def _perceptual_hash(content: bytes, *, upright: bool) -> int:
+def perceptual_hash(content: bytes, *, upright: bool) -> int:
+    """Returns the perceptual hash of an image file.
+
+    Raises:
+        DataError: It cannot be decoded.
+    """
     import imagehash  # half a second
 
-    bits = imagehash.phash(read_thumbnail(content, THUMBNAIL, upright=upright)).hash
+    bits = imagehash.phash(read_image(content, size=THUMBNAIL, upright=upright)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 

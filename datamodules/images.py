@@ -34,7 +34,9 @@ Source: TypeAlias = "Path | ParquetImage | bytes | BinaryIO"
 logger = logging.getLogger(__name__)
 
 
-def read_image(source: Source, *, upright: bool = False, name: str | None = None) -> Image.Image:
+def read_image(
+    source: Source, *, upright: bool = False, name: str | None = None, size: int | None = None
+) -> Image.Image:
     """Reads an image of any color mode as RGB; of an animation, the first frame.
 
     An image of more than `MAX_FULL_PIXELS` is read at half its width and height (`info["reduction"]` is 2). A JPEG whose
@@ -45,6 +47,7 @@ def read_image(source: Source, *, upright: bool = False, name: str | None = None
         source: A file, its content, its path, or an image in a Parquet file.
         upright: Whether to turn the image as its EXIF orientation asks. HEIC and TIFF are always turned.
         name: Of the image in messages; by default its path.
+        size: A JPEG is read at the smallest of its sizes (1, 1/2, 1/4, 1/8) whose shorter side has so many pixels.
 
     Raises:
         DataError: The file cannot be read or decoded.
@@ -53,6 +56,8 @@ def read_image(source: Source, *, upright: bool = False, name: str | None = None
     source = _content(source)
     with _errors_naming(name), _open(source) as opened:
         try:
+            if size is not None:
+                opened.draft("RGB", (size, size))
             image = _decode(opened)
         except OSError as error:
             if "truncated" not in str(error) or not _has_all_pixels(content := _read_bytes(source)):
@@ -60,20 +65,6 @@ def read_image(source: Source, *, upright: bool = False, name: str | None = None
             _warn_lacks_end(name)
             image = _decode(_open(content + JPEG_END))
             image.info["lacks_end"] = True
-        if upright:
-            ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-def read_thumbnail(source: Source, size: int, *, upright: bool = False, name: str | None = None) -> Image.Image:
-    """Reads an image as RGB; a JPEG at the smallest of its sizes (1, 1/2, 1/4, 1/8) whose shorter side has `size` pixels.
-
-    Raises:
-        DataError: The file cannot be read or decoded.
-    """
-    with _errors_naming(name or _name(source)), _open(_content(source)) as opened:
-        opened.draft("RGB", (size, size))
-        image = _decode(opened)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
     return image

@@ -17,19 +17,26 @@ from datamodules import DataSplits, ImageRecord
 from datamodules.check.figures import SPLITS, SampleRow
 from datamodules.check.report import REPORT, CheckedImage, Findings, write_report
 from datamodules.datamodule import CarsDataModule, Split
+from datamodules.hashes import ImageHashes, near_pairs, perceptual_hash
 from datamodules.images import read_image, read_size
-from datamodules.readers.records import THREADS, clip_box, raise_data_errors
+from datamodules.readers.records import NO_VALIDATION, THREADS, clip_box, raise_data_errors
 from utils.errors import DataError
 from utils.progress import progress_bar
 from utils.seeding import generator
 
 MAX_GRAY_DIFFERENCE = 2  # of 255, between channels: one step of JPEG's chroma
+MAX_COLOR_RANGE = 16  # of 255, within each channel of an image of one color
 SAMPLE_IMAGES = 6
 SAMPLE_EPOCHS = 6
 
 
 def check_data(
-    data: DataSplits, build_data: Callable[[DataSplits], CarsDataModule], *, folder: Path, output_path: Path
+    data: DataSplits,
+    build_data: Callable[[DataSplits], CarsDataModule],
+    *,
+    folder: Path,
+    output_path: Path,
+    near_duplicate_distance: int | None = 4,
 ) -> Path:
     """Decodes every image of a data set, prints a summary and writes a report with pictures.
 
@@ -38,6 +45,7 @@ def check_data(
         build_data: Builds the data module of the training to come.
         folder: The data set's, for the report.
         output_path: Where the folder of the report, `check_<timestamp>`, is created.
+        near_duplicate_distance: Images whose perceptual hashes differ in at most so many bits are listed; None: none.
 
     Returns:
         The folder of the report.
@@ -46,13 +54,19 @@ def check_data(
         DataError: Images cannot be decoded (after the report is written), or too few are left to train with.
         RunError: The report cannot be written.
     """
-    findings = examine_data(data, build_data, folder=folder)
+    findings = examine_data(data, build_data, folder=folder, near_duplicate_distance=near_duplicate_distance)
     report = write_report(findings, output_path)
     raise_data_errors(findings.broken, f"the images; {report / REPORT} lists all")
     return report
 
 
-def examine_data(data: DataSplits, build_data: Callable[[DataSplits], CarsDataModule], *, folder: Path) -> Findings:
+def examine_data(
+    data: DataSplits,
+    build_data: Callable[[DataSplits], CarsDataModule],
+    *,
+    folder: Path,
+    near_duplicate_distance: int | None = 4,
+) -> Findings:
     """Decodes every image of a data set; the arguments are those of `check_data`.
 
     Raises:
@@ -66,15 +80,19 @@ def examine_data(data: DataSplits, build_data: Callable[[DataSplits], CarsDataMo
     train, valid = (sum(image.split == split for image in images) for split in ("train", "valid"))
     if train < 2 or not valid:
         few = f"{train} training and {valid} validation images can be used, expected at least 2 and 1"
+        few += NO_VALIDATION if train > 2 else ""
         raise_data_errors([few, *broken], folder)
     normalize = module.train.pipeline.augment.transforms[-1]
     return Findings(
         folder=folder,
         description=data.description,
+        valid_from=data.valid_from,
+        upright=data.upright,
         class_names=data.class_names,
         images=images,
         broken=broken,
         clipped=clipped,
+        near_duplicates=_near_duplicates(images, near_duplicate_distance),
         levels=levels,
         image_size=module.train.image_shape[1:],
         crop=module.train.source.crop,
@@ -203,11 +221,30 @@ def _examine(
         is_gray=_is_gray(image),
         lacks_end="lacks_end" in image.info,
         digest=hashlib.blake2b(content, digest_size=16).hexdigest(),
+        has_one_color=_has_one_color(image),
+        perceptual=perceptual_hash(content, upright=data.upright),
     )
     if split != "train":
         return checked, 0
     source = module.train.source
     return checked, np.reshape(source.resize(source.cut(image, index)).histogram(), (-1, 256))
+
+
+def _near_duplicates(
+    images: list[CheckedImage], max_distance: int | None
+) -> list[tuple[CheckedImage, CheckedImage, int]]:
+    """Returns the pairs of images that are not identical files but look alike, and their distances, the closest first."""
+    if max_distance is None:
+        return []
+    digests = [bytes.fromhex(image.digest) for image in images]
+    values = np.array([image.perceptual or 0 for image in images], np.uint64)
+    pairs, distances = near_pairs(ImageHashes(digests, values, np.ones(len(images), bool)), max_distance)
+    order = sorted(zip(distances.tolist(), *pairs.T.tolist(), strict=True))
+    return [(images[one], images[other], bits) for bits, one, other in order if digests[one] != digests[other]]
+
+
+def _has_one_color(image: Image.Image) -> bool:
+    return all(high - low <= MAX_COLOR_RANGE for low, high in image.getextrema())
 
 
 def _is_gray(image: Image.Image) -> bool:

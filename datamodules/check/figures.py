@@ -1,17 +1,18 @@
 """Draws the results of a data check: images per class, their sizes, and samples as the model will see them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
-from datamodules.images import box_within
+from datamodules.images import box_within, read_image
 from datamodules.readers.records import BoundingBox
-from utils.files import replacing
+from utils.files import make_folder, replacing
 from utils.runs.curves import COLORS, escape_dollars
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
@@ -19,11 +20,14 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+    from datamodules.check.report import CheckedImage
+
 DPI = 110
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 STYLES = {"train": COLORS[0], "valid": COLORS[3], "test": COLORS[2]}
 MODEL = COLORS[1]
 MAX_CLASSES_PER_COLUMN = 49  # 196 make four columns
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_THUMBNAIL = 24, 6, 140  # of a contact sheet
 THUMBNAIL = 320  # pixels of the longer side
 
 
@@ -150,6 +154,39 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
         f"training images with their boxes, and what the model will see of them: {escape_dollars(title)}", fontsize=12
     )
     _save(figure, path)
+
+
+def draw_contact_sheets(
+    images: Sequence["CheckedImage"], class_names: Sequence[str], folder: Path, *, upright: bool
+) -> None:
+    """Draws up to `SHEET_IMAGES` images of each class, evenly taken from all splits, with their names.
+
+    Raises:
+        RunError: A picture cannot be written.
+    """
+    make_folder(folder)
+    caption = SHEET_THUMBNAIL // 7
+    for label, name in enumerate(class_names):
+        own = [image for image in images if image.label == label]
+        count = min(SHEET_IMAGES, len(own))
+        if not count:
+            continue
+        columns = min(count, SHEET_COLUMNS)
+        rows = -(-count // columns)
+        sheet = Image.new("RGB", (columns * SHEET_THUMBNAIL, rows * (SHEET_THUMBNAIL + caption) + caption), "white")
+        draw = ImageDraw.Draw(sheet)
+        draw.text((4, 2), f"{name}: {count} of {len(own)} images", fill="black")
+        for place in range(count):
+            image = own[place * len(own) // count]
+            thumbnail = read_image(image.path, size=SHEET_THUMBNAIL, upright=upright)
+            thumbnail = ImageOps.contain(thumbnail, (SHEET_THUMBNAIL - 4, SHEET_THUMBNAIL - 4))
+            x, y = place % columns * SHEET_THUMBNAIL, caption + place // columns * (SHEET_THUMBNAIL + caption)
+            sheet.paste(thumbnail, (x + 2, y + SHEET_THUMBNAIL - 4 - thumbnail.height))
+            style = {"fill": "black" if image.split == "train" else STYLES[image.split]}
+            draw.text((x + 3, y + SHEET_THUMBNAIL - 2), image.path.name[-20:], **style)
+        safe = re.sub(r"[^\w .-]", "_", name)[:60]
+        with replacing(folder / f"{label:03d} {safe}.jpg") as partial:
+            sheet.save(partial, "JPEG", quality=88)
 
 
 def _plain_logarithmic(axis: "Axis") -> None:

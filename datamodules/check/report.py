@@ -4,19 +4,37 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from datamodules.check.figures import SPLITS, SampleRow, draw_class_balance, draw_samples, draw_sizes
+from datamodules.check.figures import (
+    SPLITS,
+    SampleRow,
+    draw_class_balance,
+    draw_contact_sheets,
+    draw_samples,
+    draw_sizes,
+)
 from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
 
 REPORT, BALANCE, SIZES, SAMPLES = "report.md", "class_balance.png", "sizes.png", "samples.png"
+SOURCES = {
+    "test": "the test split of the data set is the validation split",
+    "valid": "as in the data set",
+    "train": "validation_fraction, by class and content; copies stay together",
+}
 CROPS = {"no": "", "box": ", cut to their boxes", "box on white": ", cut to their boxes on white"}
+SHEETS = "classes"  # folder of the contact sheets
+MIN_SIDE = 32  # pixels; smaller images show no car model
+MAX_RATIO = 4  # of the longer side to the shorter one
+MIN_CLASS_IMAGES = 10  # for training
+MIN_PLACEHOLDERS = 10  # identical files, as of a dealer's "image follows"
+MAX_LISTED_PAIRS = 500
 MAX_NAMED = 2  # classes with the same number of images that the summary names
 
 
@@ -32,6 +50,20 @@ class CheckedImage:
     is_gray: bool
     lacks_end: bool
     digest: str
+    has_one_color: bool = False
+    perceptual: int | None = None
+
+    @property
+    def oddity(self) -> str | None:
+        """What looks wrong with the image; None if nothing does."""
+        width, height = self.size
+        if self.has_one_color:
+            return "one color"
+        if min(width, height) < MIN_SIDE:
+            return f"{width}×{height} pixels"
+        return (
+            f"{width}×{height} pixels, long and narrow" if max(width, height) > MAX_RATIO * min(width, height) else None
+        )
 
 
 @dataclass(frozen=True)
@@ -44,6 +76,9 @@ class Findings:
         class_names: By label.
         images: All that can be decoded, training first.
         broken: A line for each image that cannot be decoded or that its box lies outside of.
+        near_duplicates: Pairs of images that look alike and are not identical, and in how many bits their hashes differ.
+        valid_from: As in `DataSplits`.
+        upright: Whether images are turned by their EXIF orientation.
         clipped: A line for each box that extended beyond its image.
         levels: (C, 256), histogram of the resized training images, before any augmentation.
         image_size: Height and width of the resized images, pixels.
@@ -67,6 +102,9 @@ class Findings:
     samples: list[SampleRow]
     augmentations: str
     began: float
+    near_duplicates: list[tuple[CheckedImage, CheckedImage, int]] = field(default_factory=list)
+    valid_from: str = "valid"
+    upright: bool = False
 
     @cached_property
     def class_counts(self) -> dict[str, list[int]]:
@@ -95,6 +133,16 @@ class Findings:
     def in_several_splits(self) -> list[list[CheckedImage]]:
         return [group for group in self.duplicates if len({image.split for image in group}) > 1]
 
+    @property
+    def odd(self) -> list[CheckedImage]:
+        return [image for image in self.images if image.oddity]
+
+    @property
+    def small_classes(self) -> list[str]:
+        """The classes of which there are images, but fewer than `MIN_CLASS_IMAGES` for training."""
+        counts = self.class_counts["train"]
+        return [name for name, count in zip(self.class_names, counts, strict=True) if count < MIN_CLASS_IMAGES]
+
     @cached_property
     def normalization(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over all pixels, in [0, 1]; float64 from exact counts."""
@@ -116,10 +164,13 @@ def write_report(findings: Findings, output_path: Path) -> Path:
     sizes = {split: [image.size for image in findings.images if image.split == split] for split in SPLITS}
     draw_sizes(sizes, findings.image_size, folder / SIZES)
     draw_samples(findings.samples, findings.class_names, folder / SAMPLES, title=findings.augmentations)
+    draw_contact_sheets(findings.images, findings.class_names, folder / SHEETS, upright=findings.upright)
     lines = summary_lines(findings)
     write_text(folder / REPORT, full_report(findings, lines))
     print("\n".join(lines))
-    print(f"  full report: {folder}/{REPORT}, {BALANCE}, {SIZES}, {SAMPLES}")
+    print(
+        f"  full report: {folder}/{REPORT}, {BALANCE}, {SIZES}, {SAMPLES}; a contact sheet of each class in {SHEETS}/"
+    )
     print(
         "  next: the same command without --check"
         if not findings.broken
@@ -150,10 +201,60 @@ def summary_lines(findings: Findings) -> list[str]:
             if duplicates
             else "none",
         ),
+        _line("look alike", _near(findings)),
+        _line("odd images", f"{len(findings.odd):,}: {_oddities(findings)}" if findings.odd else "none"),
+        _line("splits", SOURCES[findings.valid_from]),
         _line("normalization", f"{_basis(findings)}; for config.yml:"),
         *yaml_lines(findings),
         f"  {_comparison(findings)}",
+        *(_line("to do" if number == 0 else "", text) for number, text in enumerate(advice(findings))),
     ]
+
+
+def advice(findings: Findings) -> list[str]:
+    """Returns what to do about each finding."""
+    near_labels = sum(one.label != other.label for one, other, _ in findings.near_duplicates)
+    near_splits = sum(one.split != other.split for one, other, _ in findings.near_duplicates)
+    split = "delete them from training" + (
+        ""
+        if findings.valid_from == "train"
+        else ", or set validation_fraction: a split made here keeps copies together"
+    )
+    found = {
+        "damaged images: replace or delete them": len(findings.broken),
+        "groups of identical files under two labels: keep the right one of each and delete the others": len(
+            findings.in_two_classes
+        ),
+        f"groups of identical files in several splits flatter the accuracy: {split}": len(findings.in_several_splits),
+        f"groups of {MIN_PLACEHOLDERS} or more identical files: delete them if they are placeholders instead of photos": sum(
+            len(group) >= MIN_PLACEHOLDERS for group in findings.duplicates
+        ),
+        "pairs under two labels look alike: see whether one is mislabeled or a placeholder": near_labels,
+        f"pairs in several splits look alike: if they show the same car, {split}": near_splits,
+        "odd images: look at them in the report and delete what shows no car": len(findings.odd),
+        f"classes with fewer than {MIN_CLASS_IMAGES} training images: add images, or sampler: balanced": len(
+            findings.small_classes
+        ),
+    }
+    return [f"{count:,} {text}" for text, count in found.items() if count] or ["nothing"]
+
+
+def _near(findings: Findings) -> str:
+    pairs = findings.near_duplicates
+    if not pairs:
+        return "none"
+    labels, splits = (
+        sum(getattr(one, name) != getattr(other, name) for one, other, _ in pairs) for name in ("label", "split")
+    )
+    return f"{len(pairs):,} pair{'s' * (len(pairs) > 1)}, {labels:,} under two labels, {splits:,} in several splits"
+
+
+def _oddities(findings: Findings) -> str:
+    kinds = Counter(
+        "one color" if image.has_one_color else "tiny" if min(image.size) < MIN_SIDE else "long and narrow"
+        for image in findings.odd
+    )
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
 
 
 def yaml_lines(findings: Findings) -> list[str]:
@@ -237,6 +338,10 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
     def groups(which: list[list[CheckedImage]]) -> Iterable[str]:
         return (" = ".join(describe(image) for image in group) for group in which)
 
+    near = [
+        f"{describe(one)} ≈ {describe(other)}: {bits} of 64 bits"
+        for one, other, bits in findings.near_duplicates[:MAX_LISTED_PAIRS]
+    ]
     same_label = [group for group in findings.duplicates if group not in findings.in_two_classes]
     without_end = [image for image in findings.images if image.lacks_end]
     counts = findings.class_counts
@@ -245,12 +350,17 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
             f"# Data check of {findings.folder}", "",
             f"{datetime.now():%Y-%m-%d %H:%M}, {findings.description}. Nothing was trained.", "",
             "```", *lines, "```", "",
+            "## What to do", "", *(f"- {line}" for line in advice(findings)), "",
+            f"A contact sheet of each class is in [{SHEETS}/]({SHEETS}).", "",
             f"![Samples]({SAMPLES})", "", f"![Class balance]({BALANCE})", "", f"![Sizes]({SIZES})", "",
             *listed("Images that cannot be used", findings.broken),
             *listed("JPEGs that lack only their end marker", map(describe, without_end)),
             *listed("Identical files in several splits", groups(findings.in_several_splits)),
             *listed("Identical files under two labels", groups(findings.in_two_classes)),
             *listed("Identical files under one label", groups(same_label)),
+            *listed(f"Pairs that look alike (at most {MAX_LISTED_PAIRS} are listed)", near),
+            *listed("Odd images", (f"{describe(image)}: {image.oddity}" for image in findings.odd)),
+            *listed(f"Classes with fewer than {MIN_CLASS_IMAGES} training images", findings.small_classes),
             *listed("Images that are gray in content", (describe(image) for image in findings.images if image.is_gray)),
             *listed("Clipped boxes (x1, y1, x2, y2 from 0, x2 and y2 exclusive)", findings.clipped),
             "## Images of each class", "",

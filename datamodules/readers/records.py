@@ -26,6 +26,7 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 MAX_LISTED_PROBLEMS = 10
+NO_VALIDATION = ". To split validation images off, set validation_fraction, as in --set validation_fraction=0.15"
 THREADS = 16  # disks and network drives serve several readers at once
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,7 @@ def require_trainable(data: DataSplits, where: object) -> None:
     if len(data.train) < 2 or not data.valid:
         raise DataError(
             f"{where} has {len(data.train):,} training and {len(data.valid):,} validation images; expected at least 2 and 1"
+            f"{NO_VALIDATION if len(data.train) > 2 else ''}"
         )
 
 

@@ -23,11 +23,11 @@ STUDY_PARAMETERS = {
 }  # fmt: skip
 ROWS: list[Row] = [
     {"epoch": 0, "train_loss": 5.2, "train_acc": 0.01, "valid_loss": 5.1, "valid_acc": 0.02, "lr": 0.001}
-    | {"train_top5_acc": 0.04, "valid_top5_acc": 0.05},
+    | {"train_top5_acc": 0.04, "valid_top5_acc": 0.05, "valid_mean_class_acc": 0.03},
     {"epoch": 1, "train_loss": 1 / 3, "train_acc": 2 / 3, "valid_loss": 4.9, "valid_acc": 0.5, "lr": 0.001}
-    | {"train_top5_acc": 0.9, "valid_top5_acc": 0.8},
+    | {"train_top5_acc": 0.9, "valid_top5_acc": 0.8, "valid_mean_class_acc": 0.4},
     {"epoch": 2, "train_loss": 0.1, "train_acc": 0.6, "valid_loss": 5.0, "valid_acc": 0.7, "lr": 1e-5}
-    | {"train_top5_acc": 0.8, "valid_top5_acc": 0.85},
+    | {"train_top5_acc": 0.8, "valid_top5_acc": 0.85, "valid_mean_class_acc": 0.6},
 ]
 
 

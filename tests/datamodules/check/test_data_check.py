@@ -22,6 +22,7 @@ from datamodules.check.report import full_report, summary_lines, write_report, y
 from tests.support.data_sets import UPDATED_FIELDS, Photo, write_mat, write_updated_release
 from utils.cli import run_command
 from utils.config import Config, load_config
+from utils.errors import DataError
 
 SETTINGS = (
     "architecture=shuff_v2_x05", "dropout=null", "out_channels=null", "image_size=[32, 48]", "batch_size=4",
@@ -82,12 +83,16 @@ def test_sound_data_passes_and_nothing_is_trained(tmp_path, photos, capsys):
     (folder,) = (tmp_path / "output").iterdir()
     assert re.fullmatch(r"check_\d{14}", folder.name)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "class_balance.png", "report.md", "samples.png", "sizes.png",
+        "class_balance.png", "classes", "report.md", "samples.png", "sizes.png",
     ]  # fmt: skip
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             assert image.width > 800
             assert np.asarray(image.convert("L")).std() > 10  # not an empty page
+    sheets = sorted((folder / "classes").iterdir())
+    assert [path.name[:3] for path in sheets] == ["000", "001", "002"]
+    with Image.open(sheets[0]) as image:
+        assert image.width == 6 * 140 and np.asarray(image.convert("L")).std() > 10
     assert not (tmp_path / "cache").exists()
     said = capsys.readouterr().out
     assert "18 images of 3 classes" in said
@@ -223,7 +228,9 @@ def test_mean_and_std_equal_those_of_all_pixels(tmp_path, photos, crop, gray):
     assert pasted == {key: {"mean": [round(value, 4) for value in mean], "std": [round(value, 4) for value in std]}}
     configured = getattr(config, key)
     furthest = max(abs(here - there) for here, there in zip(mean, configured.mean, strict=True))
-    assert f"at most {furthest:.4f} and" in summary_lines(findings)[-1]
+    assert f"at most {furthest:.4f} and" in next(
+        line for line in summary_lines(findings) if "The configuration has" in line
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", "device"])
@@ -265,3 +272,43 @@ def test_check_and_resume_exclude_each_other(capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["--check", "--resume", "last"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_images_that_look_alike_or_wrong_are_listed_with_what_to_do(tmp_path):
+    draws = np.random.default_rng(0)
+    folder = tmp_path / "mine"
+    for number in range(24):
+        levels = draws.integers(0, 256, (8, 8), np.uint8)
+        image = Image.fromarray(levels).resize((64, 64), Image.Resampling.NEAREST).convert("RGB")
+        for label in ("a", "b")[: 1 + (number == 0)]:
+            path = folder / label / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, quality=90 if label == "a" else 60)
+    Image.new("RGB", (64, 64), "white").save(folder / "a" / "blank.png")
+    for name, size in (("tiny", (20, 30)), ("banner", (400, 50))):
+        Image.effect_noise(size, 90).convert("RGB").save(folder / "b" / f"{name}.png")
+    words = [f"output_path={tmp_path / 'output'}", "cache_path=null", "validation_fraction=0.2", "test_fraction=null"]
+    train.main(["--check", "-d", str(folder), *(word for each in words for word in ("--set", each))])
+    (report,) = (tmp_path / "output").glob("check_*/report.md")
+    text = report.read_text()
+    (pair,) = section(text, "Pairs that look alike (at most 500 are listed)")
+    assert pair.startswith("a/0.jpg") and "≈ b/0.jpg" in pair
+    odd = [line.rpartition(": ")[::2] for line in section(text, "Odd images")]
+    assert {(name.split()[0], what) for name, what in odd} == {
+        ("a/blank.png", "one color"), ("b/tiny.png", "20×30 pixels"), ("b/banner.png", "400×50 pixels, long and narrow"),
+    }  # fmt: skip
+    assert section(text, "Classes with fewer than 10 training images") == ["b"]
+    assert "1 pairs under two labels look alike" in text and "3 odd images: look at them" in text
+    assert "validation_fraction, by class and content; copies stay together" in text
+
+
+def test_data_without_a_validation_split_says_how_to_make_one(tmp_path):
+    for number in range(4):
+        Image.effect_noise((32, 32), 90).save(tmp_path / f"{number}.png")
+        (tmp_path / "mine" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{number}.png").rename(tmp_path / "mine" / "ab"[number % 2] / f"{number}.png")
+    for check in (["--check"], []):
+        with pytest.raises(DataError, match=r"set validation_fraction, as in --set validation_fraction=0\.15"):
+            train.main(
+                [*check, "-d", str(tmp_path / "mine"), "--set", "cache_path=null", "--set", f"output_path={tmp_path}"]
+            )
