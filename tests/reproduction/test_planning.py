@@ -116,7 +116,7 @@ def test_a_run_with_any_other_setting_is_never_called_published(name, tmp_path, 
     (job,) = jobs_for(tmp_path, name)
     values = load_config(job.file, overrides=job.overrides).plain()
     edits = yaml.safe_load(EDITS)
-    (tmp_path / "config.yml").write_text(EDITS)
+    (tmp_path / "config.yml").write_text(EDITS.replace("drop_path: 0.1", "drop_path: null"))  # which ghost has not
     monkeypatch.setattr("utils.config.loading.CONFIG_FILE", tmp_path / "config.yml")
 
     assert load_config().batch_size == 16  # config.yml is edited, and no experiment notices
