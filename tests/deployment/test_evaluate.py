@@ -193,6 +193,7 @@ def test_classes_without_photos_have_no_row_and_top5_looks_at_five():
     assert [(row["class"], row["top5_accuracy"]) for row in rows] == [(CAR_MODELS[1], 0.0), (CAR_MODELS[2], 1.0)]
 
 
+@pytest.mark.slow
 def test_the_matrix_of_196_classes_has_a_cell_to_read_for_each(tmp_path):
     """All predictions are correct but one: class 5 is predicted as class 190. Names sort as numbers."""
     names = [f"Make {number:03d}" for number in range(196)]

@@ -61,6 +61,7 @@ def assert_trains_as(plain: Path, compiled: Path) -> None:
             assert float(other[name]) == pytest.approx(float(own[name]), rel=1e-7), (own["epoch"], name)
 
 
+@pytest.mark.slow
 def test_it_trains_as_the_plain_network_does_and_compiles_training_and_evaluation_once(cars, plain, tmp_path, counter):
     assert_trains_as(plain, run(cars, tmp_path, *SMALL, COMPILED, EXACT, "num_epochs=4"))
     assert counter.frame_count == 2

@@ -55,7 +55,7 @@ def test_no_checkpoint_is_being_written_when_workers_are_forked(cars, tmp_path, 
     assert forked == [[]] * 3  # of training once, and of each validation
 
 
-@pytest.mark.parametrize("step", [3, 4], ids=["after an epoch", "in mid-epoch"])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4], ids=["after an epoch", "in mid-epoch"])
 def test_a_checkpoint_of_the_first_version_is_resumed_as_the_same_run(cars, four_epochs, tmp_path, monkeypatch, step):
     """It had the data module under another name, and no denominators of the loss."""
 

@@ -73,7 +73,7 @@ def test_before_the_first_checkpoint_a_loss_that_is_not_finite_says_that_there_i
     assert "to resume" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["training", "validation"])
+@pytest.mark.parametrize("what", [pytest.param("training", marks=pytest.mark.slow), "validation"])
 def test_it_can_be_told_to_train_on_regardless_and_the_end_says_so(cars, tmp_path, monkeypatch, capsys, what):
     if what == "training":
         monkeypatch.setattr(Classifier, "_track_nonfinite", _seeing(Classifier._track_nonfinite))
@@ -169,6 +169,7 @@ def test_a_network_without_deterministic_kernels_is_named_by_what_it_lacks(cars,
         run(cars, tmp_path, "deterministic=True")
 
 
+@pytest.mark.slow
 def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, four_epochs, tmp_path, monkeypatch):
     original = ImageDataset.__getitem__
 
@@ -186,7 +187,7 @@ def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, fo
     assert_same_run(four_epochs, folder)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_they_are_back(
     cars, four_epochs, tmp_path, monkeypatch, workers
 ):
@@ -287,6 +288,7 @@ def test_a_tracking_store_that_is_locked_all_the_time_is_said_once_and_changes_n
     assert_same_run(four_epochs, only_run(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(cars, four_epochs, tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "WAIT_SECONDS", 0.3)
     folder = run(cars, tmp_path)
@@ -305,7 +307,7 @@ def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(cars, fo
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("jump", [-1, 1], ids=["back", "forward"])
+@pytest.mark.parametrize("jump", [pytest.param(-1, marks=pytest.mark.slow), 1], ids=["back", "forward"])
 def test_a_clock_that_jumps_a_year_at_every_look_changes_nothing(cars, four_epochs, tmp_path, monkeypatch, jump):
     clock, saved = time.time, []
     looks = itertools.count()

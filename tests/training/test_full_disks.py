@@ -54,7 +54,9 @@ def fill(disk: Path, *, but: int) -> None:
             assert error.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize(("but", "file"), [(200_000, r"(last|best)\.ckpt"), (0, r"metrics\.csv")])
+@pytest.mark.parametrize(
+    ("but", "file"), [pytest.param(200_000, r"(last|best)\.ckpt", marks=pytest.mark.slow), (0, r"metrics\.csv")]
+)
 def test_a_disk_that_fills_in_training_leaves_a_run_that_goes_on(
     cars, three_epochs, disk, monkeypatch, capsys, but, file
 ):

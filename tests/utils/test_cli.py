@@ -164,6 +164,7 @@ def test_the_user_decides_how_long_idle_threads_spin(monkeypatch, name):
     assert {each: os.environ.get(each) for each in SPIN_VARIABLES} == dict.fromkeys(SPIN_VARIABLES) | {name: "1"}
 
 
+@pytest.mark.slow
 def test_a_real_training_piped_into_head_and_hung_up_trains_to_its_end(cars, tmp_path):
     settings = [
         "image_size=[32, 32]", "width_multiplier=0.2", "out_channels=32", "batch_size=8", "num_epochs=3",

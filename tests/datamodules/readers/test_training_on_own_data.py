@@ -29,7 +29,8 @@ def trained(folders) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("write", "changes"), [(write_parquet, ["cache_path=null", "num_workers=2"]), (write_table, [])]
+    ("write", "changes"),
+    [(write_parquet, ["cache_path=null", "num_workers=2"]), pytest.param(write_table, [], marks=pytest.mark.slow)],
 )
 def test_a_training_is_bit_equal_on_the_same_images_in_another_form(folders, trained, tmp_path, write, changes) -> None:
     from datamodules import read_data
@@ -39,6 +40,7 @@ def test_a_training_is_bit_equal_on_the_same_images_in_another_form(folders, tra
     assert_same_run(trained, run(tmp_path / "data", tmp_path / "output", *changes))
 
 
+@pytest.mark.slow
 def test_evaluation_and_the_check_of_the_data_take_them_too(folders, trained, tmp_path, capsys) -> None:
     metrics = evaluate.main([str(trained)])
     assert metrics == evaluate.main([str(trained), "-d", str(folders)])
