@@ -21,6 +21,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("trained", metavar="RUN|CHECKPOINT", help="a run's folder or name, 'last', or a checkpoint")
     parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument(
+        "--input",
+        choices=("tensor", "image"),
+        default="tensor",
+        help="image: the file takes 8-bit RGB pixels of any size and returns probabilities; of ONNX files (tensor)",
+    )
     parser.add_argument("-d", "--data", metavar="FOLDER", type=Path, help="data set, instead of the training's")
     parser.add_argument(
         "--images", "--photos", metavar="N", type=positive, default=500, help="validation images to compare on (500)"
@@ -45,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> "ExportedFile":
     if arguments.output is not None and arguments.output.is_dir():
         raise ConfigError(f"--output takes a file; {arguments.output} is a folder")
 
+    chosen, image_input = FORMATS[arguments.format], arguments.input == "image"
+    if image_input and not chosen.image_input:
+        able = " or ".join(name for name, each in FORMATS.items() if each.image_input)
+        raise ConfigError(f"--input image needs --format {able}; --format is {arguments.format}")
+
     # Torch takes seconds to import: wrong arguments are reported before.
     from deployment.evaluation.evaluation import load_split
     from deployment.export import export
@@ -52,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> "ExportedFile":
 
     trained = load_trained(arguments.trained)
     _, splits = load_split(trained, arguments.data, "valid")
-    chosen = FORMATS[arguments.format]
-    output = arguments.output or trained.folder / "export" / f"{trained.path.stem}{chosen.suffix}"
-    exported = export(trained, arguments.format, splits, output, num_images=arguments.images)
+    output = (
+        arguments.output or trained.folder / "export" / f"{trained.path.stem}{'-image' * image_input}{chosen.suffix}"
+    )
+    exported = export(trained, arguments.format, splits, output, num_images=arguments.images, image_input=image_input)
     print("\n".join([*describe(exported), f"  next: {chosen.hint}"]))
     if trained.config.mlflow_artifacts:
         from utils.tracking.mlflow import log_artifact
@@ -68,16 +80,16 @@ def describe(exported: "ExportedFile") -> list[str]:
     agreement = exported.agreement
     return [
         f"{exported.path}: {list(exported.sizes.values())[-1] / 1e6:.2f} MB",
-        f"  on {agreement.images:,} validation images: logits differ by at most {agreement.max_difference:.2g} "
-        f"(largest logit {agreement.max_logit:.3g}),",
+        f"  on {agreement.images:,} validation images: {agreement.output} differ by at most {agreement.max_difference:.2g} "
+        f"(largest: {agreement.max_logit:.3g}),",
         f"  same top-1 prediction for {agreement.top1:.2%}, accuracy {agreement.exported_accuracy:.2%}, the model's "
         f"{agreement.accuracy:.2%}; these images also chose the checkpoint",
         "  one image on one thread, median and quartiles:",
         *(
-            f"    {name:<12}{1e3 * time.median:8.2f} ms   {1e3 * time.low:.2f} … {1e3 * time.high:.2f}"
+            f"    {name:<20}{1e3 * time.median:8.2f} ms   {1e3 * time.low:.2f} … {1e3 * time.high:.2f}"
             for name, time in exported.seconds.items()
         ),
-        "  preprocessing and class names are in the file's metadata",
+        "  preprocessing, class names, temperature and threshold are in the file's metadata",
     ]
 
 

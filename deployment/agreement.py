@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Of files that resize: where a pixel is 1 of 255 off, a model of real photos differs by less than 0.001.
+MAX_PROBABILITY_DIFFERENCE = 0.02
 MAX_LOGIT_DIFFERENCE = 1e-3  # of 32-bit files, relative to the largest logit or to 1
 MIN_TOP1_AGREEMENT = 0.75  # of 8-bit files; an undertrained model has many small margins, and 8 bits flip some
 MAX_ACCURACY_DROP = 0.03  # of 8-bit files
@@ -17,10 +19,11 @@ class Agreement:
 
     Attributes:
         images: Number of images compared.
-        max_difference: Largest absolute difference of two logits.
-        max_logit: Largest absolute logit of the model.
+        max_difference: Largest absolute difference of two outputs.
+        max_logit: Largest absolute output of the model.
         top1: Share of images with the same top-1 prediction, in 0 … 1.
         accuracy, exported_accuracy: Of the model and of the file, in 0 … 1.
+        output: What was compared, "logits" or "probabilities".
     """
 
     images: int
@@ -29,10 +32,11 @@ class Agreement:
     top1: float
     accuracy: float
     exported_accuracy: float
+    output: str = "logits"
 
 
-def measure_agreement(logits: "Tensor", exported: "Tensor", labels: "Tensor") -> Agreement:
-    """Compares the logits (N, classes) of a model with those of an exported file; `labels` is (N,)."""
+def measure_agreement(logits: "Tensor", exported: "Tensor", labels: "Tensor", *, output: str = "logits") -> Agreement:
+    """Compares the logits, or probabilities, (N, classes) of a model with those of an exported file; `labels` is (N,)."""
     predicted, exported_predicted = logits.argmax(dim=1), exported.argmax(dim=1)
     return Agreement(
         images=len(labels),
@@ -41,6 +45,7 @@ def measure_agreement(logits: "Tensor", exported: "Tensor", labels: "Tensor") ->
         top1=float((predicted == exported_predicted).double().mean()),
         accuracy=float((predicted == labels).double().mean()),
         exported_accuracy=float((exported_predicted == labels).double().mean()),
+        output=output,
     )
 
 
@@ -50,6 +55,15 @@ def logit_problems(agreement: Agreement) -> list[str]:
     if agreement.max_difference <= limit:
         return []
     return [f"logits differ by up to {agreement.max_difference:.2g}; the limit is {limit:.2g}"]
+
+
+def image_problems(agreement: Agreement) -> list[str]:
+    """Returns why a 32-bit file with preprocessing inside is rejected: its probabilities differ."""
+    if agreement.max_difference <= MAX_PROBABILITY_DIFFERENCE:
+        return []
+    return [
+        f"probabilities differ by up to {agreement.max_difference:.2g}; the limit is {MAX_PROBABILITY_DIFFERENCE:.2g}"
+    ]
 
 
 def prediction_problems(agreement: Agreement) -> list[str]:

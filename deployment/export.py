@@ -3,18 +3,22 @@
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datamodules import DataSplits, ImageRecord
-from deployment.agreement import Agreement, measure_agreement
-from deployment.formats import FORMATS, Metadata, Run
+from datamodules.images import read_image
+from deployment.agreement import Agreement, image_problems, measure_agreement
+from deployment.calibration import SCORE
+from deployment.formats import FORMATS, Metadata, Run, Session, save_onnx
 from deployment.profiling.measure import Seconds, interleaved, restored_threads, spread
 from deployment.trained import TrainedModel
 from utils.errors import RunError
@@ -45,11 +49,11 @@ class ExportedFile:
     seconds: dict[str, Seconds]
 
 
-def build_metadata(trained: TrainedModel) -> Metadata:
+def build_metadata(trained: TrainedModel, *, image_input: bool = False) -> Metadata:
     """Returns all that a program needs to run the exported file on a photo: the steps to its input, and its output."""
     config, normalization = trained.config, trained.config.normalization
-    gray = config.convert_to_grayscale
-    return {
+    gray, calibration = config.convert_to_grayscale, trained.calibration
+    metadata = {
         "architecture": config.architecture,
         "image_size": list(config.image_size),
         "channels": ["gray"] if gray else ["red", "green", "blue"],
@@ -68,11 +72,27 @@ def build_metadata(trained: TrainedModel) -> Metadata:
         "output": "logits (images, classes) in the order of class_names; their softmax gives the probabilities",
         "checkpoint": trained.path.name,
         "validation_accuracy": trained.metrics.get("valid_acc"),
+        "temperature": calibration.temperature if calibration else 1.0,
+        "threshold": calibration.threshold if calibration else None,
+        "score": calibration.score if calibration else SCORE,
     }
+    if image_input:
+        metadata |= {
+            "input": "uint8 (height, width, 3) of any size, red, green, blue",
+            "preprocessing": metadata["preprocessing"][:2],
+            "output": "probabilities (classes,) in the order of class_names; the logits are divided by temperature",
+        }
+    return metadata
 
 
 def export(
-    trained: TrainedModel, format_name: str, splits: DataSplits, output: Path, *, num_images: int
+    trained: TrainedModel,
+    format_name: str,
+    splits: DataSplits,
+    output: Path,
+    *,
+    num_images: int,
+    image_input: bool = False,
 ) -> ExportedFile:
     """Writes the model to `output` if the exported file agrees with it on real images.
 
@@ -82,6 +102,7 @@ def export(
         splits: Files are compared on the validation split, and calibrated on the training split.
         output: The file to write.
         num_images: How many validation images to compare on, evenly spread over the split.
+        image_input: Whether the file takes whole images and returns probabilities; of ONNX files.
 
     Raises:
         RunError: The file disagrees with the model and is not kept, or the format's library is not installed.
@@ -93,7 +114,7 @@ def export(
     example = trained.load_image(comparison_images[0].path, upright=splits.upright)[None]
     examples: Iterable[Tensor] = [example]
     metadata = build_metadata(trained)
-    runs: dict[str, Run] = {"eager": trained.logits}
+    calls: dict[str, Callable[[], Tensor]] = {"eager": partial(trained.logits, example)}
     sizes = {}
     make_folder(output.parent)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,12 +127,22 @@ def export(
             with replacing(draft, key="TMPDIR") as target:
                 FORMATS[name].write(source, examples, metadata, target)
             session = FORMATS[name].load(draft, 1)
-            runs[name], sizes[name], source = session.run, draft.stat().st_size, draft
-        agreement = _compare(trained, session.run, comparison_images, upright=splits.upright)
-        problems = chosen.problems(agreement)
+            calls[name], sizes[name], source = partial(session.run, example), draft.stat().st_size, draft
+        if image_input:
+            metadata = build_metadata(trained, image_input=True)
+            session = _put_preprocessing_inside(draft, metadata, Path(folder, "image"))
+            draft = Path(folder, "image")
+            pixels = _pixels(read_image(comparison_images[0].path, upright=splits.upright))
+            name = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
+            calls[name], sizes[name] = partial(session.run, pixels), draft.stat().st_size
+            agreement = _compare_images(trained, session.run, comparison_images, upright=splits.upright)
+            problems = chosen.problems(agreement) if chosen.quantizes else image_problems(agreement)
+        else:
+            agreement = _compare(trained, session.run, comparison_images, upright=splits.upright)
+            problems = chosen.problems(agreement)
         if session.metadata != metadata:
             problems.append("its metadata is not what was written")
-        exported = ExportedFile(output, sizes, agreement, _latency(runs, example))
+        exported = ExportedFile(output, sizes, agreement, _latency(calls))
         if problems:
             raise RunError(_rejection(exported, problems, chosen.advice))
         with replacing(output) as target:
@@ -150,9 +181,33 @@ def _compare(trained: TrainedModel, run: Run, records: Sequence[ImageRecord], *,
     return measure_agreement(logits, exported, torch.tensor([record.label for record in records]))
 
 
+def _put_preprocessing_inside(draft: Path, metadata: Metadata, output: Path) -> Session:
+    import onnx
+
+    from deployment.preprocessing import add_preprocessing
+
+    save_onnx(add_preprocessing(onnx.load(draft), metadata), metadata, output)
+    return FORMATS["onnx"].load(output, 1)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image))
+
+
+def _compare_images(trained: TrainedModel, run: Run, records: Sequence[ImageRecord], *, upright: bool) -> Agreement:
+    """Compares the probabilities of whole images with those of predict.py."""
+    rows: list[tuple[Tensor, Tensor]] = []
+    for record in progress_bar(records, description="comparing", unit=" images"):
+        image = read_image(record.path, upright=upright)
+        expected = trained.probabilities(trained.logits(trained.transform(image)[None]))[0]
+        rows.append((expected, run(_pixels(image))))
+    probabilities, exported = (torch.stack(side) for side in zip(*rows, strict=True))
+    labels = torch.tensor([record.label for record in records])
+    return measure_agreement(probabilities, exported, labels, output="probabilities")
+
+
 @restored_threads()
-def _latency(runs: dict[str, Run], image: Tensor) -> dict[str, Seconds]:
+def _latency(calls: dict[str, Callable[[], Tensor]]) -> dict[str, Seconds]:
     """Measures one image on one thread."""
     torch.set_num_threads(1)
-    calls = {name: partial(run, image) for name, run in runs.items()}
     return {name: spread(times) for name, times in interleaved(calls, rounds=ROUNDS, seconds=SECONDS).items()}

@@ -47,6 +47,7 @@ class Format:
             Where `quantizes` is set it gets a file of that format instead of the model.
         loader: Loads a file for a number of threads; 0 leaves the number to the library.
         problems: Returns why a file is rejected.
+        image_input: Whether the file can take whole images: `deployment.preprocessing`.
         quantizes: The format that this one is quantized from; all example images are used to calibrate.
         advice: What helps if a file is rejected.
     """
@@ -57,6 +58,7 @@ class Format:
     writer: Callable[[Any, Iterable["Tensor"], Metadata, Path], None]
     loader: Callable[[Path, int], Session]
     problems: Callable[[Agreement], list[str]] = logit_problems
+    image_input: bool = False
     quantizes: str | None = None
     advice: str = ""
 
@@ -102,7 +104,7 @@ def _write_onnx(model: "nn.Module", images: Iterable["Tensor"], metadata: Metada
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         raise RunError(f"{type(model).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}") from error
-    _save_onnx(program.model_proto, metadata, path)
+    save_onnx(program.model_proto, metadata, path)
 
 
 def _quantize_onnx(onnx_path: Path, images: Iterable["Tensor"], metadata: Metadata, path: Path) -> None:
@@ -123,10 +125,11 @@ def _quantize_onnx(onnx_path: Path, images: Iterable["Tensor"], metadata: Metada
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(onnx_path, prepared)
         quantization.quantize_static(prepared, path, Reader(), per_channel=True)
-    _save_onnx(onnx.load(path), metadata, path)
+    save_onnx(onnx.load(path), metadata, path)
 
 
-def _save_onnx(proto: Any, metadata: Metadata, path: Path) -> None:
+def save_onnx(proto: Any, metadata: Metadata, path: Path) -> None:
+    """Writes `proto`; each value of `metadata` is an entry of its own, as JSON."""
     import onnx
 
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
@@ -221,6 +224,7 @@ FORMATS = {
         hint="onnxruntime runs it; --format onnx-int8 makes it smaller",
         writer=_write_onnx,
         loader=_load_onnx,
+        image_input=True,
     ),
     "onnx-int8": Format(
         suffix="-int8.onnx",
@@ -229,6 +233,7 @@ FORMATS = {
         writer=_quantize_onnx,
         loader=_load_onnx,
         problems=prediction_problems,
+        image_input=True,
         quantizes="onnx",
         advice="an undertrained model has many small margins, and 8 bits flip some of its predictions; train it further "
         "and export again. --format onnx keeps 32 bits",

@@ -16,7 +16,8 @@ from PIL import Image
 import export
 from datamodules import read_data
 from datamodules.images import read_image
-from deployment.agreement import Agreement, logit_problems, measure_agreement, prediction_problems
+from deployment.agreement import Agreement, image_problems, logit_problems, measure_agreement, prediction_problems
+from deployment.calibration import Calibration, save_calibration
 from deployment.export import _compare, build_metadata, evenly_spaced
 from deployment.formats import FORMATS
 from deployment.prediction import predict
@@ -303,3 +304,89 @@ def test_the_metadata_of_gray_images_without_normalization(trained):
 def test_images_are_evenly_spaced():
     assert evenly_spaced(list(range(10)), 4) == [0, 2, 5, 7]
     assert evenly_spaced([1, 2], 5) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def image_file(trained_run, tmp_path_factory):
+    """An ONNX file with preprocessing inside, of a checkpoint whose temperature is 2."""
+    checkpoint = shutil.copy(trained_run / "checkpoints/best.ckpt", tmp_path_factory.mktemp("image") / "net.ckpt")
+    save_calibration(checkpoint.parent, checkpoint, Calibration(2.0, 0.25, "margin", 0.9, 100))
+    return export.main([str(checkpoint), "--format", "onnx", "--input", "image"])
+
+
+def test_a_file_with_preprocessing_inside_gives_the_probabilities_of_predict(image_file, car_photos):
+    import onnxruntime
+
+    assert image_file.path.name == "net-image.onnx" and image_file.agreement.output == "probabilities"
+    assert image_file.agreement.top1 == 1 and image_file.agreement.max_difference < 1e-4
+    session = onnxruntime.InferenceSession(image_file.path, providers=["CPUExecutionProvider"])
+    texts = session.get_modelmeta().custom_metadata_map
+    assert {name: json.loads(texts[name]) for name in ("temperature", "threshold", "score")} == {
+        "temperature": 2.0, "threshold": 0.25, "score": "margin",
+    }  # fmt: skip
+    assert_metadata({name: json.loads(text) for name, text in texts.items()})
+    photos = [photo.path for photo in read_data(car_photos).valid]
+    trained = load_trained(str(image_file.path.parents[1] / "net.ckpt"))
+    for path, prediction in zip(photos, predict(trained, photos), strict=True):
+        (found,) = session.run(["probabilities"], {"image": np.asarray(Image.open(path).convert("RGB"))})
+        assert found.shape == (7,) and found.dtype == np.float32
+        best = found.argsort()[::-1][:5]
+        assert [CAR_MODELS[label] for label in best[:1]] == [prediction.classes[0][0]]
+        assert found[best].tolist() == pytest.approx([value for _, value in prediction.classes], abs=1e-4)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+# 40 → 48 pixels, 5 : 6, put many values halfway between two levels, which Pillow rounds by the error of its weights.
+@pytest.mark.parametrize(
+    ("size", "share"), [((90, 70), 0.005), ((30, 40), 0.06), ((641, 479), 0.005), ((48, 64), 0.005)]
+)
+def test_the_pixels_inside_the_file_are_pillows(trained, size, share, gray):
+    """The model is the identity: its probabilities' logarithms are the pixels but for a constant."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    from deployment.preprocessing import add_preprocessing
+
+    config = trained.config.model_copy(update={"convert_to_grayscale": gray, "normalize": False})
+    channels = 1 if gray else 3
+    count = channels * 64 * 48
+    metadata = build_metadata(replace(trained, config=config)) | {"class_names": [str(each) for each in range(count)]}
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["image"], ["logits"])],
+        "identity",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, 64, 48])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, count])],
+    )
+    identity = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    whole = add_preprocessing(identity, metadata).SerializeToString()
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"image": noise})
+    expected = Image.fromarray(noise).resize((48, 64), Image.Resampling.BILINEAR).convert("L" if gray else "RGB")
+    expected = np.asarray(expected, dtype=np.float64).reshape(64, 48, channels).transpose(2, 0, 1).ravel()
+    found = 255 * np.log(probabilities.astype(np.float64))
+    difference = np.abs(found - expected - np.median(found - expected))
+    assert difference.max() < 1.01 and (difference > 0.01).mean() < share
+
+
+def test_an_int8_file_with_preprocessing_inside(trained_run, tmp_path):
+    path = tmp_path / "small.onnx"
+    exported = export.main(
+        [str(trained_run), "--format", "onnx-int8", "--input", "image", "--images", "14", "--output", str(path)]
+    )
+    assert exported.agreement.output == "probabilities" and exported.agreement.top1 >= 0.75
+    metadata = FORMATS["onnx"].load(path, 1).metadata
+    assert metadata["temperature"] == 1.0 and metadata["threshold"] is None
+    assert metadata["output"].startswith("probabilities (classes,)") and len(metadata["preprocessing"]) == 2
+    assert exported.sizes["onnx-int8"] < exported.sizes["onnx"] / 2
+
+
+def test_only_onnx_files_take_images(trained_run):
+    with pytest.raises(ConfigError, match="--input image needs --format onnx or onnx-int8; --format is torchscript"):
+        export.main([str(trained_run), "--format", "torchscript", "--input", "image"])
+
+
+@pytest.mark.parametrize(("difference", "accepted"), [(0.019, True), (0.021, False), (float("nan"), False)])
+def test_the_limit_of_files_with_preprocessing_inside(difference, accepted):
+    agreement = Agreement(100, difference, 0.9, 1.0, 0.5, 0.5, "probabilities")
+    assert (image_problems(agreement) == []) == accepted
