@@ -157,8 +157,9 @@ def answer(driver: Any) -> dict[str, float]:
 def assert_same(found: dict[str, float], app: Path, trained: Any, path: Path, *, scaled: bool = False) -> None:
     """Compares with predict.py, and, but for scaled photos, exactly with the app's file on the photo's pixels."""
     (prediction,) = predict(trained, [path])
-    assert list(found) == [name for name, _ in prediction.classes]
     assert found == pytest.approx(dict(prediction.classes), abs=TOLERANCE)
+    if not scaled:  # the browser scales as it likes, so that guesses which are close may change places
+        assert list(found) == [name for name, _ in prediction.classes]
     if not scaled:
         session = onnxruntime.InferenceSession(app / MODEL, providers=["CPUExecutionProvider"])
         (probabilities,) = session.run(["probabilities"], {"image": np.asarray(read_image(path, upright=True))})

@@ -110,6 +110,7 @@ def test_learning_rates_and_the_early_stop_come_out_as_published(name, tmp_path)
         classifier.train_sums, classifier.valid_sums = (
             torch.tensor([float(row[f"{split}_loss"]), 0, 0, 1, 1], dtype=torch.float64) for split in ("train", "valid")
         )
+        classifier.valid_classes = torch.tensor([[0], [1]])
         classifier.last_lr = optimizer.param_groups[0]["lr"]  # in the epoch's steps
         classifier.on_validation_epoch_end()
         classifier.on_train_epoch_end()
