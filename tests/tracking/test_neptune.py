@@ -332,9 +332,14 @@ def test_a_folder_that_cannot_be_written_stops_only_the_logging(output, caplog):
 def test_a_client_that_was_killed_stops_only_the_logging(output, caplog):
     run = new_run(output)
     run.start()
-    for pid in children_of(os.getpid()):
-        if "neptune_process" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
+    killed = 0
+    limit = time.monotonic() + 30
+    while not killed and time.monotonic() < limit:  # a child has its own command line only a moment after its start
+        for pid in children_of(os.getpid()):
+            if "neptune_process" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+    assert killed == 1
     for row in ROWS:
         run.train(row)
     run.end()
