@@ -200,6 +200,7 @@ def test_without_a_fraction_the_test_split_is_the_validation_split(trained_run):
         evaluate.main([str(trained_run), "--split", "test"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data lies in ../shared, which is not here")
 def test_somebodys_own_photos_are_split_without_a_leak(tmp_path):
     shutil.unpack_archive(REAL / "own_photos" / "car_photos.tgz", tmp_path / "data", filter="data")

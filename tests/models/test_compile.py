@@ -136,6 +136,7 @@ def test_a_machine_without_a_compiler_is_told_so_before_any_data_is_read(tmp_pat
     assert len(str(caught.value).splitlines()) == 2  # the heading, and the problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["the network", "its gradients"])
 def test_a_compilation_that_fails_is_one_line_and_the_run_says_failed(cars, tmp_path, monkeypatch, at):
     torch._dynamo.reset()

@@ -118,6 +118,7 @@ def test_without_any_run_there_is_nothing_to_compare(tmp_path, capsys):
     assert "no finished run in" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_table_keeps_every_run_once(output, tmp_path):
     measured, readme = tmp_path / "measured.csv", tmp_path / "README.md"
     readme.write_text(

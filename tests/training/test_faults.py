@@ -123,6 +123,7 @@ def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path
         run(cars, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_without(
     cars, tmp_path, monkeypatch, capsys
 ):
@@ -225,6 +226,7 @@ def test_a_run_that_goes_on_with_another_photo_says_so(cars, tmp_path, capsys):
     assert "the images are not those that this run was trained on: a name, size, label or box has changed" in said
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_cut_in_training_is_one_line_and_built_anew_when_the_run_goes_on(
     cars, tmp_path, monkeypatch, capsys
 ):
@@ -307,6 +309,7 @@ def test_a_run_that_another_process_trains_is_refused_and_left_as_it_is(cars, fo
     assert not partial.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [pytest.param(-1, marks=pytest.mark.slow), 1], ids=["back", "forward"])
 def test_a_clock_that_jumps_a_year_at_every_look_changes_nothing(cars, four_epochs, tmp_path, monkeypatch, jump):
     clock, saved = time.time, []
@@ -339,6 +342,7 @@ def test_runs_that_start_while_the_clock_goes_back_have_folders_of_their_own(tmp
     assert len({make_run_folder(tmp_path, "ghost") for _ in range(20)}) == 20
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_when_it_has_stopped_early_ends_without_another_epoch(cars, tmp_path):
     settings = ("early_stopping_patience=2", "num_epochs=9", "lr_scheduler=null", "lr_scheduler_params=null",
                 "optimizer=SGD", "optimizer_params={lr: 0.0}")  # fmt: skip
@@ -354,6 +358,7 @@ def test_a_run_that_is_killed_when_it_has_stopped_early_ends_without_another_epo
     assert json.loads((folder / "run.json").read_text())["status"] == "early-stopped"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_between_its_two_checkpoints_has_its_best_epoch_again(cars, tmp_path, monkeypatch):
     settings = (
         "num_epochs=4",

@@ -123,6 +123,7 @@ def test_an_output_that_can_only_be_read_is_refused_with_one_line(cars, disk, tm
         run(cars, tmp_path / "output", f"cache_path={output / 'cache'}")
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_has_become_read_only_goes_on_when_it_can_be_written(cars, three_epochs, disk):
     output = disk("30m") / "output"
     folder = run(cars, output, *SMALL[:2], "num_epochs=1")

@@ -106,6 +106,7 @@ def test_a_checkpoint_with_wrong_content_is_named_in_one_line(path: tuple[str, .
     assert str(run_folder / LAST) in message and "\n" not in message
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_named_together_with_the_whole_one(cars, tmp_path, capsys):
     settings = ("num_epochs=3", "optimizer_params.lr=0.003", "lr_scheduler=null", "lr_scheduler_params=null")
     folder = run(cars, tmp_path, *settings)

@@ -157,6 +157,7 @@ def test_on_cuda_a_deterministic_run_goes_on_as_the_same_run(cars, tmp_path, mon
     assert_same_run(straight, folder)
 
 
+@pytest.mark.slow
 def test_photo_by_photo_without_a_cache_is_the_same_run(cars, four_epochs, tmp_path):
     assert_same_run(four_epochs, run(cars, tmp_path, "num_epochs=4", "cache_path=null"))
 
@@ -249,6 +250,9 @@ RECIPE = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "step"), [pytest.param(1, 5, marks=pytest.mark.slow), (2, 3)]
+)  # step of 3, of 2 an epoch
 @pytest.mark.parametrize(("accumulate", "step"), [(1, 5), (2, 3)])  # of 3 and of 2 steps in each of four epochs
 def test_a_run_with_the_whole_recipe_resumes_in_the_middle_of_an_epoch(cars, tmp_path, monkeypatch, accumulate, step):
     changes = (*RECIPE, f"accumulate_batches={accumulate}")
