@@ -250,10 +250,8 @@ RECIPE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("accumulate", "step"), [pytest.param(1, 5, marks=pytest.mark.slow), (2, 3)]
-)  # step of 3, of 2 an epoch
-@pytest.mark.parametrize(("accumulate", "step"), [(1, 5), (2, 3)])  # of 3 and of 2 steps in each of four epochs
+# Of 3 and of 2 steps in each of four epochs.
+@pytest.mark.parametrize(("accumulate", "step"), [pytest.param(1, 5, marks=pytest.mark.slow), (2, 3)])
 def test_a_run_with_the_whole_recipe_resumes_in_the_middle_of_an_epoch(cars, tmp_path, monkeypatch, accumulate, step):
     changes = (*RECIPE, f"accumulate_batches={accumulate}")
     whole = run(cars, tmp_path / "whole", "num_epochs=4", *changes)
