@@ -27,7 +27,7 @@ def commands_of(path: Path, kind: str) -> list[str]:
 COMMANDS = list(dict.fromkeys(command for path in GUIDES for command in commands_of(path, "bash")))
 PYTHON = [command for command in COMMANDS if command.startswith("python ") and "dashboard" not in command]
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
-OTHERS = [command for path in GUIDES for command in commands_of(path, "text")]
+OTHERS = [command for path in GUIDES for command in commands_of(path, "text") if "train.py " in command]
 LONG = ("benchmark.py", "export.py", "phone.py", "reproduce.py")  # CI runs the tests marked as slow too
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
 
