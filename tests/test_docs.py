@@ -111,10 +111,12 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
         assert "Nothing is left to do" in capsys.readouterr().out
     elif script == "train.py":
         main([*arguments, *changes, "--set", f"output_path={output}"])
+    elif "--report" in arguments:
+        main([*arguments, "--output", str(output)])
     elif script == "reproduce.py":
         main([*arguments, *changes, "--output", str(output)])
     elif script == "benchmark.py":
-        monkeypatch.setattr("deployment.profiling.benchmark.TURN", 0.0)
+        monkeypatch.setattr("deployment.profiling.benchmark.TURN_SECONDS", 0.0)
         main([*arguments, "--quick", "--output", str(output / "benchmark")])
     elif "--serve" in arguments:
         monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", lambda server: None)

@@ -34,7 +34,7 @@ from utils.runs.folder import METRICS
 from utils.runs.metrics import read_rows
 
 IMAGES = {"training_photos": 4, "validation_photos": 1}  # of each of 15 models
-WORKERS = 2  # of each split
+WORKERS = 2  # of the training; those of the validation end with it
 POLL_SECONDS = 0.05
 MAX_EPOCH_SECONDS = 120.0
 WARM_UP = 0.1  # share of the epochs
@@ -92,7 +92,7 @@ def watch(training: subprocess.Popen, folder: Path, epochs: int) -> list[Sample]
     if training.returncode:
         lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
         raise RunError(f"the training ended with exit code {training.returncode}: {' '.join(lines[-3:])}")
-    return [each for each in samples if each["workers"] == 2 * WORKERS]
+    return [each for each in samples if each["workers"] == WORKERS]
 
 
 def slope(samples: Sequence[Sample], key: str) -> tuple[float, float]:
