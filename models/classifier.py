@@ -98,9 +98,8 @@ class Classifier(LightningModule):
         self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that is resumed
         self.epoch_metrics: dict[str, float] = {}  # of the last complete epoch
         self.counted = False  # whether this batch is in train_sums: LBFGS evaluates one several times
-        self.train_sums: Tensor | None = (
-            None  # of loss, correct, correct among the top 5, images, denominators of the loss
-        )
+        # Of loss, correct, correct among the top 5, images, denominators of the loss.
+        self.train_sums: Tensor | None = None
         self.valid_sums: Tensor | None = None
         self.raw_sums: Tensor | None = None  # as valid_sums, of the trained weights where averaged ones are validated
         self.valid_classes: Tensor | None = None  # (2, classes): correct predictions and images of each label

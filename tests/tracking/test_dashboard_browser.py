@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.browser import CHROMIUM, DRIVER, PAGE_SECONDS, browser, wait_for
 from tests.support.tracked_runs import ROWS, Run, points, stored_runs, warnings_of
 from utils.machine import PROJECT
 from utils.runs.folder import BEST
 from utils.runs.metrics import COLUMNS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
 START_SECONDS = 180
-PAGE_SECONDS = 90
 
 pytestmark = pytest.mark.slow
 
@@ -60,34 +54,6 @@ def dashboard(output: Path, *options: str) -> Iterator[tuple[str, subprocess.Pop
         finally:
             process.terminate()
             process.wait(60)
-
-
-@contextmanager
-def browser(width: int = 1400, height: int = 1000) -> Iterator[Any]:
-    """Opens headless Chromium with an empty profile."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-        try:
-            yield driver
-        finally:
-            driver.quit()
-
-
-def wait_for(driver: Any, what: str, script: str, wanted: Callable[[Any], bool] = bool) -> Any:
-    """Returns the value of a JavaScript expression as soon as it is the one that is `wanted`."""
-    limit = time.monotonic() + PAGE_SECONDS
-    while not wanted(found := driver.execute_script(f"return {script}")):
-        assert time.monotonic() < limit, f"{what} did not appear within {PAGE_SECONDS} s, but {found!r}"
-        time.sleep(0.2)
-    return found
 
 
 def requested_hosts(driver: Any) -> set[str]:
