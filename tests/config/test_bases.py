@@ -41,6 +41,10 @@ validation_fraction: 0.2
 test_fraction: 0.1
 near_duplicate_distance: 2
 image_size: [64, 48]
+resize_size: [600, 600]
+test_image_size: [90, 90]
+aspect: pad
+flip_at_test: True
 exif_orientation: True
 convert_to_grayscale: True
 normalize: False
@@ -81,6 +85,10 @@ warmup_epochs: 0.5
 loss_function: CrossEntropyLoss
 loss_params: {label_smoothing: 0.2}
 class_weights: balanced
+mixup_alpha: 0.2
+cutmix_alpha: 1.0
+mix_probability: 0.5
+mix_off_epochs: 1
 sampler: balanced
 cache_path: mine/cache
 augmentation_device: cpu

@@ -22,6 +22,11 @@ from utils.errors import ConfigError
         (["optimizer=LBFGS", "optimizer_params=null", "layer_decay=0.5"], "layer_decay: LBFGS has one group"),
         (["optimizer=Rprop", "optimizer_params=null", "decay_norm_and_bias=False"], "Rprop has no weight decay"),
         (["ema_decay=1"], "ema_decay: 1; expected less than 1"),
+        (["mixup_alpha=0"], "mixup_alpha: 0; expected"),
+        (["mixup_alpha=0.2", "mix_off_epochs=200"], "mix_off_epochs: 200; expected fewer than num_epochs: 200"),
+        (["mix_probability=0.5"], "mix_probability: has no effect without mixup_alpha or cutmix_alpha"),
+        (["resize_size=[300, 200]"], "resize_size: [300, 200] is smaller than image_size, [227, 227]"),
+        (["test_image_size=[16, 16]"], "test_image_size: [16, 16] is too small for ghost"),
         (["pretrained=False"], "pretrained: False; expected"),
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from utils.config.architectures import architecture_problems
+from utils.config.architectures import architecture_problems, image_size_problem
 from utils.config.expressions import parse_expression
 from utils.config.problems import Problem
 from utils.config.signatures import UNSUPPORTED, Signature, losses, lr_schedulers, optimizers, transforms
@@ -169,6 +169,22 @@ def _check_epochs(values: dict[str, Any], key: str) -> Iterator[Problem]:
         yield (key,), f"{values[key]:g}; expected fewer than num_epochs: {values['num_epochs']}"
 
 
+def _check_sizes(values: dict[str, Any]) -> Iterator[Problem]:
+    image_size, resize_size, test_size = (values.get(key) for key in ("image_size", "resize_size", "test_image_size"))
+    if resize_size and any(large < small for large, small in zip(resize_size, image_size, strict=True)):
+        yield ("resize_size",), f"{resize_size} is smaller than image_size, {image_size}, which is cut from it"
+    if test_size and (problem := image_size_problem(values["architecture"], test_size)):
+        yield ("test_image_size",), problem
+
+
+def _check_mixing(values: dict[str, Any]) -> Iterator[Problem]:
+    if values["mixup_alpha"] is not None or values["cutmix_alpha"] is not None:
+        return
+    for key, off in (("mix_probability", 1.0), ("mix_off_epochs", 0)):
+        if values.get(key, off) != off:
+            yield (key,), f"has no effect without mixup_alpha or cutmix_alpha; write {key}: {off:g}"
+
+
 def _check_scheduler_step(values: dict[str, Any]) -> Iterator[Problem]:
     name = values["lr_scheduler"]
     if values["scheduler_step"] != "batch" or name not in ("ReduceLROnPlateau", "MultiplicativeLR", None):
@@ -205,7 +221,12 @@ _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem
     ),
     (("lr_scheduler", "lr_scheduler_params"), _check_lr_scheduler),
     (("lr_scheduler", "scheduler_step"), _check_scheduler_step),
-    *(((key, "num_epochs"), partial(_check_epochs, key=key)) for key in ("freeze_epochs", "warmup_epochs")),
+    *(
+        ((key, "num_epochs"), partial(_check_epochs, key=key))
+        for key in ("freeze_epochs", "warmup_epochs", "mix_off_epochs")
+    ),
+    (("image_size", "architecture"), _check_sizes),
+    (("mixup_alpha", "cutmix_alpha"), _check_mixing),
     (("optimizer",), _check_groups),
     (("pretrained",), _check_pretrained),
     *(

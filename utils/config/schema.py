@@ -47,6 +47,7 @@ NeptuneText = Annotated[str | None, BeforeValidator(_placeholder_to_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_text_to_path), BeforeValidator(_placeholder_to_none)]
 RequiredPath = Annotated[Path, BeforeValidator(_text_to_path)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
+Size = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 Parameters = dict[str, Any]
 Transforms = dict[str, Parameters | None]
 
@@ -148,8 +149,21 @@ class Config(BaseModel):
     )
 
     # Images
-    image_size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] = key(
-        ..., "[height, width] of the resized images, in pixels."
+    image_size: Size = key(..., "[height, width] of the images that the model is trained on, in pixels.")
+    resize_size: Size | None = key(
+        None,
+        "[height, width] of the training images before their augmentations crop them to image_size; null: image_size.",
+    )
+    test_image_size: Size | None = key(
+        None, "[height, width] in validation, evaluation, prediction and export; null: image_size."
+    )
+    aspect: Literal["squash", "crop", "pad"] = key(
+        "squash",
+        "How an image of another aspect ratio is resized: squash it, crop it centrally, or pad it with black.",
+    )
+    flip_at_test: bool = key(
+        False,
+        "In validation, evaluation, prediction and export, the mean of the logits of the image and its mirror image.",
     )
     exif_orientation: Literal["auto"] | bool = key(
         "auto", "Rotate images by their EXIF orientation; auto: except those of Stanford Cars."
@@ -234,6 +248,16 @@ class Config(BaseModel):
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = key(
         None, "Weights of the classes in the loss: balanced, or {class name: weight}, 1 for the others; null: equal."
     )
+    mixup_alpha: float | None = key(
+        None, "Parameter of the beta distribution of mixup's shares; null: no mixup.", gt=0, le=1000
+    )
+    cutmix_alpha: float | None = key(
+        None, "Parameter of the beta distribution of CutMix's shares; null: no CutMix.", gt=0, le=1000
+    )
+    mix_probability: float = key(
+        1.0, "Probability of a batch being mixed, with mixup_alpha or cutmix_alpha.", gt=0, le=1
+    )
+    mix_off_epochs: int = key(0, "Last epochs in which no batch is mixed.", ge=0, le=100_000)
     sampler: Literal["random", "balanced"] = key(
         "random", "Each training image once an epoch, or as many draws an epoch with equal chances for all classes."
     )
@@ -268,6 +292,12 @@ class Config(BaseModel):
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = key(
         None, "Mode of torch.compile; null: eager."
     )
+
+    @property
+    def test_size(self) -> tuple[int, int]:
+        """(height, width) of the images in validation, evaluation, prediction and export."""
+        height, width = self.test_image_size or self.image_size
+        return height, width
 
     @property
     def normalization(self) -> Normalization | None:
