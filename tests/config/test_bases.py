@@ -68,6 +68,7 @@ num_epochs: 3
 early_stopping_patience: 2
 best_metric: valid_acc
 checkpoint_interval: 1
+keep_checkpoints: [1]
 stop_on_nonfinite_loss: False
 freeze_epochs: 1
 accumulate_batches: 2
@@ -90,6 +91,11 @@ cutmix_alpha: 1.0
 mix_probability: 0.5
 mix_off_epochs: 1
 sampler: balanced
+teacher: another_run
+distillation_temperature: 4.0
+distillation_weight: 0.5
+auxiliary_targets: [make]
+auxiliary_weight: 0.5
 cache_path: mine/cache
 augmentation_device: cpu
 cache_on_device: True

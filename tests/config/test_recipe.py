@@ -1,8 +1,9 @@
 """The keys of the recipe: contradictions, and what the start of a run shows."""
 
 import pytest
+import yaml
 
-from utils.config import load_config
+from utils.config import CONFIG_FILE, load_config
 from utils.config.recipe import recipe_lines
 from utils.errors import ConfigError
 
@@ -28,12 +29,26 @@ from utils.errors import ConfigError
         (["resize_size=[300, 200]"], "resize_size: [300, 200] is smaller than image_size, [227, 227]"),
         (["test_image_size=[16, 16]"], "test_image_size: [16, 16] is too small for ghost"),
         (["pretrained=False"], "pretrained: False; expected"),
+        (["distillation_weight=0.5"], "distillation_weight: has no effect without teacher; write 0.9"),
+        (["distillation_temperature=4"], "distillation_temperature: has no effect without teacher; write 2"),
+        (["auxiliary_weight=1"], "auxiliary_weight: has no effect without auxiliary_targets; write 0.2"),
+        (["teacher=[a, b, a]"], "teacher: ['a', 'b', 'a'] names one twice"),
+        (["keep_checkpoints=[5, 201]"], "keep_checkpoints: 201; expected at most num_epochs: 200"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_one_error(overrides, expected):
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=overrides)
     assert expected in str(caught.value) and "1 problem:" in str(caught.value)
+
+
+def test_a_file_without_a_base_is_checked_with_the_defaults_of_what_it_does_not_set(tmp_path):
+    shipped = yaml.safe_load(CONFIG_FILE.read_text())
+    del shipped["pretrained"], shipped["teacher"]
+    changed = shipped | {"base": None, "freeze_epochs": 1, "distillation_weight": 0.5}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(changed))
+    with pytest.raises(ConfigError, match=r"2 problems:(?s:.)*freeze_epochs: needs pretrained(?s:.)*without teacher"):
+        load_config(tmp_path / "mine.yml")
 
 
 def test_the_recipe_lists_what_is_on_and_nothing_for_the_study():

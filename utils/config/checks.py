@@ -7,6 +7,7 @@ from typing import Any
 from utils.config.architectures import architecture_problems, image_size_problem
 from utils.config.expressions import parse_expression
 from utils.config.problems import Problem
+from utils.config.schema import Config
 from utils.config.signatures import UNSUPPORTED, Signature, losses, lr_schedulers, optimizers, transforms
 from utils.config.yaml_source import shown
 from utils.nearest import nearest
@@ -21,7 +22,10 @@ EXPRESSIONS = ("lr_lambda", "scale_fn")  # parameters of torch that are function
 
 
 def check_values(values: dict[str, Any]) -> Iterator[Problem]:
-    """Yields the problems between the `values`, which are valid each by itself; invalid ones are left out."""
+    """Yields the problems between the `values`, which are valid each by itself; invalid ones are left out.
+
+    Keys that no file sets have their defaults.
+    """
     for keys, check in _CHECKS:
         if all(key in values for key in keys):
             yield from check(values)
@@ -196,10 +200,30 @@ def _check_scheduler_step(values: dict[str, Any]) -> Iterator[Problem]:
 def _check_pretrained(values: dict[str, Any]) -> Iterator[Problem]:
     if values["pretrained"] is not None:
         return
-    if values.get("freeze_epochs"):
+    if values["freeze_epochs"]:
         yield ("freeze_epochs",), "needs pretrained: the frozen backbone would have random weights"
-    if values.get("normalization_params_rgb") == "pretrained":
+    if values["normalization_params_rgb"] == "pretrained":
         yield ("normalization_params_rgb",), "'pretrained' needs pretrained weights; write mean and std"
+
+
+def _check_targets(values: dict[str, Any]) -> Iterator[Problem]:
+    for main, keys in (
+        ("teacher", ("distillation_temperature", "distillation_weight")),
+        ("auxiliary_targets", ("auxiliary_weight",)),
+    ):
+        for key in keys:
+            default = Config.model_fields[key].default
+            if values[main] is None and values[key] != default:
+                yield (key,), f"has no effect without {main}; write {default:g}"
+    for key in ("teacher", "auxiliary_targets"):
+        names = values[key] if isinstance(values[key], list) else []
+        if len(set(names)) < len(names):
+            yield (key,), f"{shown(names)} names one twice"
+
+
+def _check_keep_checkpoints(values: dict[str, Any]) -> Iterator[Problem]:
+    if late := [epoch for epoch in values["keep_checkpoints"] or () if epoch > values["num_epochs"]]:
+        yield ("keep_checkpoints",), f"{late[0]}; expected at most num_epochs: {values['num_epochs']}"
 
 
 def _check_groups(values: dict[str, Any]) -> Iterator[Problem]:
@@ -228,7 +252,18 @@ _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem
     (("image_size", "architecture"), _check_sizes),
     (("mixup_alpha", "cutmix_alpha"), _check_mixing),
     (("optimizer",), _check_groups),
-    (("pretrained",), _check_pretrained),
+    (("pretrained", "freeze_epochs", "normalization_params_rgb"), _check_pretrained),
+    (("keep_checkpoints", "num_epochs"), _check_keep_checkpoints),
+    (
+        (
+            "teacher",
+            "distillation_temperature",
+            "distillation_weight",
+            "auxiliary_targets",
+            "auxiliary_weight",
+        ),
+        _check_targets,
+    ),
     *(
         ((key, params_key), partial(_check_named, key=key, params_key=params_key, catalog=catalog, kind=kind))
         for key, params_key, catalog, kind in (

@@ -14,6 +14,7 @@ from utils.config.schema import Config as _Schema
 from utils.config.yaml_source import SET, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
 from utils.errors import ConfigError
 
+DEFAULTS = {name: field.default for name, field in _Schema.model_fields.items() if not field.is_required()}
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "config.yml"
 
 
@@ -107,7 +108,8 @@ def parse_config(source: SourcedMapping) -> Config:
     # An unknown key may be a misspelled one, whose present value is not the one that was meant.
     wrong = {path[0] for path, _ in problems}
     wrong |= {close for key in wrong - _Schema.model_fields.keys() for close in close_keys(key)}
-    problems += check_values({key: value for key, value in source.values.items() if key not in wrong})
+    values = DEFAULTS | source.values
+    problems += check_values({key: value for key, value in values.items() if key not in wrong})
     if config is None or problems:
         raise ConfigError(report(source, problems))
     return config

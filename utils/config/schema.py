@@ -16,6 +16,7 @@ from utils.config.architectures import ARCHITECTURE_LIMITS
 RESUMABLE = {"resumable": True}  # may change in a resumed run
 NO_EFFECT = {"affects_result": False}  # how a run is named and logged, where and on what it runs
 LOCAL = RESUMABLE | NO_EFFECT
+BRANCHABLE = {"branchable": True}  # may change in a branch of a run, as what is resumable
 
 SECRET = "neptune_api_token"  # a key whose value is in no message and in no file
 RENAMED_KEYS = {"stanford_data_path": "data_path", "stanford_raw_data_path": "raw_data_path"}  # former name: name
@@ -48,6 +49,8 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_text_to_path), BeforeVali
 RequiredPath = Annotated[Path, BeforeValidator(_text_to_path)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Size = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
+Name = Annotated[str, Field(min_length=1)]
+Names = Name | Annotated[list[Name], Field(min_length=1)]
 Parameters = dict[str, Any]
 Transforms = dict[str, Parameters | None]
 
@@ -179,13 +182,13 @@ class Config(BaseModel):
     shuffle_bounding_boxes: bool = key(
         False, "With crop_to_bboxes: use another image's box, the fault of the published runs C-10 and C-11."
     )
-    augment_images: bool = key(..., "Apply image_augmentations.")
+    augment_images: bool = key(..., "Apply image_augmentations.", BRANCHABLE)
     image_augmentations: Transforms | None = key(
-        ..., "torchvision.transforms on training images, in order; null: none."
+        ..., "torchvision.transforms on training images, in order; null: none.", BRANCHABLE
     )
-    augment_tensors: bool = key(..., "Apply tensor_augmentations.")
+    augment_tensors: bool = key(..., "Apply tensor_augmentations.", BRANCHABLE)
     tensor_augmentations: Transforms | None = key(
-        ..., "torchvision.transforms on training tensors in [0, 1], in order; null: none."
+        ..., "torchvision.transforms on training tensors in [0, 1], in order; null: none.", BRANCHABLE
     )
 
     # Model
@@ -219,6 +222,9 @@ class Config(BaseModel):
     checkpoint_interval: float | None = key(
         10, "Minutes between checkpoints within an epoch; null: only at the end of each epoch.", LOCAL, gt=0
     )
+    keep_checkpoints: list[Annotated[int, Field(ge=1, le=100_000)]] | None = key(
+        None, "Numbers of epochs after which a checkpoint is kept, to branch other runs from; null: none.", LOCAL
+    )
     stop_on_nonfinite_loss: bool = key(True, "End the training when the loss is NaN or infinite.", RESUMABLE)
     freeze_epochs: int = key(0, "First epochs in which only the head is trained.", ge=0, le=100_000)
     accumulate_batches: int = key(1, "Batches whose gradients make one step.", ge=1, le=100_000)
@@ -234,12 +240,17 @@ class Config(BaseModel):
         gt=0,
         lt=1,
     )
-    lr_scheduler: str | None = key(..., "Scheduler of torch.optim.lr_scheduler; null: constant learning rate.")
-    lr_scheduler_params: Parameters | None = key(..., "Parameters of the scheduler; lengths in epochs.")
-    scheduler_step: Literal["epoch", "batch"] = key("epoch", "Step the scheduler once an epoch, or after every batch.")
+    lr_scheduler: str | None = key(
+        ..., "Scheduler of torch.optim.lr_scheduler; null: constant learning rate.", BRANCHABLE
+    )
+    lr_scheduler_params: Parameters | None = key(..., "Parameters of the scheduler; lengths in epochs.", BRANCHABLE)
+    scheduler_step: Literal["epoch", "batch"] = key(
+        "epoch", "Step the scheduler once an epoch, or after every batch.", BRANCHABLE
+    )
     warmup_epochs: float = key(
         0,
         "Epochs over which the learning rate rises linearly, step by step, to that of the scheduler.",
+        BRANCHABLE,
         ge=0,
         le=100_000,
     )
@@ -249,18 +260,31 @@ class Config(BaseModel):
         None, "Weights of the classes in the loss: balanced, or {class name: weight}, 1 for the others; null: equal."
     )
     mixup_alpha: float | None = key(
-        None, "Parameter of the beta distribution of mixup's shares; null: no mixup.", gt=0, le=1000
+        None, "Parameter of the beta distribution of mixup's shares; null: no mixup.", BRANCHABLE, gt=0, le=1000
     )
     cutmix_alpha: float | None = key(
-        None, "Parameter of the beta distribution of CutMix's shares; null: no CutMix.", gt=0, le=1000
+        None, "Parameter of the beta distribution of CutMix's shares; null: no CutMix.", BRANCHABLE, gt=0, le=1000
     )
     mix_probability: float = key(
-        1.0, "Probability of a batch being mixed, with mixup_alpha or cutmix_alpha.", gt=0, le=1
+        1.0, "Probability of a batch being mixed, with mixup_alpha or cutmix_alpha.", BRANCHABLE, gt=0, le=1
     )
-    mix_off_epochs: int = key(0, "Last epochs in which no batch is mixed.", ge=0, le=100_000)
+    mix_off_epochs: int = key(0, "Last epochs in which no batch is mixed.", BRANCHABLE, ge=0, le=100_000)
     sampler: Literal["random", "balanced"] = key(
         "random", "Each training image once an epoch, or as many draws an epoch with equal chances for all classes."
     )
+
+    # Targets
+    teacher: Names | None = key(
+        None, "Runs whose predictions are targets too: the mean of their probabilities; null: labels alone.", RESUMABLE
+    )
+    distillation_temperature: float = key(2.0, "Divisor of the logits of teacher and student.", gt=0, le=100)
+    distillation_weight: float = key(
+        0.9, "Weight of the teacher's targets in the loss; the labels have the rest.", gt=0, le=1
+    )
+    auxiliary_targets: Annotated[list[Name], Field(min_length=1)] | None = key(
+        None, "Groupings of the classes that are learned too: make, body_type, or a table; null: classes alone."
+    )
+    auxiliary_weight: float = key(0.2, "Weight of the loss of each auxiliary target.", gt=0, le=100)
 
     # Input
     cache_path: OptionalPath = key(
@@ -312,6 +336,7 @@ def _keys_marked(mark: str, value: bool) -> tuple[str, ...]:
 
 
 RESUMABLE_KEYS = _keys_marked("resumable", True)
+BRANCHABLE_KEYS = (*_keys_marked("branchable", True), *RESUMABLE_KEYS)
 LOCAL_KEYS = _keys_marked("affects_result", False)  # runs that differ only in these have the same result
 
 
