@@ -330,6 +330,7 @@ def build_callbacks(
     *,
     class_names: tuple[str, ...],
     signals: SignalHandler,
+    stop_after: int | None = None,
 ) -> list[Callback]:
     """Returns the callbacks in the order in which they must run."""
     patience = stopping_patience(
@@ -352,6 +353,7 @@ def build_callbacks(
             best_metric=config.best_metric,
             interval=config.checkpoint_interval,
             signals=signals,
+            stop_after=stop_after,
         ),
     ]
 

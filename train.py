@@ -4,8 +4,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from training.signals import SignalHandler
 from utils.cli import run_command
 from utils.config import Config, load_config, load_run_config
 from utils.config.recipe import recipe_lines
-from utils.errors import ConfigError
+from utils.errors import ConfigError, Interrupted
 from utils.logs import log_to_file, start_logging
 from utils.machine import PROJECT
 from utils.processes import end_with_parent, is_first_process
@@ -40,6 +40,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--resume", metavar="RUN", help="resume a run: its folder, name or last.ckpt, or 'last', the newest"
     )
     work.add_argument("--check", action="store_true", help="check configuration and data without training")
+    parser.add_argument(
+        "--stop-after", metavar="N", type=int,
+        help="stop when N epochs are finished; the schedule keeps its length, and --resume continues it",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -88,11 +92,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return {}
     if resumed and argv is None:
         sys.argv.append(f"--resume={resumed}")  # for the processes that Lightning starts: "last" may change until then
-    return train(config, resumed)
+    return train(config, resumed, stop_after=arguments.stop_after)
 
 
 def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
     """Returns the configuration and the folder of the resumed run, None for a new run."""
+    if arguments.stop_after is not None and arguments.stop_after < 1:
+        raise ConfigError(f"--stop-after {arguments.stop_after}: expected at least 1 epoch")
     overrides = arguments.set + ([f"data_path={json.dumps(arguments.data)}"] if arguments.data else [])
     if arguments.resume is None:
         return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
@@ -106,11 +112,19 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | No
     config = load_run_config(folder, overrides=[override for override in overrides if override not in where])
     if (done := len(read_rows(folder / METRICS))) > config.num_epochs:
         raise ConfigError(f"--set num_epochs={config.num_epochs}: {folder} has {done} epochs already")
+    if arguments.stop_after is not None and done >= arguments.stop_after:
+        raise ConfigError(f"--stop-after {arguments.stop_after}: {folder} has {done} epochs already")
     return config, folder
 
 
-def train(config: Config, resumed: Path | None) -> dict[str, float]:
-    """Trains a new run, or the resumed one in the folder `resumed`, and returns its best metrics."""
+def train(config: Config, resumed: Path | None, *, stop_after: int | None = None) -> dict[str, float]:
+    """Trains a new run, or the resumed one in the folder `resumed`, and returns its best metrics.
+
+    Args:
+        config: The configuration.
+        resumed: The folder of the run; None for a new one.
+        stop_after: Number of finished epochs after which it stops, to be resumed; None: it ends as configured.
+    """
     import assembly
     from training.checkpoints import resume_guard
     from training.error_hints import error_hints
@@ -136,8 +150,10 @@ def train(config: Config, resumed: Path | None) -> dict[str, float]:
         find_max_batch_size=partial(find_max_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
         signals=signals,
     )
-    with signals, record, closing(data), resume_guard(checkpoint), hints:
-        callbacks = assembly.build_callbacks(config, record, class_names=splits.class_names, signals=signals)
+    with _stopping(), signals, record, closing(data), resume_guard(checkpoint), hints:
+        callbacks = assembly.build_callbacks(
+            config, record, class_names=splits.class_names, signals=signals, stop_after=stop_after
+        )
         trainer = assembly.build_trainer(config, folder, callbacks)
         record.start(trainer)
         if lines := recipe_lines(config):
@@ -147,6 +163,16 @@ def train(config: Config, resumed: Path | None) -> dict[str, float]:
     if trainer.is_global_zero:
         print(summarize(folder))
     return record.values["best"]
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Takes the end that --stop-after asked for as a regular one."""
+    try:
+        yield
+    except Interrupted as error:
+        if error.exit_code:
+            raise
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Checkpoints(Checkpoint):
         best_metric: A loss, of which lower is better, or an accuracy, such as valid_acc.
         interval: Minutes between two checkpoints within an epoch; None for none.
         signals: Shows whether a signal was received.
+        stop_after: Number of finished epochs after which the training is interrupted; None for never.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Checkpoints(Checkpoint):
         best_metric: str = "valid_loss",
         interval: float | None,
         signals: SignalHandler,
+        stop_after: int | None = None,
     ) -> None:
         self.folder = folder
         self.about = about
         self.interval = interval
         self.signals = signals
+        self.stop_after = stop_after
         self.best_metric = best_metric
         self.lowest = float("inf")  # of the metric, accuracies with a minus
         self.written = time.monotonic()
@@ -107,6 +110,9 @@ class Checkpoints(Checkpoint):
         else:
             self.save(trainer, LAST)
         self._end_if(trainer, self.signals.received)
+        done = trainer.current_epoch + 1
+        if done == self.stop_after and done < trainer.max_epochs and not trainer.should_stop:
+            raise Interrupted(f"stopped after {done} epochs, as --stop-after asks", signal_number=None)
 
     def save(self, trainer: Trainer, name: Path, *, second_name: Path | None = None) -> None:
         """Starts to write a checkpoint, unless a NaN or infinite loss has spoiled the weights."""

@@ -6,7 +6,7 @@ UserError
 └── RunError      a run cannot start, continue or be resumed            exit code 1
     ├── DamagedCheckpoint  no run can be resumed from it                exit code 1
     ├── DamagedStore       the tracking store is corrupt                exit code 1
-    └── Interrupted        a user or the system interrupted the run     exit code 128 + signal
+    └── Interrupted        a user or the system interrupted the run     exit code 128 + signal, 0 where --stop-after did
 """
 
 MAX_MESSAGE_LENGTH = 20_000  # characters; a hostile file must not fill the log
@@ -55,8 +55,8 @@ class DamagedStore(RunError):
 
 
 class Interrupted(RunError):
-    """A signal interrupted the training, which has written its checkpoint."""
+    """A signal, or `--stop-after` without a signal, interrupted the training, which has written its checkpoint."""
 
-    def __init__(self, message: str, *, signal_number: int) -> None:
+    def __init__(self, message: str, *, signal_number: int | None) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + signal_number if signal_number else 0

@@ -109,6 +109,15 @@ def test_two_epochs_resumed_to_four_equal_four_straight(cars, four_epochs, tmp_p
     assert json.loads((folder / "run.json").read_text())["resumed"] == 1
 
 
+def test_a_run_that_stops_after_two_of_four_epochs_resumes_as_the_same_run(cars, four_epochs, tmp_path):
+    folder = run(cars, tmp_path, "num_epochs=4", extra=("--stop-after", "2"))
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted" and len(rows(folder)) == 2
+    with pytest.raises(ConfigError, match=r"--stop-after 2: .* has 2 epochs already"):
+        train.main(["--resume", str(folder), "--stop-after", "2"])
+    train.main(["--resume", str(folder)])
+    assert_same_run(four_epochs, folder)
+
+
 def broken_off(cars, output, monkeypatch, step, *changes):
     """Trains four epochs of three steps, but ends by a signal after `step`, and returns the run's folder."""
     original = Checkpoints.on_train_batch_end
