@@ -13,9 +13,10 @@ from pytorch_lightning import Callback, Trainer
 
 from datamodules import DataSplits, clip_boxes, read_splits, require_boxes, require_trainable
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
+from datamodules.mixing import Mixing
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.transforms import Pipeline, build_transforms
-from losses import build_loss
+from losses import build_loss, require_probabilities
 from losses.class_weights import class_weights
 from models import build_model, count_parameters
 from models.classifier import Classifier
@@ -65,7 +66,11 @@ def check_buildable(config: Config) -> None:
     with problems.of("loss_params" if config.loss_params else "loss_function"):
         weight = (config.loss_params or {}).get("weight")  # later its length is compared with the number of classes
         classes = max(len(weight), 2) if isinstance(weight, list) else STUDY_CLASSES
-        build_loss(config.loss_function, config.loss_params, num_classes=classes)
+        loss = build_loss(config.loss_function, config.loss_params, num_classes=classes)
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(config, key) is not None:
+                with problems.of(key):
+                    require_probabilities(loss, classes)
     with problems.of("architecture"), torch.device("meta"):
         _check_memory(_build_model(config, STUDY_CLASSES))
     if config.compile is not None:
@@ -235,6 +240,25 @@ def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | N
         gradient_clip_norm=config.gradient_clip_norm,
         ema_decay=config.ema_decay,
         freeze_epochs=config.freeze_epochs,
+        mixing=build_mixing(config, num_classes),
+    )
+
+
+def build_mixing(config: Config, num_classes: int) -> Mixing | None:
+    """Returns what mixes the training batches of `config`; None where none is mixed.
+
+    Raises:
+        ConfigError: There is only one class.
+    """
+    if config.mixup_alpha is None and config.cutmix_alpha is None:
+        return None
+    return Mixing(
+        num_classes,
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        probability=config.mix_probability,
+        off_epochs=config.mix_off_epochs,
+        seed=config.seed,
     )
 
 

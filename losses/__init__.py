@@ -42,25 +42,64 @@ def build_loss(loss_function: str, loss_params: dict[str, Any] | None = None, *,
     return loss
 
 
+def require_probabilities(loss: nn.Module, num_classes: int) -> None:
+    """Tries a loss on probabilities (N, classes) in place of labels.
+
+    Raises:
+        ConfigError: It does not take them.
+    """
+    try:
+        loss(torch.zeros(2, num_classes), torch.full((2, num_classes), 1 / num_classes))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"mixed images have probabilities in place of labels, which {type(loss).__name__} does not take "
+            f"({str(error).splitlines()[0]}); use LabelSmoothingCrossEntropy or CrossEntropyLoss, or do not mix"
+        ) from error
+
+
 def depends_on_labels(loss: nn.Module) -> bool:
     """Returns whether the mean of `loss` is over something else than the images: class weights, or labels it ignores."""
     return isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and (loss.weight is not None or loss.ignore_index >= 0)
+
+
+def mean_loss(loss: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `loss` of a batch and the denominator of its mean; both are 0 where every label is ignored.
+
+    With class weights torch divides the sum over labels by their weights, but that over probabilities by the images. Here both
+    are divided by the weights, so that the loss of images mixed in shares is the mean of the losses of both labels in these
+    shares.
+
+    Args:
+        loss: A loss of `build_loss`.
+        logits: (N, classes).
+        labels: (N,), or probabilities (N, classes).
+    """
+    if labels.is_floating_point():
+        labels = labels.to(torch.promote_types(labels.dtype, logits.dtype))
+    value, denominator = loss(logits, labels), mean_denominator(loss, labels)
+    if depends_on_labels(loss):
+        if labels.is_floating_point() and loss.reduction == "mean":
+            value = value * len(labels) / torch.where(denominator > 0, denominator, 1)
+        value = torch.where(denominator > 0, value, torch.zeros_like(value))
+    return value, denominator
 
 
 def mean_denominator(loss: nn.Module, labels: Tensor) -> Tensor:
     """Returns what `reduction: mean` of `loss` divides the sum over a batch by; no copy to the host.
 
     It is the number of images. With class weights it is the sum of the labels' weights, with smoothed labels too, as torch
-    defines it; ignored labels do not count.
+    defines it; ignored labels do not count. A probability counts as so much of its label, see `mean_loss`.
 
     Args:
         loss: A loss of `build_loss`.
-        labels: (N,), or soft targets (N, classes), of which torch takes the mean over images whatever the weights.
+        labels: (N,), or probabilities (N, classes).
 
     Returns:
         A scalar, float32 or the type of the weights.
     """
-    if not depends_on_labels(loss) or labels.is_floating_point():
+    if not depends_on_labels(loss):
         return torch.full((), len(labels), dtype=torch.float32, device=labels.device)
+    if labels.is_floating_point():
+        return (labels.to(loss.weight.dtype) @ loss.weight).sum()
     weights = torch.ones(len(labels), device=labels.device) if loss.weight is None else loss.weight[labels]
     return (weights * (labels != loss.ignore_index)).sum()

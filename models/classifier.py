@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn, optim
 
-from losses import depends_on_labels, mean_denominator
+from losses import depends_on_labels, mean_loss
 from models.averaging import AveragedWeights
 from models.compilation import CompileMode, FullBatches
 from models.finetuning.parameter_groups import backbone_parameters, head_modules, parameter_groups
@@ -40,6 +40,8 @@ class Classifier(LightningModule):
         optimizer, optimizer_params, lr_scheduler, lr_scheduler_params: As in `config.yml`.
         groups: Keyword arguments of `parameter_groups`; None for one group of all parameters.
         scheduler_step, warmup_epochs, accumulate_batches, gradient_clip_norm, ema_decay, freeze_epochs: As in `config.yml`.
+        mixing: A `datamodules.mixing.Mixing` of training batches; None for none. Accuracies are then against the label with the
+            larger share.
         stop_on_nonfinite_loss: Whether a NaN or infinite loss ends the training.
         seed: Seed of dropout, whose random numbers depend on it and on the step alone.
         channels_last: Whether images and weights have the memory format NHWC.
@@ -64,6 +66,7 @@ class Classifier(LightningModule):
         gradient_clip_norm: float | None = None,
         ema_decay: float | None = None,
         freeze_epochs: int = 0,
+        mixing: Any = None,
         stop_on_nonfinite_loss: bool = True,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
@@ -84,6 +87,7 @@ class Classifier(LightningModule):
         self.gradient_clip_norm = gradient_clip_norm
         self.ema_decay = ema_decay
         self.freeze_epochs = freeze_epochs
+        self.mixing = mixing
         self.average: AveragedWeights | None = None  # in a fit with an ema_decay
         self.averaged_state: dict[str, Tensor] | None = None  # of the checkpoint that is resumed
         self.frozen: list[nn.Parameter] = []  # parameters that are not trained in this epoch
@@ -98,6 +102,7 @@ class Classifier(LightningModule):
         self.scheduler_state: dict[str, Any] | None = None  # of the checkpoint that is resumed
         self.epoch_metrics: dict[str, float] = {}  # of the last complete epoch
         self.counted = False  # whether this batch is in train_sums: LBFGS evaluates one several times
+        self.batch_of_step: list[int] = []  # which of the accumulated batches this is
         # Of loss, correct, correct among the top 5, images, denominators of the loss.
         self.train_sums: Tensor | None = None
         self.valid_sums: Tensor | None = None
@@ -165,22 +170,28 @@ class Classifier(LightningModule):
         self.train_sums = None  # an epoch that is resumed in its middle skips this hook and keeps its sums
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        batch_of_step = [batch_index] if self.accumulate_batches > 1 else []
+        self.batch_of_step = [batch_index] if self.accumulate_batches > 1 else []
         seed_device(
-            self.device, mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank, *batch_of_step)
+            self.device, mix(self.seed, "step", self.trainer.global_step, self.trainer.global_rank, *self.batch_of_step)
         )
         self.counted = False
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
+        images, labels = self._mixed(*batch)
         logits = self(images)
-        loss, denominator = self._loss(logits, labels)
+        loss, denominator = mean_loss(self.loss, logits, labels)
         if not self.counted:
             self.train_sums = self._accumulate(self.train_sums, logits, labels, loss, denominator)
             self.counted = True
         self._track_nonfinite(loss.detach())
         weight = self._ddp_weight(denominator) if self.accumulate_batches == 1 else self._window_weight(denominator)
         return self._shared(loss * weight)
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a batch as it is trained on; LBFGS, which evaluates it several times, gets the same each time."""
+        if self.mixing is None or not self.mixing.is_on(self.current_epoch, self.trainer.max_epochs):
+            return images, labels
+        return self.mixing(images, labels, self.trainer.global_step, *self.batch_of_step)
 
     def _window_weight(self, denominator: Tensor) -> Tensor | float:
         """Returns the factor of the loss of one of several batches that make a step; `on_before_optimizer_step` completes it.
@@ -221,11 +232,11 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        sums = self._loss(logits, labels)
+        sums = mean_loss(self.loss, logits, labels)
         if self.average is not None:
             self.raw_sums = self._accumulate(self.raw_sums, logits, labels, *sums)
             logits = self.average(images.to(memory_format=self.memory_format))
-            sums = self._loss(logits, labels)
+            sums = mean_loss(self.loss, logits, labels)
         self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *sums)
         self.valid_classes = self._count_classes(self.valid_classes, logits, labels)
 
@@ -287,13 +298,6 @@ class Classifier(LightningModule):
             change=change,
         )
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss of a batch and the denominator of its mean; both are 0 where every label is ignored."""
-        loss, denominator = self.loss(logits, labels), mean_denominator(self.loss, labels)
-        if depends_on_labels(self.loss):
-            loss = torch.where(denominator > 0, loss, torch.zeros_like(loss))
-        return loss, denominator
-
     def _ddp_weight(self, denominator: Tensor) -> Tensor | float:
         """Returns the factor of this process's loss that makes several processes train as one on all of their images.
 
@@ -329,7 +333,8 @@ class Classifier(LightningModule):
     def _accumulate(
         self, sums: Tensor | None, logits: Tensor, labels: Tensor, loss: Tensor, denominator: Tensor
     ) -> Tensor:
-        """Adds a batch to the sums on the device, without waiting for it."""
+        """Adds a batch to the sums on the device, without waiting for it; of probabilities, the largest one's label counts."""
+        labels = labels.argmax(1) if labels.is_floating_point() else labels
         k = min(TOP_K, logits.shape[1])
         hits = logits.topk(k, dim=1).indices == labels[:, None]  # (N, k)
         count = torch.full((), len(labels), device=logits.device)

@@ -9,6 +9,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from datamodules.mixing import Mixing
 from models import build_model
 from models.classifier import RAW, Classifier
 from models.finetuning.parameter_groups import head_names, layer_ids, parameter_groups
@@ -253,3 +254,26 @@ def test_an_average_over_more_steps_than_the_training_has_is_one_error():
         ConfigError, match=r"ema_decay: 0\.99 averages over 100 steps, and the training has 18; .* 0\.9444"
     ):
         fit(Points(), ema_decay=0.99)
+
+
+def test_mixed_batches_are_trained_on_until_the_last_epochs_and_judged_by_the_larger_share():
+    data, seen = Points(12, 4), []
+    mixing = Mixing(3, mixup_alpha=1.0, cutmix_alpha=None, off_epochs=1)
+
+    class Recorded(nn.CrossEntropyLoss):
+        def forward(self, logits, targets):
+            if logits.requires_grad:
+                seen.append((logits.detach(), targets))
+            return super().forward(logits, targets)
+
+    classifier = fit(data, epochs=2, loss=Recorded(), mixing=mixing)
+    mixed, last = seen[:3], seen[3:]
+    for step, ((_, targets), (images, labels)) in enumerate(zip(mixed, data.batches(), strict=True)):
+        assert torch.equal(targets, mixing(images, labels, step)[1])
+    assert len(last) == 3 and not any(targets.is_floating_point() for _, targets in last)
+
+    logits, targets = (torch.cat(part) for part in zip(*seen[:3], strict=True))
+    classifier = fit(data, epochs=1, loss=Recorded(), mixing=Mixing(3, mixup_alpha=1.0, cutmix_alpha=None))
+    metrics = classifier.epoch_metrics
+    assert metrics["train_acc"] == pytest.approx((logits.argmax(1) == targets.argmax(1)).float().mean().item())
+    assert metrics["train_loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)

@@ -51,6 +51,7 @@ CLASS_WEIGHTS = ("loss_function=CrossEntropyLoss", "loss_params={weight: [1.0, 5
 RECIPE = (
     "warmup_epochs=1.5", "gradient_clip_norm=0.5", "ema_decay=0.5", "head_lr_factor=3", "decay_norm_and_bias=False",
 )  # fmt: skip
+MIXING = ("mixup_alpha=0.5", "cutmix_alpha=1.0", "mix_probability=0.7")
 LBFGS = ("optimizer=LBFGS", "optimizer_params={lr: 0.05, max_iter: 3}", "precision=64-true")
 
 
@@ -312,7 +313,7 @@ def undisturbed(cars, tmp_path_factory, train_on_two):
 
 def test_the_recipe_with_a_frozen_backbone_resumes_on_two_processes(cars, tmp_path, train_on_two):
     torch.save(build_model("ghost", num_classes=3, dropout=0.2, out_channels=320).state_dict(), tmp_path / "ghost.pth")
-    changes = (*RECIPE, "devices=2", f"pretrained={tmp_path / 'ghost.pth'}", "freeze_epochs=1", "num_epochs=2")
+    changes = (*RECIPE, *MIXING, "devices=2", f"pretrained={tmp_path / 'ghost.pth'}", "freeze_epochs=1", "num_epochs=2")
     codes, _ = train_on_two(arguments(cars, tmp_path / "whole", *changes))
     assert codes == [0, 0]
     for step in (1, 3):  # in the frozen epoch, and in the one after it

@@ -256,6 +256,7 @@ def test_every_kind_of_scheduler_goes_on_where_it_was_in_the_middle_of_an_epoch(
 RECIPE = (
     "warmup_epochs=1.5", "scheduler_step=batch", "lr_scheduler=CosineAnnealingLR", "lr_scheduler_params={T_max: 4}",
     "gradient_clip_norm=1.0", "ema_decay=0.8", "head_lr_factor=5", "layer_decay=0.9", "decay_norm_and_bias=False",
+    "mixup_alpha=0.5", "cutmix_alpha=1.0", "mix_probability=0.7", "mix_off_epochs=1",
 )  # fmt: skip
 
 

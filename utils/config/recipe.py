@@ -18,4 +18,6 @@ def recipe_lines(config: Config) -> list[str]:
             continue
         if (value := getattr(config, key)) != field.default:
             lines.append(f"{key}: {shown(value)}")
+    if config.mixup_alpha is not None or config.cutmix_alpha is not None:
+        lines.append("train_acc of mixed images is against the label with the larger share")
     return lines
