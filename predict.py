@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicts the five most probable car models of each image.")
     parser.add_argument("trained", metavar="RUN|CHECKPOINT", help="a run's folder or name, 'last', or a checkpoint")
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, and folders of images")
+    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="images, folders of images, and data sets")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
     form.add_argument("--csv", action="store_true", help="print CSV instead of a table")

@@ -44,14 +44,17 @@ def read_splits(config: "Config", path: Path | None = None) -> DataSplits:
         ConfigError, DataError: As `read_data`.
     """
     extract_path = config.extract_path or (config.cache_path or Path(EXTRACTED)).with_name(EXTRACTED)
-    if path is not None:
-        return read_data(path, extract_path=extract_path, exif_orientation=config.exif_orientation)
+    table_params = config.table_params.model_dump() if config.table_params is not None else None
+    if path is not None:  # of any kind; tables of one's own have the same columns
+        return read_data(
+            path, extract_path=extract_path, table_params=table_params, exif_orientation=config.exif_orientation
+        )
     data = read_data(
         config.data_path,
         kind=config.dataset,
         raw_path=config.raw_data_path,
         extract_path=extract_path,
-        table_params=config.table_params.model_dump() if config.table_params is not None else None,
+        table_params=table_params,
         exif_orientation=config.exif_orientation,
     )
     return split_as_configured(data, config, config.data_path)

@@ -66,7 +66,7 @@ class Explainer:
         opacity = Image.fromarray((255 * MAX_OPACITY * smooth).astype("uint8"))
         overlay = Image.composite(colors, image, opacity)
         caption = f"{name}  {100 * probability:.1f} %{'' if heat.any() else ', no positive evidence'}"
-        path = self._unused_path(prediction.path.stem)
+        path = self._unused_path(Path(prediction.path.name).stem)
         with replacing(path) as partial:
             _with_caption(overlay, caption).save(partial, format="PNG")
         return path

@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules import read_data
 from datamodules.images import IMAGE_SUFFIXES, read_image
+from datamodules.readers.location import DATA_SUFFIXES, scan
+from datamodules.readers.parquet import ParquetImage
 from deployment.trained import TrainedModel
 from models.classifier import TOP_K
 from utils.errors import ConfigError, DataError
@@ -29,65 +32,65 @@ class Prediction:
         sure: Whether the score reaches the threshold of the calibration; None without a calibration.
     """
 
-    path: Path
+    path: Path | ParquetImage
     classes: tuple[tuple[str, float], ...] = ()
     sure: bool | None = None
     error: str | None = None
 
 
-def find_images(names: Sequence[str]) -> list[Path]:
-    """Returns the files among `names` unchanged, and all images in the folders among them, sorted within a folder.
+def find_images(names: Sequence[str]) -> list[Path | ParquetImage]:
+    """Returns the images among `names`, and all of the folders and data sets among them.
 
-    Hidden files and folders are skipped, as is `__MACOSX` of archives made on a Mac. Files of other kinds are counted
-    in a warning. Broken symbolic links are returned if their name is that of an image.
+    Of a folder these are the images at or below it, sorted by folder and name, or, if it has none, those of its table,
+    Parquet files or archive. Hidden files and folders are skipped, as is `__MACOSX` of archives made on a Mac. Files of
+    other kinds are counted in a warning. Broken symbolic links are returned if their name is that of an image.
 
     Raises:
         ConfigError: A folder has no images, or a name is a web address.
+        DataError: A data set is damaged.
     """
-    found = []
+    found: list[Path | ParquetImage] = []
     for name in names:
         if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
             raise ConfigError(f"{name}: web addresses are not read; download the image and give its path")
         path = Path(name)
+        if path.is_file() and path.name.lower().endswith(DATA_SUFFIXES):
+            found += [record.path for record in read_data(path).records]
+            continue
         if not path.is_dir():
             found.append(path)
             continue
-        files = sorted(file for file in path.rglob("*") if not file.is_dir() and not _is_hidden(file.relative_to(path)))
-        images = [
-            file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and (file.is_file() or file.is_symlink())
-        ]
+        files = scan(path)
+        images = [path.joinpath(*folder, file) for folder, names in files.images.items() for file in names]
+        if images and files.others:
+            logger.warning(
+                "%s: skipped files of other kinds: %d; supported: %s", path, files.others, ", ".join(IMAGE_SUFFIXES)
+            )
+        elif not images and (files.tables or files.parquet or files.archives):
+            images = [record.path for record in read_data(path).records]
         if not images:
             raise ConfigError(f"{path} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-        if skipped := len(files) - len(images):
-            logger.warning(
-                "%s: skipped files of other kinds: %d; supported: %s", path, skipped, ", ".join(IMAGE_SUFFIXES)
-            )
         found += images
     return found
 
 
-def _is_hidden(path: Path) -> bool:
-    """Returns whether a file manager, notebook or archiver made this file: `._1.jpg`, `.ipynb_checkpoints/1.jpg`."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-
-
-def read_upright(path: Path) -> Image.Image:
+def read_upright(path: Path | ParquetImage) -> Image.Image:
     """Reads an image as RGB and applies its EXIF orientation, which nearly every phone photo has.
 
     Raises:
         DataError: There is no such file, or it cannot be decoded.
     """
-    if path.is_symlink() and not path.exists():
-        raise DataError(f"{path}: broken symbolic link")
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    if isinstance(path, Path) and not path.exists():
+        raise DataError(f"{path}: {'broken symbolic link' if path.is_symlink() else 'no such file'}")
     return read_image(path, upright=True)
 
 
-def predict(trained: TrainedModel, paths: Sequence[Path], *, batch_size: int = 32) -> Iterator[Prediction]:
+def predict(
+    trained: TrainedModel, paths: Sequence[Path | ParquetImage], *, batch_size: int = 32
+) -> Iterator[Prediction]:
     """Yields the five most probable classes of each image, in order; unreadable images do not stop it."""
 
-    def read(path: Path) -> Tensor | str:
+    def read(path: Path | ParquetImage) -> Tensor | str:
         try:
             return trained.transform(read_upright(path))
         except DataError as error:

@@ -14,6 +14,7 @@ from utils.progress import progress_bar
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIX = ".parquet"
+DATA_SUFFIXES = (*TABLE_SUFFIXES, PARQUET_SUFFIX, *ARCHIVE_SUFFIXES)
 IGNORED_FOLDERS = ("__MACOSX",)  # written by macOS into zip archives; hidden files and folders are ignored too
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Files:
         images: The names of the images in each folder that holds some, by the parts of its path below the folder.
         tables, parquet, archives: Paths.
         empty: Folders without any image at or below them.
+        others: Number of files of any other kind.
     """
 
     images: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Files:
     parquet: list[Path] = field(default_factory=list)
     archives: list[Path] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
+    others: int = 0
 
     def add(self, path: Path) -> None:
         """Adds a file that is not an image to the list of its kind."""
@@ -42,6 +45,8 @@ class Files:
         for suffixes, paths in kinds:
             if name.endswith(suffixes):
                 paths.append(path)
+                return
+        self.others += 1
 
 
 def scan(root: Path) -> Files:

@@ -15,12 +15,14 @@ from PIL import Image
 from torch import nn
 
 import predict
+from datamodules import read_data
 from deployment.explanation import Explainer, last_feature_map
-from deployment.prediction import Prediction, find_images
+from deployment.prediction import Prediction, find_images, read_upright
 from deployment.prediction import predict as predict_images
 from deployment.trained import load_trained
 from models import build_model
 from tests.conftest import CAR_MODELS
+from tests.datamodules.readers.test_real_data import write_parquet, write_table
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError, RunError
@@ -171,6 +173,24 @@ def test_other_files_of_a_folder_are_counted_and_a_broken_link_is_named(
     capsys.readouterr()
     find_images([str(photos / "more")])
     assert "skipped" not in capsys.readouterr().err
+
+
+def test_the_images_of_a_table_a_parquet_file_and_an_archive(trained, photos, tmp_path):
+    for name in ("folders/Alpha/a.JPG", "folders/Alpha/b.png", "folders/Beta/gray.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / Path(name).name, tmp_path / name)
+    folders = read_data(tmp_path / "folders")
+    expected = sorted(read_upright(path).tobytes() for path in find_images([str(tmp_path / "folders")]))
+    for name in ("parquet", "table"):
+        (tmp_path / name).mkdir()
+    write_parquet(folders, tmp_path / "parquet")
+    write_table(folders, tmp_path / "table")
+    shutil.make_archive(str(tmp_path / "archived/cars"), "zip", tmp_path / "folders")
+    (table,) = (tmp_path / "table").glob("*.csv")
+    for name in (tmp_path / "parquet", table, tmp_path / "archived"):
+        assert sorted(read_upright(path).tobytes() for path in find_images([str(name)])) == expected, name
+    images = find_images([str(tmp_path / "parquet")])
+    assert [len(prediction.classes) for prediction in predict_images(trained, images)] == [5] * len(expected)
 
 
 def test_explain_needs_a_folder(trained_run, photos, tmp_path):
