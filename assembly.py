@@ -24,7 +24,9 @@ from models.compilation import check_compiler
 from models.finetuning.pretrained import PretrainedWeights, load_pretrained, published_weights, weights_of_file
 from models.optimization import build_lr_scheduler, build_optimizer, step_lr_scheduler, stopping_patience
 from training import trainer
+from training.branching import branch_checkpoint, read_trunk
 from training.checkpoint_callback import Checkpoints
+from training.checkpoints import read_checkpoint, write_checkpoint
 from training.early_stopping import EarlyStopping
 from training.progress import TrainingProgress
 from training.recorder import Recorder
@@ -36,7 +38,8 @@ from utils.config.schema import Normalization
 from utils.errors import RunError
 from utils.machine import total_memory
 from utils.processes import check_launch
-from utils.runs import resolve_checkpoint
+from utils.runs import BEST, resolve_checkpoint
+from utils.runs.branches import Trunk
 from utils.seeding import mix
 from utils.tracking import check_trackers
 from utils.tracking.parameters import study_parameters
@@ -324,8 +327,31 @@ def load_pretrained_weights(config: Config, classifier: Classifier, class_names:
         )  # fmt: skip
 
 
-def build_record(config: Config, folder: Path, classifier: Classifier, annotations: DataSplits) -> RunRecord:
-    """Returns the record of a run in `folder`."""
+def read_branch(config: Config, classifier: Classifier, trunk: Trunk, *, best: bool = False) -> dict[str, Any]:
+    """Returns the checkpoint from which a branch of `trunk` begins, or the best one until then.
+
+    Raises:
+        ConfigError: The trunk's checkpoint is of another epoch, or the configuration is not that of a branch.
+        DamagedCheckpoint: The trunk's checkpoint cannot be read.
+    """
+    return branch_checkpoint(
+        read_checkpoint(trunk.best) if best else read_trunk(trunk),
+        classifier,
+        patience=_patience(config),
+        config=config.plain(),
+    )
+
+
+def copy_best(config: Config, classifier: Classifier, trunk: Trunk, folder: Path) -> None:
+    """Writes the best checkpoint of a branch in `folder` until its first epoch, which is the trunk's."""
+    if trunk.best.is_file():
+        write_checkpoint(read_branch(config, classifier, trunk, best=True), folder / BEST)
+
+
+def build_record(
+    config: Config, folder: Path, classifier: Classifier, annotations: DataSplits, *, trunk: Trunk | None = None
+) -> RunRecord:
+    """Returns the record of a run in `folder`, a branch of `trunk` if there is one."""
     optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
     parameters = study_parameters(
         config,
@@ -344,7 +370,8 @@ def build_record(config: Config, folder: Path, classifier: Classifier, annotatio
             "test_photos": len(annotations.test),
             "valid_from": annotations.valid_from,
             "split_digest": annotations.split_digest,
-        },
+        }
+        | ({"branch": trunk.origin()} if trunk else {}),
     )
 
 
@@ -357,11 +384,7 @@ def build_callbacks(
     stop_after: int | None = None,
 ) -> list[Callback]:
     """Returns the callbacks in the order in which they must run."""
-    patience = stopping_patience(
-        config.early_stopping_patience,
-        lr_scheduler=config.lr_scheduler,
-        lr_scheduler_params=config.lr_scheduler_params,
-    )
+    patience = _patience(config)
     about = {
         "config": config.plain(),
         "class_names": list(class_names),
@@ -376,14 +399,25 @@ def build_callbacks(
             about,
             best_metric=config.best_metric,
             interval=config.checkpoint_interval,
+            kept=config.keep_checkpoints or (),
             signals=signals,
             stop_after=stop_after,
         ),
     ]
 
 
-def build_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -> Trainer:
-    """Returns Lightning's Trainer of `config`.
+def _patience(config: Config) -> int | None:
+    return stopping_patience(
+        config.early_stopping_patience,
+        lr_scheduler=config.lr_scheduler,
+        lr_scheduler_params=config.lr_scheduler_params,
+    )
+
+
+def build_trainer(
+    config: Config, folder: Path, callbacks: Sequence[Callback], *, first_checkpoint: dict[str, Any] | None = None
+) -> Trainer:
+    """Returns Lightning's Trainer of `config`; `first_checkpoint` is what it loads first, whatever the file holds.
 
     Raises:
         ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
@@ -401,6 +435,7 @@ def build_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -
         compiled=config.compile is not None,
         accumulate_batches=config.accumulate_batches,
         gradient_clip_norm=config.gradient_clip_norm,
+        first_checkpoint=first_checkpoint,
     )
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from training.signals import SignalHandler
 from utils.cli import run_command
-from utils.config import Config, load_config, load_run_config
+from utils.config import Config, load_branch_config, load_config, load_run_config
 from utils.config.recipe import recipe_lines
 from utils.errors import ConfigError, Interrupted
 from utils.logs import log_to_file, start_logging
 from utils.machine import PROJECT
 from utils.processes import end_with_parent, is_first_process
 from utils.runs import resolve_checkpoint
+from utils.runs.branches import Trunk, find_trunk
 from utils.runs.folder import LAST, LOG, METRICS, has_ended, make_run_folder, read_record
 from utils.runs.metrics import read_rows
 from utils.runs.summary import summarize
@@ -39,22 +40,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     work.add_argument(
         "--resume", metavar="RUN", help="resume a run: its folder, name or last.ckpt, or 'last', the newest"
     )
+    work.add_argument(
+        "--branch", metavar="RUN", help="continue a run with another schedule, in a run of its own; with --at"
+    )
     work.add_argument("--check", action="store_true", help="check configuration and data without training")
+    parser.add_argument(
+        "--at", metavar="EPOCHS", type=int, help="with --branch: after so many epochs (see keep_checkpoints)"
+    )
     parser.add_argument(
         "--stop-after", metavar="N", type=int,
         help="stop when N epochs are finished; the schedule keeps its length, and --resume continues it",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if (arguments.branch is None) != (arguments.at is None):
+        parser.error("--branch RUN and --at EPOCHS belong together")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains a model, resumes a run, or checks configuration and data.
+    """Trains a model, resumes or branches a run, or checks configuration and data.
 
     Returns:
         The best value of each metric and its epoch; with --check nothing.
     """
     arguments = parse_arguments(argv)
-    config, resumed = read_configuration(arguments)
+    trunk = find_branched_run(arguments)
+    config, resumed = read_configuration(arguments, trunk)
     start_logging(config.loglevel)
     if config.neptune_api_token:
         logger.warning(
@@ -70,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     # Torch takes seconds to import: by now, errors in the configuration have been reported.
     import assembly
 
-    if not resumed:
+    if not resumed and not trunk:
         config = assembly.resolve_pretrained(config)
     assembly.check_buildable(config)
     if arguments.demo and not arguments.data:
@@ -90,16 +101,37 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             near_duplicate_distance=config.near_duplicate_distance,
         )
         return {}
-    if resumed and argv is None:
-        sys.argv.append(f"--resume={resumed}")  # for the processes that Lightning starts: "last" may change until then
-    return train(config, resumed, stop_after=arguments.stop_after)
+    if argv is None:  # for the processes that Lightning starts: "last" may change until then
+        sys.argv += [f"--resume={resumed}"] if resumed else [f"--branch={trunk.folder}"] if trunk else []
+    return train(config, resumed, trunk, stop_after=arguments.stop_after)
 
 
-def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
-    """Returns the configuration and the folder of the resumed run, None for a new run."""
+def find_branched_run(arguments: argparse.Namespace) -> Trunk | None:
+    """Returns the run that is branched, None without --branch."""
+    if arguments.branch is None:
+        return None
+    if arguments.demo:
+        raise ConfigError("--demo has no effect with --branch: a branch keeps the configuration of its run")
+    where = [override for override in arguments.set if override.startswith("output_path=")]
+    return find_trunk(arguments.branch, arguments.at, load_config(overrides=where).output_path)
+
+
+def read_configuration(arguments: argparse.Namespace, trunk: Trunk | None = None) -> tuple[Config, Path | None]:
+    """Returns the configuration and the folder of the resumed run, None for a new run or a branch of `trunk`."""
     if arguments.stop_after is not None and arguments.stop_after < 1:
         raise ConfigError(f"--stop-after {arguments.stop_after}: expected at least 1 epoch")
     overrides = arguments.set + ([f"data_path={json.dumps(arguments.data)}"] if arguments.data else [])
+    if trunk is not None:
+        config, changed = load_branch_config(trunk.folder, arguments.config, overrides=overrides)
+        if (stop := arguments.stop_after) is not None and stop <= trunk.epochs:
+            raise ConfigError(f"--stop-after {stop}: expected more than --at {trunk.epochs}")
+        if config.num_epochs <= trunk.epochs:
+            raise ConfigError(f"num_epochs: {config.num_epochs}; expected more than --at {trunk.epochs}")
+        if not changed:
+            raise ConfigError(
+                f"--branch {trunk.folder}: nothing is changed; to continue the run: --resume {trunk.folder}"
+            )
+        return config, None
     if arguments.resume is None:
         return load_config(DEMO if arguments.demo else arguments.config, overrides=overrides), None
     if arguments.config:
@@ -117,32 +149,36 @@ def read_configuration(arguments: argparse.Namespace) -> tuple[Config, Path | No
     return config, folder
 
 
-def train(config: Config, resumed: Path | None, *, stop_after: int | None = None) -> dict[str, float]:
-    """Trains a new run, or the resumed one in the folder `resumed`, and returns its best metrics.
+def train(
+    config: Config, resumed: Path | None, trunk: Trunk | None = None, *, stop_after: int | None = None
+) -> dict[str, float]:
+    """Trains a new run, a branch, or the resumed run in a folder, and returns its best metrics.
 
     Args:
         config: The configuration.
         resumed: The folder of the run; None for a new one.
+        trunk: The run that is branched; None for no branch.
         stop_after: Number of finished epochs after which it stops, to be resumed; None: it ends as configured.
     """
     import assembly
     from training.checkpoints import resume_guard
-    from training.error_hints import error_hints
-    from training.max_batch_size import find_max_batch_size
+    from training.failures.error_hints import error_hints
+    from training.failures.max_batch_size import find_max_batch_size
 
     splits = assembly.load_annotations(config)
     classifier = assembly.build_classifier(config, num_classes=len(splits.class_names), splits=splits)
     data = assembly.build_data(config, splits)
     data.check_cache_path()
+    branch = assembly.read_branch(config, classifier, trunk) if trunk else None
 
     if not is_first_process():
         end_with_parent()  # else it would wait half an hour for the other processes, and hold its device's memory
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
-    record = assembly.build_record(config, folder, classifier, splits)
-    if not resumed:
+    record = assembly.build_record(config, folder, classifier, splits, trunk=trunk)
+    if not resumed and not trunk:
         assembly.load_pretrained_weights(config, classifier, splits.class_names)
-    checkpoint = folder / LAST if resumed else None
+    checkpoint = trunk.checkpoint if trunk else folder / LAST if resumed else None
     signals = SignalHandler()
     hints = error_hints(
         batch_size=config.batch_size,
@@ -150,12 +186,16 @@ def train(config: Config, resumed: Path | None, *, stop_after: int | None = None
         find_max_batch_size=partial(find_max_batch_size, classifier, config.batch_size, assembly.image_shape(config)),
         signals=signals,
     )
-    with _stopping(), signals, record, closing(data), resume_guard(checkpoint), hints:
+    with _stopping(), signals, record, closing(data), resume_guard(checkpoint, folder / LAST), hints:
         callbacks = assembly.build_callbacks(
             config, record, class_names=splits.class_names, signals=signals, stop_after=stop_after
         )
-        trainer = assembly.build_trainer(config, folder, callbacks)
+        trainer = assembly.build_trainer(config, folder, callbacks, first_checkpoint=branch)
         record.start(trainer)
+        if trunk:
+            logger.info("branched from %s after %d epochs", trunk.folder, trunk.epochs)
+            if trainer.is_global_zero:
+                assembly.copy_best(config, classifier, trunk, folder)
         if lines := recipe_lines(config):
             logger.info("beyond the study's recipe:\n  %s", "\n  ".join(lines))
         logger.info(assembly.augmentation_path(config))

@@ -119,14 +119,25 @@ class Classifier(LightningModule):
             self.full_batches = FullBatches(self.model, self.compile_mode, self.batch_size)
 
     def configure_optimizers(self) -> optim.Optimizer:
-        parameters = self.parameters() if self.groups is None else parameter_groups(self.model, **self.groups)
-        optimizer = build_optimizer(*self.optimizer, parameters, may_fuse=self.gradient_clip_norm is None)
-        # Stepped in on_train_epoch_end: Lightning would do it after the epoch's checkpoint is written.
-        steps = self.steps_per_epoch if self.scheduler_step == "batch" else 1
-        self.scheduler = build_lr_scheduler(*self.lr_scheduler, optimizer, steps_per_epoch=steps)
+        optimizer, self.scheduler = self.build_optimization(
+            self.steps_per_epoch if self.scheduler_step == "batch" else 1
+        )
         if self.scheduler is not None and self.scheduler_state is not None:
             self.scheduler.load_state_dict(self.scheduler_state)
         return optimizer
+
+    def build_optimization(self, steps_per_epoch: int) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler | None]:
+        """Returns the optimizer and the scheduler, which is stepped `steps_per_epoch` times an epoch, as a training begins."""
+        parameters = self.parameters() if self.groups is None else parameter_groups(self.model, **self.groups)
+        optimizer = build_optimizer(*self.optimizer, parameters, may_fuse=self.gradient_clip_norm is None)
+        # Stepped in on_train_epoch_end: Lightning would do it after the epoch's checkpoint is written.
+        return optimizer, build_lr_scheduler(*self.lr_scheduler, optimizer, steps_per_epoch=steps_per_epoch)
+
+    def warmup_factor(self, steps: int, steps_per_epoch: int) -> float:
+        """Returns the factor of the learning rate in the step after `steps`."""
+        if not self.warmup_epochs:
+            return 1.0
+        return min(1.0, (steps + 1) / max(1, round(self.warmup_epochs * steps_per_epoch)))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -213,10 +224,7 @@ class Classifier(LightningModule):
             torch._foreach_mul_(grads, torch.where(total > 0, factor, 1.0))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        factor = 1.0
-        if self.warmup_epochs:
-            factor = min(1.0, (self.trainer.global_step + 1) / max(1, round(self.warmup_epochs * self.steps_per_epoch)))
-        with scaled_lr(optimizer, factor):
+        with scaled_lr(optimizer, self.warmup_factor(self.trainer.global_step, self.steps_per_epoch)):
             self.last_lr = optimizer.param_groups[0]["lr"]
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.scheduler_step == "batch":

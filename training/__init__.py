@@ -10,5 +10,6 @@
 - `checkpoints`: checkpoint files, and the guard of a resumed run.
 - `run_record`: run.json, and how a run ended.
 - `signals`: finishes a step and writes a checkpoint before a signal ends the process.
-- `error_hints`, `max_batch_size`: what to change after a known failure.
+- `branching`: the checkpoint from which a branch of a run begins.
+- `failures/`: what to change after a known failure.
 """

@@ -1,7 +1,9 @@
 """Decides when checkpoints are written, and ends the training after a signal."""
 
+import logging
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,18 @@ from pytorch_lightning.callbacks import Checkpoint
 from training.checkpoints import ABOUT, FORMAT
 from training.signals import SignalHandler
 from utils.errors import ConfigError, Interrupted
-from utils.runs.folder import BEST, LAST
+from utils.runs.folder import BEST, KEPT, KEPT_BEST, LAST
 
 MAX_WAIT = 3.0  # seconds that a signal waits for the end of a validation; closing takes its time too
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
     """Writes last.ckpt at the end of each epoch and every `interval` minutes, and best.ckpt.
 
     best.ckpt is the epoch of the best `best_metric`, the first of equal ones; in the study, of the lowest validation loss.
+    After each of `kept` numbers of epochs both get a second name, from which another run can be branched.
 
     After a signal it writes last.ckpt and ends the training. Before an epoch is validated, it waits for the checkpoint of the
     last one: no epoch is recorded if the one before could not be written, and no thread runs when Lightning forks the
@@ -31,6 +36,7 @@ class Checkpoints(Checkpoint):
         about: What every checkpoint holds beside Lightning's, as plain values: config, class_names and split_digest.
         best_metric: A loss, of which lower is better, or an accuracy, such as valid_acc.
         interval: Minutes between two checkpoints within an epoch; None for none.
+        kept: Numbers of epochs.
         signals: Shows whether a signal was received.
         stop_after: Number of finished epochs after which the training is interrupted; None for never.
     """
@@ -42,12 +48,14 @@ class Checkpoints(Checkpoint):
         *,
         best_metric: str = "valid_loss",
         interval: float | None,
+        kept: Sequence[int] = (),
         signals: SignalHandler,
         stop_after: int | None = None,
     ) -> None:
         self.folder = folder
         self.about = about
         self.interval = interval
+        self.kept = kept
         self.signals = signals
         self.stop_after = stop_after
         self.best_metric = best_metric
@@ -69,11 +77,10 @@ class Checkpoints(Checkpoint):
         checkpoint[ABOUT] = {"format": FORMAT, "metrics": module.epoch_metrics, **self.about}
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        first = trainer.strategy.broadcast(self.folder.name)
-        if self.folder.name != first:  # "last" may become another run while processes start
-            raise ConfigError(
-                f"--resume: one process found {first}, another {self.folder.name}; give the name of the run"
-            )
+        source = Path(trainer.ckpt_path).resolve().parents[1].name
+        first = trainer.strategy.broadcast(source)
+        if source != first:  # "last" may become another run while processes start
+            raise ConfigError(f"one process found the run {first}, another {source}; give the name of the run")
         for callback in trainer.callbacks:  # some of their state is used only when the run ends
             found = checkpoint["callbacks"].get(callback.state_key)
             for name, value in callback.state_dict().items() if found is not None else ():
@@ -82,6 +89,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()  # in place of Lightning's handlers, which communicate with other processes
+        late = [epoch for epoch in self.kept if epoch <= trainer.current_epoch]
+        if late := [epoch for epoch in late if not (self.folder / KEPT.format(epoch)).is_file()]:
+            logger.warning("keep_checkpoints: the run had more than %s epochs already", ", ".join(map(str, late)))
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -101,24 +111,27 @@ class Checkpoints(Checkpoint):
         self._end_if(trainer, self.signals.seconds_since > MAX_WAIT)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        epochs, links = trainer.current_epoch + 1, {}
+        if epochs in self.kept:
+            links = {KEPT.format(epochs): LAST, KEPT_BEST.format(epochs): BEST}
         value = module.epoch_metrics[self.best_metric]
         value = value if self.best_metric.endswith("loss") else -value
         if value < self.lowest:
             self.lowest = value
             # First: a run that is killed before last.ckpt is there trains this epoch again, and has its best one again.
-            self.save(trainer, BEST, second_name=LAST)
+            self.save(trainer, BEST, {LAST: BEST, **links})
         else:
-            self.save(trainer, LAST)
+            self.save(trainer, LAST, links)
         self._end_if(trainer, self.signals.received)
         done = trainer.current_epoch + 1
         if done == self.stop_after and done < trainer.max_epochs and not trainer.should_stop:
             raise Interrupted(f"stopped after {done} epochs, as --stop-after asks", signal_number=None)
 
-    def save(self, trainer: Trainer, name: Path, *, second_name: Path | None = None) -> None:
-        """Starts to write a checkpoint, unless a NaN or infinite loss has spoiled the weights."""
+    def save(self, trainer: Trainer, name: Path, links: Mapping[Path | str, Path] | None = None) -> None:
+        """Starts to write a checkpoint, unless a NaN or infinite loss has spoiled the weights; `links` are second names."""
         trainer.lightning_module.check_finite()
-        also = {"second_name": self.folder / second_name} if second_name else None
-        trainer.save_checkpoint(self.folder / name, weights_only=False, storage_options=also)
+        absolute = {self.folder / second: self.folder / file for second, file in (links or {}).items()}
+        trainer.save_checkpoint(self.folder / name, weights_only=False, storage_options={"links": absolute})
         self.written = time.monotonic()
 
     def _any_process(self, wish: bool) -> bool:

@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +28,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A thread writes one checkpoint at a time while training continues: a fast device would wait for a slow disk for a good
     part of each epoch. Call `wait` before the file is needed, and before processes are forked.
+
+    Args:
+        first: The checkpoint that is loaded first, whatever the file holds: that of a branch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: dict[str, Any] | None = None) -> None:
         super().__init__()
+        self.first = first
         self.writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -40,14 +44,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Args:
             checkpoint: Tensors and plain values.
             path: The file.
-            storage_options: {"second_name": another path of the same file}.
+            storage_options: {"links": {a second name: its file}}, made when the checkpoint is written.
 
         Raises:
             RunError: The one before could not be written.
         """
         self.wait()
         thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.writing = thread.submit(_write, _on_host(checkpoint), Path(path), **(storage_options or {}))
+        self.writing = thread.submit(write_checkpoint, _on_host(checkpoint), Path(path), **(storage_options or {}))
         thread.shutdown(wait=False)  # the thread ends with its work: none should run where processes are forked
 
     def wait(self) -> None:
@@ -64,17 +68,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.wait()
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        checkpoint, self.first = self.first, None
+        return checkpoint or read_checkpoint(Path(path))
 
 
-def _write(checkpoint: dict[str, Any], path: Path, second_name: Path | None = None) -> None:
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, links: Mapping[Path, Path] | None = None) -> None:
+    """Writes a checkpoint, and then gives files second names."""
     with replacing(path) as partial:
         try:
             torch.save(checkpoint, partial)
         except RuntimeError as error:  # torch's error for a full disk
             raise OSError(f"{error}".splitlines()[0]) from error
-    if second_name is not None:
-        _link(path, second_name)
+    for second_name, file in (links or {}).items():
+        if file.is_file():
+            _link(file, second_name)
 
 
 def _link(path: Path, second_name: Path) -> None:
@@ -105,15 +112,16 @@ def _on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def resume_guard(path: Path | None) -> Iterator[None]:
-    """Raises a DamagedCheckpoint for any error that a checkpoint with wrong content causes, until training has replaced it.
+def resume_guard(path: Path | None, last: Path) -> Iterator[None]:
+    """Raises a DamagedCheckpoint for any error that a checkpoint with wrong content causes, until training has written one.
 
     Args:
-        path: The checkpoint that is resumed; None for a new run, whose errors pass unchanged.
+        path: The checkpoint that is loaded; None for a new run, whose errors pass unchanged.
+        last: The checkpoint that training writes; `path` itself for a run that is resumed.
     """
 
     def version() -> tuple[int, int] | None:
-        return (path.stat().st_ino, path.stat().st_mtime_ns) if path is not None and path.is_file() else None
+        return (last.stat().st_ino, last.stat().st_mtime_ns) if last.is_file() else None
 
     before = version()
     try:
@@ -126,7 +134,7 @@ def resume_guard(path: Path | None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Lightning and torch trust a checkpoint, and wrong content fails anywhere
-        if before is None or version() != before:
+        if path is None or version() != before:
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise DamagedCheckpoint(f"{path}: this checkpoint cannot be resumed ({reason})") from error

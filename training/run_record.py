@@ -61,6 +61,7 @@ class RunRecord:
             "runtime": runtime(),
             "versions": versions(),
             "commit": commit(),
+            **({"branch": old["branch"]} if "branch" in old else {}),
             **data,
             "best_metric": config.best_metric,
             "parameters": parameters,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -28,6 +28,7 @@ def build_trainer(
     compiled: bool,
     accumulate_batches: int = 1,
     gradient_clip_norm: float | None = None,
+    first_checkpoint: dict[str, Any] | None = None,
 ) -> Trainer:
     """Returns the Trainer of the run in `folder`.
 
@@ -37,6 +38,7 @@ def build_trainer(
         accelerator, devices, num_nodes, strategy, precision, num_epochs, deterministic: As in `config.yml`.
         compiled: Whether torch.compile is used.
         accumulate_batches, gradient_clip_norm: As in `config.yml`.
+        first_checkpoint: What is loaded first, whatever the file holds; None for the file.
 
     Raises:
         ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
@@ -54,7 +56,7 @@ def build_trainer(
             gradient_clip_val=gradient_clip_norm,
             callbacks=list(callbacks),
             logger=False,  # the recorder feeds the trackers, so that none of them can end a training
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(first_checkpoint)],
             default_root_dir=folder,
             deterministic=deterministic,
             benchmark=on_cuda and not deterministic,  # cuDNN chooses its kernels at the first batch of each size

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from training.error_hints import error_hints, is_out_of_memory
+from training.failures.error_hints import error_hints, is_out_of_memory
 from training.signals import SignalHandler
 from utils.errors import Interrupted, RunError
 

@@ -3,6 +3,7 @@
 from utils.config.loading import (
     CONFIG_FILE,
     Config,
+    load_branch_config,
     load_config,
     load_run_config,
     parse_config,
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Problems",
+    "load_branch_config",
     "load_config",
     "load_run_config",
     "parse_config",

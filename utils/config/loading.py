@@ -9,7 +9,7 @@ from pydantic import PrivateAttr, ValidationError
 
 from utils.config.checks import check_values
 from utils.config.problems import Problem, close_keys, report, schema_problems
-from utils.config.schema import RENAMED_KEYS, RESUMABLE_KEYS, SECRET
+from utils.config.schema import BRANCHABLE_KEYS, LOCAL_KEYS, RENAMED_KEYS, RESUMABLE_KEYS, SECRET
 from utils.config.schema import Config as _Schema
 from utils.config.yaml_source import SET, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
 from utils.errors import ConfigError
@@ -79,6 +79,40 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
     source = _overridden(read_config_file(folder / "config.yml"), overrides)
     source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
     return parse_config(source)
+
+
+def load_branch_config(
+    folder: Path, path: Path | str | None = None, *, overrides: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
+    """Loads the configuration of a run that is branched from the run in `folder`, and names the keys that shape it anew.
+
+    Args:
+        folder: The trunk's folder; its parent is the output_path, unless that is changed.
+        path: A YAML file; each of its keys replaces the whole key of the trunk's configuration.
+        overrides: As in `load_config`.
+
+    Raises:
+        ConfigError: As `load_config`, or a key may not change in a branch.
+    """
+    source = read_config_file(folder / "config.yml")
+    trunk = parse_config(source)
+    for key, value in {"experiment_id": None, "description": None, "keep_checkpoints": None}.items():  # the trunk's own
+        source.set((key,), value, "--branch")
+    source.set(("output_path",), str(folder.parent), "--branch")
+    if path is not None:
+        layer = read_config_file(Path(path))
+        if "base" in layer.values:
+            place = layer.place(("base",))
+            raise ConfigError(f"{place}: base: has no effect with --branch: the run's configuration is the base")
+        source.update(layer)
+    config = parse_config(_overridden(source, overrides))
+    changed = [key for key in _Schema.model_fields if getattr(config, key) != getattr(trunk, key)]
+    fixed = [key for key in changed if key not in {*BRANCHABLE_KEYS, *LOCAL_KEYS}]
+    if fixed:
+        allowed = ", ".join(key for key in BRANCHABLE_KEYS if key not in LOCAL_KEYS)
+        problems = [((key,), f"a branch keeps the {key} of its run, {shown(getattr(trunk, key))}") for key in fixed]
+        raise ConfigError(f"{report(source, problems)}\nA branch can change {allowed}")
+    return config, [key for key in changed if key not in LOCAL_KEYS]
 
 
 def read_config_file(path: Path) -> SourcedMapping:

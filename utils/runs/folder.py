@@ -8,7 +8,7 @@ output/ghost_20261123101500/
 ├── curves.png        loss, accuracy and learning rate
 ├── train.log         all messages with their times
 ├── calibration.json  temperature and threshold of the checkpoints, by evaluate.py
-└── checkpoints/      last.ckpt and best.ckpt, the epoch with the lowest validation loss
+└── checkpoints/      last.ckpt and best.ckpt, the epoch with the lowest validation loss; epoch_17.ckpt with keep_checkpoints
 """
 
 import json
@@ -26,9 +26,12 @@ CURVES = "curves.png"
 LOG = "train.log"
 LAST = Path("checkpoints", "last.ckpt")
 BEST = Path("checkpoints", "best.ckpt")
+KEPT = "checkpoints/epoch_{}.ckpt"  # after so many epochs, with keep_checkpoints
+KEPT_BEST = "checkpoints/epoch_{}_best.ckpt"  # the best checkpoint until then
 ABOUT = "cars"  # key of what a checkpoint holds beside Lightning's: format, config, class_names, metrics
 # Types of the values that a resumed run reads from run.json; a value of another type is ignored.
-RECORD_TYPES = {"run_id": str, "status": str, "started": str, "seconds": (int, float), "resumed": int, "best": dict}
+RECORD_TYPES = {"run_id": str, "status": str, "started": str, "seconds": (int, float), "resumed": int, "best": dict,
+                "branch": dict}  # fmt: skip
 
 
 def make_run_folder(output_path: Path, architecture: str) -> Path:

@@ -7,7 +7,7 @@ import torch
 
 from models.classifier import Classifier
 from models.optimization import build_optimizer
-from training.error_hints import is_out_of_memory
+from training.failures.error_hints import is_out_of_memory
 
 MIN_BATCH_SIZE = 2  # batch norm needs two images
 

@@ -1,0 +1,83 @@
+"""A branch of a run: it equals, to the bit, a run of its own; what may not change is an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.support.small_runs import assert_same_run, rows, run
+from training.checkpoints import ABOUT, read_checkpoint
+from utils.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def trunk(cars, tmp_path_factory) -> Path:
+    """The folder of a run of three epochs without the second drop of `four_epochs`, with a checkpoint after two."""
+    output = tmp_path_factory.mktemp("trunk")
+    return run(cars, output, "num_epochs=3", "keep_checkpoints=[2]", "lr_scheduler_params.milestones=[1]")
+
+
+def branch(trunk: Path, output: Path, *changes: str, at: int = 2) -> Path:
+    """Branches a run and returns the branch's folder."""
+    words = [word for change in (*changes, f"output_path={output}") for word in ("--set", change)]
+    train.main(["--branch", str(trunk), "--at", str(at), *words])
+    (folder,) = output.iterdir()
+    return folder
+
+
+def test_a_branch_equals_a_run_of_its_own(four_epochs, trunk, tmp_path):
+    folder = branch(trunk, tmp_path, "lr_scheduler_params.milestones=[1, 3]", "num_epochs=4")
+    assert_same_run(four_epochs, folder)
+    record = json.loads((folder / "run.json").read_text())
+    trunk_id = json.loads((trunk / "run.json").read_text())["run_id"]
+    assert record["branch"] == {"run": trunk.name, "run_id": trunk_id, "path": str(trunk.resolve()), "epochs": 2}
+    assert record["resumed"] == 0 and record["epochs"] == 4
+    assert read_checkpoint(folder / "checkpoints/best.ckpt")[ABOUT]["config"]["num_epochs"] == 4
+
+
+CONSTANT = ("lr_scheduler=null", "lr_scheduler_params=null")
+PLATEAU = ("lr_scheduler=ReduceLROnPlateau", "lr_scheduler_params={factor: 0.1, patience: 1}")
+BY_STEP = (
+    "lr_scheduler=LambdaLR", "lr_scheduler_params={lr_lambda: 'lambda epoch: 1 if epoch < 3 else 0.1'}", "scheduler_step=batch",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars, tmp_path):
+    """Losses rise from the first epoch on: the best one is the trunk's, and both rules have begun to count there."""
+    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]")
+    trunk = run(cars, tmp_path / "trunk", *averaged, *CONSTANT, "num_epochs=3")
+    for at, name, changes in (
+        (2, "plateau", (*PLATEAU, "num_epochs=9", "early_stopping_patience=3")),
+        (3, "by step", (*BY_STEP, "num_epochs=4")),
+    ):
+        straight = run(cars, tmp_path / f"straight {name}", *averaged, *changes)
+        folder = branch(trunk, tmp_path / name, *changes, at=at)
+        assert_same_run(straight, folder)
+        assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.003] * 3 + [0.0003])
+        assert json.loads((folder / "run.json").read_text())["best"]["best_valid_loss_epoch"] == 0
+    with pytest.raises(ConfigError, match="with a patience of 1 epochs the run would have stopped after epoch 1"):
+        branch(trunk, tmp_path / "stopped", "early_stopping_patience=1", "num_epochs=4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "at", "message"),
+    [
+        (("num_epochs=5",), 1, r"--at 1: .* has no checkpoint after 1 epochs; it has those after 2, 3\. .*: \[1\]"),
+        (("num_epochs=2",), 2, "num_epochs: 2; expected more than --at 2"),
+        (("dropout=0.5", "num_epochs=5"), 2, "--set dropout: a branch keeps the dropout of its run, 0.2"),
+        (("seed=1", "ema_decay=0.9"), 2, r"2 problems(?s:.)*A branch can change augment_images, .*num_epochs"),
+        ((), 2, "nothing is changed; to continue the run: --resume"),
+        (
+            ("lr_scheduler_params.milestones=[3]", "num_epochs=4"),
+            2,
+            r"epoch 1 would have had the learning rate 0\.003; the run had 0\.0003\. .* from epoch 2 on",
+        ),
+    ],
+)
+def test_what_cannot_be_branched_is_one_error_and_leaves_nothing(trunk, tmp_path, changes, at, message):
+    words = [word for change in (*changes, f"output_path={tmp_path / 'output'}") for word in ("--set", change)]
+    with pytest.raises(ConfigError, match=message):
+        train.main(["--branch", str(trunk), "--at", str(at), *words])
+    assert not (tmp_path / "output").exists()

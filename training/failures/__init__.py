@@ -1,0 +1,1 @@
+"""What to change after a known failure of a training, such as too little memory."""
