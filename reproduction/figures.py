@@ -36,7 +36,7 @@ def draw_comparison(
     """
     names = sorted({name for accuracies in setups.values() for name in accuracies}, key=sort_key)
     known = {name: published[name].valid_acc_percent for name in names if name in published}
-    figure = _figure(15, max(6.5, ROW_INCHES * len(names) + 1.2) + 0.2 * len(setups))
+    figure = new_figure(15, max(6.5, ROW_INCHES * len(names) + 1.2) + 0.2 * len(setups))
     rows, plane = figure.subplots(1, 2, width_ratios=(1.25, 1))
     height = {name: -index for index, name in enumerate(names)}
     rows.plot(
@@ -68,7 +68,7 @@ def draw_comparison(
         loc="outside upper left", frameon=False, fontsize=9.5, alignment="left",
         title="bars: 95 % intervals over images and seeds; *: cut by the boxes of other images",
     )  # fmt: skip
-    _save(figure, [rows, plane], path)
+    save_figure(figure, [rows, plane], path)
 
 
 def draw_first_drops(drops: Sequence[FirstDrop], others: Sequence[FirstDrop], line: Line, path: Path) -> None:
@@ -83,7 +83,7 @@ def draw_first_drops(drops: Sequence[FirstDrop], others: Sequence[FirstDrop], li
     Raises:
         RunError: The file cannot be written.
     """
-    figure = _figure(10, 6)
+    figure = new_figure(10, 6)
     axes = figure.subplots()
     decays = sorted({drop.weight_decay for drop in others})
     axes.plot(
@@ -111,16 +111,16 @@ def draw_first_drops(drops: Sequence[FirstDrop], others: Sequence[FirstDrop], li
     axes.margins(0.05, 0.12)
     axes.set(xlabel="epoch of the first drop of the learning rate", ylabel="best validation accuracy, published, %")
     axes.legend(loc="lower right", frameon=False, fontsize=9.5)
-    _save(figure, [axes], path)
+    save_figure(figure, [axes], path)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", panels: Sequence["Axes"], path: Path) -> None:
+def save_figure(figure: "Figure", panels: Sequence["Axes"], path: Path) -> None:
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

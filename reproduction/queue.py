@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,10 @@ class Unfinished:
     elsewhere: list[Key] = field(default_factory=list)
 
 
-def start_process(arguments: Sequence[str], output: Path) -> subprocess.Popen:
-    """Starts Python in the background and appends its output to the file `output`."""
+def start_process(
+    arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen:
+    """Starts Python in the background, with additions to the environment, and appends its output to the file `output`."""
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # In a session of its own, Ctrl-C reaches only this process, which passes it on once. On Linux, the training writes a
     # checkpoint and ends when this process is killed.
@@ -55,7 +57,7 @@ def start_process(arguments: Sequence[str], output: Path) -> subprocess.Popen:
     with output.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **parent,
+            env={**os.environ, **(environment or {}), "PYTHONPATH": path}, start_new_session=True, **parent,
         )  # fmt: skip
 
 

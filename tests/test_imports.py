@@ -11,7 +11,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # Each room may import those below it.
 FLOORS = (
-    ("deployment", "reproduction", "measurements"),
+    ("deployment", "reproduction", "searching", "measurements"),
     ("assembly",),
     ("training",),
     ("datamodules", "models", "losses"),
@@ -24,6 +24,8 @@ FLOORS = (
 BESIDE = {
     ("models", "losses"),
     ("reproduction", "deployment"),
+    ("searching", "deployment"),
+    ("searching", "reproduction"),
     ("measurements", "deployment"),
     ("measurements", "reproduction"),
 }

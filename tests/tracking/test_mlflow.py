@@ -83,6 +83,19 @@ def test_the_table_shows_how_a_run_ended(output, status, shown):
         run.end()
 
 
+def test_the_trials_of_a_search_stand_below_one_run(output):
+    runs = [Run(output, name) for name in ("ghost_1", "ghost_2", "ghost_3")]
+    for run in runs[:2]:
+        run.record["tags"] = ["mine", "search lr-decay 0123abcd", "trial 0"]
+    for run in runs:
+        run.start()
+        run.end()
+    found = {run.info.run_name: run for run in stored_runs(output)}
+    assert set(found) == {"lr-decay", "ghost_1", "ghost_2", "ghost_3"} and found["lr-decay"].info.status == "FINISHED"
+    parents = [found[run.folder.name].data.tags.get("mlflow.parentRunId") for run in runs]
+    assert parents == [found["lr-decay"].info.run_id] * 2 + [None]
+
+
 def resumed(first: Run, output: Path, **settings) -> Run:
     run = Run(output, **settings)
     run.rows = list(first.rows)

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ Problem = tuple[Key, str]
 
 MAX_PROBLEMS = 50  # in one error
 MAX_REASON = 1000  # characters of a library's message
+CONFIG_KEYS = (*Config.model_fields, "base")
+# Keys that have a mapping of fixed keys; their alternatives, in brackets, are left out of the places of problems.
+SECTIONS = dict.fromkeys(("normalization_params_rgb", "normalization_params_grayscale"), ("mean", "std"))
 # Types as YAML writes them, from pydantic's names.
 KINDS = {
     "a valid list": "a list, such as [1, 2]",
@@ -67,12 +70,23 @@ def report(source: SourcedMapping, problems: list[Problem]) -> str:
     return "\n".join(lines)
 
 
-def schema_problems(error: ValidationError) -> list[Problem]:
-    """Returns one problem for each value; the alternatives of a key (such as auto, or a number) share a message."""
+def schema_problems(
+    error: ValidationError, *, sections: Mapping[str, Iterable[str]] = SECTIONS, top: Iterable[str] = CONFIG_KEYS
+) -> list[Problem]:
+    """Returns one problem for each value; the alternatives of a key (such as auto, or a number) share a message.
+
+    Args:
+        error: Of pydantic.
+        sections: The keys below each key that has a mapping of fixed keys.
+        top: The keys of the file.
+    """
     details: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        details.setdefault(_written_path(*detail["loc"]), []).append(detail)
-    return [(path, _message(path, alternatives)) for path, alternatives in details.items()]
+        details.setdefault(_written_path(*detail["loc"], has_names=detail["loc"][0] in sections), []).append(detail)
+    return [
+        (path, _message(path, alternatives, top if len(path) == 1 else sections.get(path[0], ())))
+        for path, alternatives in details.items()
+    ]
 
 
 def close_keys(key: str | int) -> list[str]:
@@ -80,15 +94,14 @@ def close_keys(key: str | int) -> list[str]:
     return difflib.get_close_matches(cut(str(key)).lower(), Config.model_fields, n=1)
 
 
-def _written_path(key: str | int, *below: str | int) -> Key:
+def _written_path(key: str | int, *below: str | int, has_names: bool) -> Key:
     """Returns a location of pydantic without its names of alternatives."""
-    has_names = str(key).endswith("_augmentations") or str(key).startswith("normalization_params")
+    has_names = has_names or str(key).endswith("_augmentations")
     return (key, *(part for part in below if isinstance(part, int) or (has_names and "[" not in part)))
 
 
-def _message(path: Key, alternatives: list[Any]) -> str:
+def _message(path: Key, alternatives: list[Any], allowed: Iterable[str]) -> str:
     if alternatives[0]["type"] == "extra_forbidden":
-        allowed = [*Config.model_fields, "base"] if len(path) == 1 else ["mean", "std"]
         return f"unknown key.{nearest(cut(str(path[-1])), allowed)}"
     if alternatives[0]["type"] == "missing":
         return "this key is missing"

@@ -35,6 +35,7 @@ STORE = "mlflow.db"
 ARTIFACTS = "mlflow_artifacts"
 EXPERIMENT = "Car models"  # unless MLFLOW_EXPERIMENT_NAME names another one
 RUN_ID = "run_id"
+SEARCH_TAG = re.compile(r"search [\w.-]+ [0-9a-f]{8}")  # of search.py: these runs have a parent of this name
 BEST_STEP = 0  # MLflow draws a metric of one step as bars and one of several steps as a curve
 STATUSES = {"running": "RUNNING", "completed": "FINISHED", "early-stopped": "FINISHED", "failed": "FAILED"}  # or KILLED
 MAX_TAG_LENGTH = 5000  # characters; MLflow's limit
@@ -243,13 +244,26 @@ class MLflowTracker:
 
     def _create_run(self, old: "Run | None") -> None:
         """Creates the MLflow run, in place of `old`, which goes to MLflow's trash."""
-        tags = (old.data.tags if old else {}) | {RUN_ID: self.run_id, "mlflow.source.name": "train.py"}
+        tags = (old.data.tags if old else self._parent()) | {RUN_ID: self.run_id, "mlflow.source.name": "train.py"}
         if old:
             self.client.delete_tag(old.info.run_id, RUN_ID)
             self.client.delete_run(old.info.run_id)
         run = self.client.create_run(self.experiment, self.started, tags, None if old else self.name)
         self.id, self.logged = run.info.run_id, {}
         self._log_start({})
+
+    def _parent(self) -> dict[str, str]:
+        """Returns the tag that puts a trial of a search below the run of its search, which is created where it is missing."""
+        search = next((tag for tag in self.facts["tags"] if SEARCH_TAG.fullmatch(tag)), None)
+        if search is None:
+            return {}
+        with _creation_lock(self.folder.parent):
+            parent = find_run(self.client, self.experiment, search)
+            if parent is None:
+                tags = {RUN_ID: search, "mlflow.source.name": "search.py"}
+                parent = self.client.create_run(self.experiment, self.started, tags, search.split()[1])
+                self.client.set_terminated(parent.info.run_id)
+        return {"mlflow.parentRunId": parent.info.run_id}
 
     def _log_start(self, old: dict[str, str]) -> None:
         from mlflow.entities import Param

@@ -1,0 +1,101 @@
+"""Searches for the best settings: tries configurations of a space and judges what it finds: python search.py --help."""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from searching.space import COSTS, METRICS, check_corners, read_space
+from utils.cli import run_command
+from utils.config import load_config
+from utils.errors import ConfigError, RunError
+from utils.logs import start_logging
+
+FOLDER = "searches"  # in output_path
+NO_TERMINAL = (120, 24)  # columns and lines
+EPILOG = f"""The same command resumes an interrupted search, and extends a finished one whose budget was raised. Start it once
+more for each further process or machine that shares the search. Metrics: {", ".join(METRICS)}; costs: {", ".join(COSTS)}."""
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Searches for the best settings in a space of configurations.", epilog=EPILOG
+    )
+    parser.add_argument("space", metavar="SPACE.yml", type=Path, help="file that says what varies; see docs/search.md")
+    parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of data_path")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key in all trials; repeatable"
+    )
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to write, instead of output_path")
+    parser.add_argument(
+        "--confirm", metavar="N", type=int, default=0, help="train the three best trials again with N other seeds"
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="storage of Optuna that machines share, such as postgresql://…; default: SQLite",
+    )
+    parser.add_argument("--report", action="store_true", help="train nothing; report the trials so far")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> Path | None:
+    """Trains the trials that are left, writes the report, and returns its path; None if no trial has finished."""
+    arguments = parse_arguments(argv)
+    if arguments.confirm < 0:
+        raise ConfigError(f"--confirm {arguments.confirm}: expected a number of seeds")
+    data = [f"data_path={json.dumps(arguments.data)}"] if arguments.data else []
+    space = read_space(arguments.space, overrides=[*arguments.set, *data])
+    start_logging("INFO")
+
+    # Torch takes seconds to import: by now, errors in the space have been reported.
+    from reproduction.planning import digest_of_data
+    from searching.final import test_accuracy
+    from searching.report import Findings, terminal_text, write_report
+    from searching.results import BEST_FEW, judge, pareto_front, ranked, read_trials, repeats_of
+    from searching.study import Search
+    from searching.trials import device_environments, run_trials
+
+    if not arguments.report:
+        check_corners(space)
+    config = space.config(space.corners()[0])
+    from datamodules import read_splits
+
+    splits = read_splits(config)
+    if config.validation_fraction is None and not splits.test:
+        logger.warning(
+            "validation_fraction is null: the images that choose the best settings are the only ones that can judge them; set "
+            "validation_fraction, such as 0.15, in the space"
+        )
+    folder = (arguments.output or load_config().output_path) / FOLDER
+    digest = digest_of_data(splits)
+    search = Search(space, folder, data=digest, storage=arguments.storage)
+    environments = [] if arguments.report else device_environments(config)
+    run_trials(search, environments)
+    results = read_trials(search)
+    best = ranked(space, pareto_front(search, results) if len(space.metrics) > 1 else results)[:BEST_FEW]
+    others = sum(result.state == "running" for result in results)
+    if others:
+        print(f"{others} trials are being trained by other processes")
+    if not best:
+        raise RunError(f"no trial of {space.name} has finished; {folder / 'queue'} has the output of each")
+    repeats = []
+    if arguments.confirm:
+        confirming = Search(repeats_of(space, best, arguments.confirm), folder, data=digest, storage=arguments.storage)
+        run_trials(confirming, environments)
+        repeats = read_trials(confirming)
+    judged = judge(space, best, repeats)
+    found = Findings(search, results, judged, test_accuracy(search, judged[0]))
+    paths = write_report(found)
+    print(terminal_text(found, width=shutil.get_terminal_size(NO_TERMINAL).columns), end="\n\n")
+    print(f"report: {paths[2]}; configuration: python train.py --config {paths[-1]}")
+    return paths[2]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, outlives_terminal=True))
