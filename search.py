@@ -32,6 +32,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key in all trials; repeatable"
     )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to write, instead of output_path")
+    parser.add_argument("--trials", metavar="N", type=int, help="another number of trials than the budget of the space")
     parser.add_argument(
         "--confirm", metavar="N", type=int, default=0, help="train the three best trials again with N other seeds"
     )
@@ -49,11 +50,14 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     arguments = parse_arguments(argv)
     if arguments.confirm < 0:
         raise ConfigError(f"--confirm {arguments.confirm}: expected a number of seeds")
+    if arguments.trials is not None and arguments.trials < 1:
+        raise ConfigError(f"--trials {arguments.trials}: expected at least 1")
     data = [f"data_path={json.dumps(arguments.data)}"] if arguments.data else []
-    space = read_space(arguments.space, overrides=[*arguments.set, *data])
+    space = read_space(arguments.space, overrides=[*arguments.set, *data], trials=arguments.trials)
     start_logging("INFO")
 
     # Torch takes seconds to import: by now, errors in the space have been reported.
+    from assembly import load_annotations
     from reproduction.planning import digest_of_data
     from searching.final import test_accuracy
     from searching.report import Findings, terminal_text, write_report
@@ -64,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     if not arguments.report:
         check_corners(space)
     config = space.config(space.corners()[0])
-    from datamodules import read_splits
-
-    splits = read_splits(config)
+    splits = load_annotations(config)
     if config.validation_fraction is None and not splits.test:
         logger.warning(
             "validation_fraction is null: the images that choose the best settings are the only ones that can judge them; set "

@@ -71,7 +71,7 @@ class _File(_Section):
     vary: Annotated[dict[str, Any], Field(min_length=1)]
     metric: str | Annotated[list[str], Field(min_length=2, max_length=2)] = "valid_acc"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    budget: _Budget
+    budget: _Budget = _Budget()
     pruning: Pruning | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -258,12 +258,13 @@ def round_number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def read_space(path: Path, *, overrides: Sequence[str] = ()) -> Space:
+def read_space(path: Path, *, overrides: Sequence[str] = (), trials: int | None = None) -> Space:
     """Reads the space in the file `path` and checks the configuration of each corner, without building anything.
 
     Args:
         path: A YAML file.
         overrides: As of `--set`, for all trials; they replace what the space sets.
+        trials: Number of trials, instead of that of the budget.
 
     Raises:
         ConfigError: Lists every problem with its place.
@@ -274,6 +275,8 @@ def read_space(path: Path, *, overrides: Sequence[str] = ()) -> Space:
     except ValidationError as error:
         sections = {"budget": _Budget.model_fields, "pruning": Pruning.model_fields}
         raise _error(path, _lines(read, schema_problems(error, sections=sections, top=_File.model_fields))) from error
+    if trials is not None:
+        file = file.model_copy(update={"budget": file.budget.model_copy(update={"trials": trials})})
     base = CONFIG_FILE if file.base is None else path.resolve().parent / Path(file.base).expanduser()
     try:
         source = load_config(base, overrides=overrides).source

@@ -28,7 +28,7 @@ COMMANDS = list(dict.fromkeys(command for path in GUIDES for command in commands
 PYTHON = [command for command in COMMANDS if command.startswith("python ") and "dashboard" not in command]
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
 OTHERS = [command for path in GUIDES for command in commands_of(path, "text") if "train.py " in command]
-LONG = ("benchmark.py", "export.py", "phone.py", "reproduce.py")  # CI runs the tests marked as slow too
+LONG = ("benchmark.py", "export.py", "phone.py", "reproduce.py", "search.py")  # CI runs the tests marked as slow too
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
 
 
@@ -115,6 +115,9 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
         main([*arguments, "--output", str(output)])
     elif script == "reproduce.py":
         main([*arguments, *changes, "--output", str(output)])
+    elif script == "search.py":
+        changes += ["--set", "validation_fraction=null"]  # the images of a class are copies of each other
+        main([*arguments, *changes, "--trials", "1", "--output", str(output)])
     elif script == "benchmark.py":
         monkeypatch.setattr("deployment.profiling.benchmark.TURN_SECONDS", 0.0)
         main([*arguments, "--quick", "--output", str(output / "benchmark")])

@@ -14,7 +14,11 @@ from utils.errors import ConfigError
 from utils.tracking.parameters import study_parameters
 
 EXPERIMENTS = CONFIG_FILE.parent / "experiments"
-STUDY = sorted(path for path in EXPERIMENTS.rglob("*.yml") if path.stem not in ("base", "sections"))
+STUDY = sorted(
+    path
+    for path in EXPERIMENTS.rglob("*.yml")
+    if path.stem not in ("base", "sections") and path.parent.name != "searches"
+)
 REFERENCE = CONFIG_FILE.parents[1] / "shared" / "reference" / "experiments.csv"
 
 # Another valid value of every key of config.yml.
