@@ -15,7 +15,7 @@ from datamodules import DataSplits, clip_boxes, read_splits, require_boxes, requ
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.mixing import Mixing
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
-from datamodules.transforms import Pipeline, build_transforms
+from datamodules.transforms import Pipeline, build_transform, build_transforms
 from losses import build_loss, require_probabilities
 from losses.class_weights import class_weights
 from models import build_model, count_parameters
@@ -58,12 +58,18 @@ def check_buildable(config: Config) -> None:
     problems = Problems(config)
     for key in ("image_augmentations", "tensor_augmentations"):
         with problems.of(key):
-            build_transforms(
-                image_size=config.image_size,
-                convert_to_grayscale=config.convert_to_grayscale,
-                **{key: getattr(config, key)},
-            )
+            if config.resize_size is None:
+                build_transforms(
+                    image_size=config.image_size,
+                    convert_to_grayscale=config.convert_to_grayscale,
+                    **{key: getattr(config, key)},
+                )
+            else:  # both together make image_size
+                for name, params in (getattr(config, key) or {}).items():
+                    build_transform(name, params)
     if not problems.found:
+        with problems.of("image_size" if config.resize_size is None else "resize_size"):
+            build_pipelines(config)
         with problems.of("augmentation_device"):
             _batched_augmentations(config)
     with problems.of("loss_params" if config.loss_params else "loss_function"):
@@ -75,7 +81,10 @@ def check_buildable(config: Config) -> None:
                 with problems.of(key):
                     require_probabilities(loss, classes)
     with problems.of("architecture"), torch.device("meta"):
-        _check_memory(_build_model(config, STUDY_CLASSES))
+        _check_memory(model := _build_model(config, STUDY_CLASSES))
+        if config.test_image_size is not None:
+            with problems.of("test_image_size"):
+                model.eval()(torch.zeros(1, *image_shape(config, testing=True)))
     if config.compile is not None:
         with problems.of("compile"):
             check_compiler()
@@ -124,15 +133,19 @@ def load_annotations(config: Config) -> DataSplits:
 def build_pipelines(config: Config) -> tuple[Pipeline, Pipeline]:
     """Returns the pipelines from image to tensor, of the training and of the validation split."""
     common: dict[str, Any] = {
-        "image_size": config.image_size,
+        "aspect": config.aspect,
         "convert_to_grayscale": config.convert_to_grayscale,
         "normalization": config.normalization and config.normalization.model_dump(),
     }
     image_augmentations, tensor_augmentations = _augmentations(config)
     train = build_transforms(
-        **common, image_augmentations=image_augmentations, tensor_augmentations=tensor_augmentations
+        **common,
+        image_size=config.image_size,
+        resize_size=config.resize_size,
+        image_augmentations=image_augmentations,
+        tensor_augmentations=tensor_augmentations,
     )
-    return train, build_transforms(**common)
+    return train, build_transforms(**common, image_size=config.test_size)
 
 
 def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
@@ -201,9 +214,9 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
     if not _choose_path(config)[0]:
         return None
     normalization = config.normalization.model_dump() if config.normalization else {"mean": None, "std": None}
-    size = (config.image_size[0], config.image_size[1])
+    size = tuple(config.resize_size or config.image_size)
     train = BatchedAugmentations(*_augmentations(config), image_size=size, **normalization)
-    return train, BatchedAugmentations({}, {}, image_size=size, **normalization)
+    return train, BatchedAugmentations({}, {}, image_size=config.test_size, **normalization)
 
 
 def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | None = None) -> Classifier:
@@ -244,6 +257,7 @@ def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | N
         ema_decay=config.ema_decay,
         freeze_epochs=config.freeze_epochs,
         mixing=build_mixing(config, num_classes),
+        flip_at_test=config.flip_at_test,
     )
 
 
@@ -452,9 +466,9 @@ def _build_model(config: Config, num_classes: int) -> torch.nn.Module:
     )
 
 
-def image_shape(config: Config) -> tuple[int, int, int]:
-    """Returns the shape (C, H, W) of the images that the model gets."""
-    height, width = config.image_size
+def image_shape(config: Config, *, testing: bool = False) -> tuple[int, int, int]:
+    """Returns the shape (C, H, W) of the images that the model gets in training, or in testing."""
+    height, width = config.test_size if testing else config.image_size
     return 1 if config.convert_to_grayscale else 3, height, width
 
 

@@ -161,7 +161,8 @@ def open_cache(folder: Path, name: str, images: DecodedImages, shape: tuple[int,
     Args:
         folder: Of the caches; created where it is missing.
         name: Of the split, such as "train".
-        images: The images to cache. Paths, sizes and times of the files, boxes, crop, orientation and shape make the key.
+        images: The images to cache. Paths, sizes and times of the files, boxes, crop, aspect, orientation and shape make the
+            key.
         shape: Channels, height and width.
 
     Raises:
@@ -170,7 +171,7 @@ def open_cache(folder: Path, name: str, images: DecodedImages, shape: tuple[int,
     """
     full_shape = (len(images), *shape)
     folder_digest = hashlib.blake2b(str(images.records[0].path.parent).encode(), digest_size=4).hexdigest()
-    kind = f"{name}-{'x'.join(map(str, full_shape))}-{images.crop.replace(' ', '-')}-{folder_digest}"
+    kind = f"{name}-{'x'.join(map(str, full_shape))}-{'-'.join(_way(images)).replace(' ', '-')}-{folder_digest}"
     path = folder / f"{kind}-{_digest(images, shape)}{SUFFIX}"
     cache = ImageCache(path, full_shape)
     if path.is_file():
@@ -221,8 +222,13 @@ def _remove_unused(folder: Path) -> None:
                 logger.info("removed %s, which no run has used for a week", path)
 
 
+def _way(images: DecodedImages) -> list[str]:
+    """Returns how images are cut and resized; caches from before `aspect` was a setting keep their names."""
+    return [images.crop, *([images.aspect] if images.aspect != "squash" else [])]
+
+
 def _digest(images: DecodedImages, shape: tuple[int, int, int]) -> str:
-    settings = (FORMAT, PIL.__version__, shape, images.crop, *(["upright"] if images.upright else []))
+    settings = (FORMAT, PIL.__version__, shape, *_way(images), *(["upright"] if images.upright else []))
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
     for record, (size, modified) in zip(images.records, images.files, strict=True):
         box = tuple(record.bounding_box) if images.crop != "no" else None

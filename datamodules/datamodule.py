@@ -41,7 +41,7 @@ class ImageDataset(Dataset):
     """The images of one split. An item is (epoch, draw) of the sampler; its random draws depend on the seed and the item alone.
 
     Args:
-        source: The images at the model's input size.
+        source: The resized images.
         labels: The label of each.
         augment: From such an image to a tensor (C, H, W).
         seed: Seed of the random draws.
@@ -103,6 +103,12 @@ class Split:
         """(C, H, W) of what the model gets."""
         return tuple(self.pipeline(Image.new("RGB", (8, 8))).shape)
 
+    @property
+    def resized_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the augmentations get."""
+        image = self.pipeline.resize(Image.new("RGB", (8, 8)))
+        return len(image.getbands()), image.height, image.width
+
 
 def _fingerprint(*sources: DecodedImages) -> str:
     """Returns a digest of the names, sizes, labels and boxes of the images, wherever their files lie."""
@@ -159,8 +165,10 @@ class CarsDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         train_batched, valid_batched = batched or (None, None)
-        train_images = DecodedImages(splits.train, train_transform.resize, crop=crop, upright=splits.upright)
-        valid_images = DecodedImages(splits.valid, valid_transform.resize, upright=splits.upright)
+        train_images, valid_images = (
+            DecodedImages(records, pipeline.resize, aspect=pipeline.aspect, crop=cut, upright=splits.upright)
+            for records, pipeline, cut in ((splits.train, train_transform, crop), (splits.valid, valid_transform, "no"))
+        )
         self.train = Split("train", splits.train, train_transform, train_images, train_batched)
         self.valid = Split("valid", splits.valid, valid_transform, valid_images, valid_batched)
         self.batch_size = batch_size
@@ -195,7 +203,7 @@ class CarsDataModule(LightningDataModule):
             return
         for split in (self.train, self.valid):
             if isinstance(split.source, DecodedImages) and len(split.source):
-                split.source = open_cache(self.cache_path, split.name, split.source, split.image_shape)
+                split.source = open_cache(self.cache_path, split.name, split.source, split.resized_shape)
 
     def train_dataloader(self) -> Iterable:
         batches = self._sampler(self.train, shuffle=True)

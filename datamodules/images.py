@@ -107,7 +107,7 @@ def box_within(image: Image.Image, box: "BoundingBox") -> tuple[int, int, int, i
 
 
 class ImageSource(Protocol):
-    """The images of a split at the size that the model sees, before any augmentation."""
+    """The resized images of a split, before any augmentation."""
 
     def __len__(self) -> int: ...
 
@@ -121,7 +121,8 @@ class DecodedImages:
 
     Args:
         records: File and box of each image.
-        resize: From an RGB image of any size to the size and colors that the model sees.
+        resize: From an RGB image of any size to the size and colors that the augmentations take.
+        aspect: What `resize` does to images of another aspect ratio.
         crop: Whether to cut each image to its box, or also to paste the cut-out on white.
         upright: Whether to turn images by their EXIF orientation.
     """
@@ -131,11 +132,13 @@ class DecodedImages:
         records: "Sequence[ImageRecord]",
         resize: Callable[[Image.Image], Image.Image],
         *,
+        aspect: str = "squash",
         crop: Crop = "no",
         upright: bool = False,
     ) -> None:
         self.records = records
         self.resize = resize
+        self.aspect = aspect
         self.crop = crop
         self.upright = upright
 

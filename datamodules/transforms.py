@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -13,13 +13,73 @@ from torchvision import transforms
 from utils.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
+Aspect = Literal["squash", "crop", "pad"]
+
+
+class Fit:
+    """Resizes images to (height, width), pixels, and keeps their aspect ratio; bilinear, antialiased.
+
+    crop: The largest central rectangle of the target's aspect ratio, in whole pixels, is resized; the rest is lost.
+    pad: The whole image is resized to the largest size within the target, and centered on black.
+    """
+
+    def __init__(self, size: Sequence[int], aspect: Literal["crop", "pad"]) -> None:
+        self.size = tuple(size)
+        self.aspect = aspect
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        target = self.size[::-1]
+        if self.aspect == "crop":
+            box = map(round, seen_box(image.size, self.size, "crop"))
+            return image.crop(tuple(box)).resize(target, Image.Resampling.BILINEAR)
+        inner = largest_within(target, image.size)
+        canvas = Image.new(image.mode, target)
+        canvas.paste(image.resize(inner, Image.Resampling.BILINEAR), _centered(inner, target))
+        return canvas
+
+
+def largest_within(outer: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """Returns width and height of the largest rectangle within `outer` that has the aspect ratio of `shape`.
+
+    In whole numbers, so that an exported file computes the same.
+    """
+    (outer_width, outer_height), (width, height) = outer, shape
+    return (
+        min(outer_width, max(1, (2 * outer_height * width + height) // (2 * height))),
+        min(outer_height, max(1, (2 * outer_width * height + width) // (2 * width))),
+    )
+
+
+def _centered(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+    return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
+
+
+def seen_box(image: tuple[int, int], size: Sequence[int], aspect: Aspect) -> tuple[float, float, float, float]:
+    """Returns the box (x1, y1, x2, y2) of an image that the model sees; with pad it extends beyond the image.
+
+    Args:
+        image: Width and height, pixels.
+        size: Height and width of the model's image.
+        aspect: How the image is resized.
+    """
+    width, height = image
+    target = (size[1], size[0])
+    if aspect == "squash":
+        return 0, 0, width, height
+    if aspect == "crop":
+        inner = largest_within(image, target)
+        left, top = _centered(inner, image)
+        return left, top, left + inner[0], top + inner[1]
+    inner = largest_within(target, image)
+    (left, top), across, down = _centered(inner, target), width / inner[0], height / inner[1]
+    return -left * across, -top * down, (target[0] - left) * across, (target[1] - top) * down
 
 
 class Pipeline:
     """Turns an RGB image of any size into a tensor, in two parts.
 
     Attributes:
-        resize: To the size and colors that the model sees: deterministic, so that its result can be cached.
+        resize: To the size and colors that `augment` takes: deterministic, so that its result can be cached.
         augment: To the augmented tensor, with random numbers of torch's default generator.
     """
 
@@ -31,6 +91,11 @@ class Pipeline:
     def transforms(self) -> list[Callable]:
         return [*self.resize.transforms, *self.augment.transforms]
 
+    @property
+    def aspect(self) -> Aspect:
+        """How images of another aspect ratio are resized."""
+        return getattr(self.resize.transforms[0], "aspect", "squash")
+
     def __call__(self, image: Image.Image) -> Tensor:
         return self.augment(self.resize(image))
 
@@ -38,6 +103,8 @@ class Pipeline:
 def build_transforms(
     *,
     image_size: Sequence[int],
+    resize_size: Sequence[int] | None = None,
+    aspect: Aspect = "squash",
     convert_to_grayscale: bool = False,
     image_augmentations: dict[str, dict[str, Any] | None] | None = None,
     tensor_augmentations: dict[str, dict[str, Any] | None] | None = None,
@@ -45,11 +112,13 @@ def build_transforms(
 ) -> Pipeline:
     """Builds the pipeline from an RGB image of any size to a tensor (channels, height, width).
 
-    In this order: resize without keeping the aspect ratio (bilinear, antialiased), grayscale, `image_augmentations`, tensor
-    in [0, 1], `tensor_augmentations`, normalization. The pipeline is run once on a blank image to check its result.
+    In this order: resize (bilinear, antialiased), grayscale, `image_augmentations`, tensor in [0, 1], `tensor_augmentations`,
+    normalization. The pipeline is run once on a blank image to check its result.
 
     Args:
-        image_size: [height, width], pixels.
+        image_size: [height, width] of the tensor, pixels.
+        resize_size: [height, width] of the images that the augmentations get; None: image_size.
+        aspect: How images of another aspect ratio are resized; with squash it is not kept.
         convert_to_grayscale: Whether the tensor has one channel instead of three.
         image_augmentations: Names and parameters of `torchvision.transforms` on PIL images, in order.
         tensor_augmentations: The same on tensors in [0, 1].
@@ -60,7 +129,8 @@ def build_transforms(
         AttributeError: There is no such transform.
     """
     channels = 1 if convert_to_grayscale else 3
-    resize: list[Callable] = [transforms.Resize(tuple(image_size))]
+    size = tuple(resize_size or image_size)
+    resize: list[Callable] = [transforms.Resize(size) if aspect == "squash" else Fit(size, aspect)]
     if convert_to_grayscale:
         resize.append(transforms.Grayscale())
     augment = [build_transform(name, params) for name, params in (image_augmentations or {}).items()]
@@ -73,7 +143,12 @@ def build_transforms(
     expected = (channels, *image_size)
     if not isinstance(result, Tensor) or result.dtype != torch.float32 or tuple(result.shape) != expected:
         got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-        raise ConfigError(f"the augmentations turn an image into {got}; expected torch.float32 {expected}")
+        way = (
+            f"; RandomResizedCrop or RandomCrop of size {list(image_size)} takes it from resize_size"
+            if resize_size
+            else ""
+        )
+        raise ConfigError(f"the augmentations turn an image into {got}; expected torch.float32 {expected}{way}")
     return pipeline
 
 

@@ -8,10 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from datamodules.transforms import seen_box
 from deployment.prediction import Prediction, read_upright
 from deployment.trained import TrainedModel
 from utils.errors import ConfigError, RunError
@@ -61,7 +63,7 @@ class Explainer:
         image = read_upright(prediction.path)
         heat = self.heat_map(self.trained.transform(image), self.trained.class_names.index(name))
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        smooth = nn.functional.interpolate(heat[None, None], size=image.size[::-1], mode="bilinear")[0, 0].numpy()
+        smooth = self._over_image(heat, image.size)
         colors = Image.fromarray(colormaps["turbo"](smooth, bytes=True)).convert("RGB")
         opacity = Image.fromarray((255 * MAX_OPACITY * smooth).astype("uint8"))
         overlay = Image.composite(colors, image, opacity)
@@ -70,6 +72,15 @@ class Explainer:
         with replacing(path) as partial:
             _with_caption(overlay, caption).save(partial, format="PNG")
         return path
+
+    def _over_image(self, heat: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """Returns a heat map (h, w) of what the model sees as one of the whole image, whose width and height are given."""
+        config = self.trained.config
+        x1, y1, x2, y2 = map(round, seen_box(size, config.test_size, config.aspect))
+        seen = nn.functional.interpolate(heat[None, None], size=(y2 - y1, x2 - x1), mode="bilinear")[0, 0]
+        whole = Image.new("F", size)
+        whole.paste(Image.fromarray(seen.numpy()), (x1, y1))
+        return np.asarray(whole)
 
     def _unused_path(self, stem: str) -> Path:
         """Returns a path that does not exist: the folder may hold the images themselves."""
@@ -86,7 +97,7 @@ def last_feature_map(trained: TrainedModel) -> nn.Module:
     Raises:
         RunError: There is none in the second half of the model, as in a transformer.
     """
-    model, (height, width) = trained.classifier.model, trained.config.image_size
+    model, (height, width) = trained.classifier.model, trained.config.test_size
     finished: list[nn.Module] = []
     maps: list[int] = []
 

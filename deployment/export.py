@@ -1,6 +1,5 @@
 """Exports a trained model, and rejects an export whose outputs differ from the model's."""
 
-import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +28,19 @@ CALIBRATION_IMAGES = 200
 BATCH_SIZE = 32  # of the comparison
 ROUNDS, SECONDS = 5, 0.4  # of the latency measurement
 
+RESIZE = {
+    "squash": ["resize to image_size = [height, width], bilinear with antialiasing, aspect ratio not kept"],
+    "crop": [
+        "cut out the largest central rectangle of the aspect ratio of image_size = [height, width], in whole pixels",
+        "resize to image_size, bilinear with antialiasing",
+    ],
+    "pad": [
+        "resize to the largest size within image_size = [height, width] that keeps the aspect ratio, in whole pixels, bilinear "
+        "with antialiasing",
+        "center on black of image_size",
+    ],
+}
+
 Item = TypeVar("Item")
 
 
@@ -55,7 +67,8 @@ def build_metadata(trained: TrainedModel, *, image_input: bool = False) -> Metad
     gray, calibration = config.convert_to_grayscale, trained.calibration
     metadata = {
         "architecture": config.architecture,
-        "image_size": list(config.image_size),
+        "image_size": list(config.test_size),
+        "aspect": config.aspect,
         "channels": ["gray"] if gray else ["red", "green", "blue"],
         "mean": normalization and normalization.mean,
         "std": normalization and normalization.std,
@@ -64,12 +77,15 @@ def build_metadata(trained: TrainedModel, *, image_input: bool = False) -> Metad
         "preprocessing": [
             "apply the EXIF orientation (tag 0x0112), so that the image is upright",
             "convert to 8-bit RGB",
-            "resize to image_size = [height, width], bilinear with antialiasing, aspect ratio not kept",
+            *RESIZE[config.aspect],
             *(["one gray channel: 0.299 red + 0.587 green + 0.114 blue"] if gray else []),
             "divide the 8-bit values by 255",
             *(["subtract mean and divide by std, channel by channel"] if normalization else []),
         ],
         "output": "logits (images, classes) in the order of class_names; their softmax gives the probabilities",
+        "flip": "averages the logits of the image and its mirror image, inside the file"
+        if config.flip_at_test
+        else None,
         "checkpoint": trained.path.name,
         "validation_accuracy": trained.metrics.get("valid_acc"),
         "temperature": calibration.temperature if calibration else 1.0,
@@ -108,8 +124,7 @@ def export(
         RunError: The file disagrees with the model and is not kept, or the format's library is not installed.
     """
     chosen = FORMATS[format_name]
-    source: torch.nn.Module | Path = copy.deepcopy(trained.classifier.model).float().eval()
-    source.to(memory_format=torch.contiguous_format)
+    source: torch.nn.Module | Path = trained.exportable()
     comparison_images = evenly_spaced(splits.valid, num_images)
     example = trained.load_image(comparison_images[0].path, upright=splits.upright)[None]
     examples: Iterable[Tensor] = [example]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 from onnx import TensorProto, numpy_helper
-from onnxscript import BOOL, DOUBLE, FLOAT, INT32, INT64, UINT8, OnnxFunction, script
+from onnxscript import BOOL, FLOAT, INT32, INT64, UINT8, OnnxFunction, script
 from onnxscript import opset18 as op
 from PIL import __version__ as pillow_version
 
@@ -58,16 +58,10 @@ def _resample_width(rows, size):
 
 
 @script(default_opset=op)
-def _preprocess(
-    image: UINT8["H", "W", 3],
-    size: DOUBLE[2],
-    vertical_first: BOOL[1],
-    shape: INT64[4],
-    channels: INT32["C", 3],
-    mean: FLOAT[1, "C", 1, 1],
-    std: FLOAT[1, "C", 1, 1],
-) -> FLOAT[1, "C", "height", "width"]:
+def _resize(image, sides, vertical_first):
+    """Resizes pixels, uint8 (H, W, 3), to `sides`, int64 (height, width)."""
     rows = op.Reshape(image, op.Constant(value_ints=[0, -1]))  # (H, 3 W)
+    size = op.Cast(sides, to=TensorProto.DOUBLE)
     height, width = op.Split(size, num_outputs=2)
     excess = op.Cast(op.Shape(image, end=2), to=TensorProto.DOUBLE) - size
     excess_height, excess_width = op.Split(excess, num_outputs=2)
@@ -75,7 +69,53 @@ def _preprocess(
         small = _resample_width(_resample(rows, op.Squeeze(height)), op.Squeeze(width))
     else:
         small = _resample(_resample_width(rows, op.Squeeze(width)), op.Squeeze(height))
-    pixels = op.Transpose(op.Reshape(small, op.Constant(value_ints=[-1, 3])), perm=[1, 0])  # (3, height · width)
+    return op.Reshape(small, op.Concat(sides, op.Constant(value_ints=[3]), axis=0))
+
+
+@script(default_opset=op)
+def _largest_within(outer, shape):
+    """Returns what `datamodules.transforms.largest_within` does, as (height, width)."""
+    swapped = op.Constant(value_ints=[1, 0])
+    divisor = op.Gather(shape, swapped)
+    sides = (2 * op.Gather(outer, swapped) * shape + divisor) / (2 * divisor)
+    return op.Min(op.Max(sides, op.Constant(value_ints=[1])), outer)
+
+
+@script(default_opset=op)
+def _squash(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) -> UINT8["height", "width", 3]:
+    fitted = _resize(image, size, vertical_first)
+    return fitted
+
+
+@script(default_opset=op)
+def _crop(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) -> UINT8["height", "width", 3]:
+    whole = op.Shape(image, end=2)
+    cut = _largest_within(whole, size)
+    start = (whole - cut) / 2
+    fitted = _resize(op.Slice(image, start, start + cut), size, vertical_first)
+    return fitted
+
+
+@script(default_opset=op)
+def _pad(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) -> UINT8["height", "width", 3]:
+    inner = _largest_within(size, op.Shape(image, end=2))
+    start, none = (size - inner) / 2, op.Constant(value_ints=[0])
+    fitted = op.Pad(_resize(image, inner, vertical_first), op.Concat(start, none, size - inner - start, none, axis=0))
+    return fitted
+
+
+FIT = {"squash": _squash, "crop": _crop, "pad": _pad}
+
+
+@script(default_opset=op)
+def _normalize(
+    fitted: UINT8["height", "width", 3],
+    shape: INT64[4],
+    channels: INT32["C", 3],
+    mean: FLOAT[1, "C", 1, 1],
+    std: FLOAT[1, "C", 1, 1],
+) -> FLOAT[1, "C", "height", "width"]:
+    pixels = op.Transpose(op.Reshape(fitted, op.Constant(value_ints=[-1, 3])), perm=[1, 0])  # (3, height · width)
     levels = (op.MatMul(channels, op.Cast(pixels, to=TensorProto.INT32)) + 32768) / 65536
     normalized = (op.Reshape(op.Cast(levels, to=TensorProto.FLOAT), shape) / 255.0 - mean) / std
     return normalized
@@ -96,24 +136,23 @@ def add_preprocessing(model: onnx.ModelProto, metadata: Metadata) -> onnx.ModelP
     """
     height, width = metadata["image_size"]
     gray, count = metadata["channels"] == ["gray"], len(metadata["channels"])
-    before = _bind(
-        model, _preprocess,
-        size=np.float64([height, width]), vertical_first=np.array([PILLOW_13]), shape=np.array([1, count, height, width]),
+    fit = _bind(model, FIT[metadata["aspect"]], size=np.array([height, width]), vertical_first=np.array([PILLOW_13]))
+    normalize = _bind(
+        model, _normalize,
+        shape=np.array([1, count, height, width]),
         channels=np.array([GRAY] if gray else 65536 * np.eye(3), dtype=np.int32),
         mean=np.float32(metadata["mean"] or [0] * count).reshape(1, -1, 1, 1),
         std=np.float32(metadata["std"] or [1] * count).reshape(1, -1, 1, 1),
     )  # fmt: skip
     after = _bind(model, _classify, temperature=np.float32(metadata["temperature"]))
-    whole = onnx.compose.merge_models(
-        onnx.compose.add_prefix(before, "before/", rename_inputs=False),
-        onnx.compose.add_prefix(model, "model/"),
-        io_map=[("before/normalized", f"model/{INPUT}")],
-    )
-    whole = onnx.compose.merge_models(
-        whole,
-        onnx.compose.add_prefix(after, "after/", rename_outputs=False),
-        io_map=[(f"model/{OUTPUT}", "after/logits")],
-    )
+    whole = onnx.compose.add_prefix(fit, "fit/", rename_inputs=False)
+    for name, part, io_map in (
+        ("normalize", normalize, ("fit/fitted", "normalize/fitted")),
+        ("model", model, ("normalize/normalized", f"model/{INPUT}")),
+        ("after", after, (f"model/{OUTPUT}", "after/logits")),
+    ):
+        part = onnx.compose.add_prefix(part, f"{name}/", rename_outputs=name != "after")
+        whole = onnx.compose.merge_models(whole, part, io_map=[io_map])
     del whole.metadata_props[:]
     onnx.checker.check_model(whole)
     return whole

@@ -1,12 +1,13 @@
 """Loads a trained model with all it needs from its checkpoint: weights, configuration, class names, transforms."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from assembly import build_classifier, build_pipelines
 from datamodules.images import read_image
@@ -20,6 +21,17 @@ from utils.errors import ConfigError, RunError
 from utils.runs import BEST, resolve_checkpoint
 
 MAX_LISTED_NAMES = 5  # of missing weights
+
+
+class FlipAverage(nn.Module):
+    """Returns the mean of a model's logits of each image and of its mirror image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(torch.cat([images, images.flip(-1)])).unflatten(0, (2, -1)).mean(0)
 
 
 @dataclass(frozen=True)
@@ -57,8 +69,16 @@ class TrainedModel:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Returns the logits (N, classes) of images (N, C, H, W), computed on the model's device, returned on the CPU."""
-        return self.classifier(images.to(self.classifier.device, self.classifier.dtype)).float().cpu()
+        """Returns the logits (N, classes) of images (N, C, H, W), computed on the model's device, returned on the CPU.
+
+        With flip_at_test they are the mean over each image and its mirror image.
+        """
+        return self.classifier.test_logits(images.to(self.classifier.device, self.classifier.dtype)).float().cpu()
+
+    def exportable(self) -> nn.Module:
+        """Returns a copy of the model for the CPU, 32-bit, that computes what `logits` does."""
+        model = copy.deepcopy(self.classifier.model).float().eval().cpu().to(memory_format=torch.contiguous_format)
+        return FlipAverage(model).eval() if self.config.flip_at_test else model
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Returns the probabilities (N, classes) of logits, by the temperature where there is a calibration."""

@@ -100,6 +100,6 @@ def mean_denominator(loss: nn.Module, labels: Tensor) -> Tensor:
     if not depends_on_labels(loss):
         return torch.full((), len(labels), dtype=torch.float32, device=labels.device)
     if labels.is_floating_point():
-        return (labels.to(loss.weight.dtype) @ loss.weight).sum()
+        return (labels * loss.weight).sum()  # elementwise: a product of matrices would lose digits under autocast
     weights = torch.ones(len(labels), device=labels.device) if loss.weight is None else loss.weight[labels]
     return (weights * (labels != loss.ignore_index)).sum()

@@ -42,6 +42,7 @@ class Classifier(LightningModule):
         scheduler_step, warmup_epochs, accumulate_batches, gradient_clip_norm, ema_decay, freeze_epochs: As in `config.yml`.
         mixing: A `datamodules.mixing.Mixing` of training batches; None for none. Accuracies are then against the label with the
             larger share.
+        flip_at_test: Whether validation takes the mean of the logits of each image and of its mirror image.
         stop_on_nonfinite_loss: Whether a NaN or infinite loss ends the training.
         seed: Seed of dropout, whose random numbers depend on it and on the step alone.
         channels_last: Whether images and weights have the memory format NHWC.
@@ -67,6 +68,7 @@ class Classifier(LightningModule):
         ema_decay: float | None = None,
         freeze_epochs: int = 0,
         mixing: Any = None,
+        flip_at_test: bool = False,
         stop_on_nonfinite_loss: bool = True,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
@@ -88,6 +90,7 @@ class Classifier(LightningModule):
         self.ema_decay = ema_decay
         self.freeze_epochs = freeze_epochs
         self.mixing = mixing
+        self.flip_at_test = flip_at_test
         self.average: AveragedWeights | None = None  # in a fit with an ema_decay
         self.averaged_state: dict[str, Tensor] | None = None  # of the checkpoint that is resumed
         self.frozen: list[nn.Parameter] = []  # parameters that are not trained in this epoch
@@ -113,6 +116,12 @@ class Classifier(LightningModule):
         """Returns logits (N, classes) of images (N, C, H, W)."""
         model = self.model if self.full_batches is None else self.full_batches
         return model(images.to(memory_format=self.memory_format))
+
+    def test_logits(self, images: Tensor, model: nn.Module | AveragedWeights | None = None) -> Tensor:
+        """Returns the logits (N, classes) of validation and prediction, by this model's weights or those of `model`."""
+        model, images = model or self, images.to(memory_format=self.memory_format)
+        # Halves before the sum: with CUDA graphs the second call overwrites the logits of the first.
+        return model(images) / 2 + model(images.flip(-1)) / 2 if self.flip_at_test else model(images)
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compile_mode is not None:
@@ -237,16 +246,18 @@ class Classifier(LightningModule):
         if self.average is not None and self.trainer.world_size > 1:
             self.average.share_buffers()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Adds a batch to the metrics, and returns its logits."""
         images, labels = batch
-        logits = self(images)
+        logits = self.test_logits(images)
         sums = mean_loss(self.loss, logits, labels)
         if self.average is not None:
             self.raw_sums = self._accumulate(self.raw_sums, logits, labels, *sums)
-            logits = self.average(images.to(memory_format=self.memory_format))
+            logits = self.test_logits(images, self.average)
             sums = mean_loss(self.loss, logits, labels)
         self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *sums)
         self.valid_classes = self._count_classes(self.valid_classes, logits, labels)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)

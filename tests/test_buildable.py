@@ -25,6 +25,7 @@ WRONG = [
     ("loss_params={epsilon: x}", "loss_params"),
     ("out_channels=1000000000000", "architecture: invalid value 'ghost': its weights take"),
     ("devices=1000000000", "devices"),
+    ("resize_size=[300, 300]", "resize_size: invalid value [300, 300]: the augmentations turn an image into"),
 ]
 
 
@@ -50,3 +51,19 @@ def test_a_schedule_that_fails_in_a_later_epoch_is_found_before_the_first(name, 
     with pytest.raises(ConfigError, match="lr_scheduler_params") as caught:
         assembly.check_buildable(load_config(overrides=[*changes, f"num_epochs={epochs}"]))
     assert reason in str(caught.value)
+
+
+def test_what_contradicts_another_key_is_reported_by_its_key():
+    fixed = ["architecture=timm/deit_tiny_patch16_224", "out_channels=null", "dropout=null", "image_size=[64, 64]"]
+    crop = "image_augmentations={RandomResizedCrop: {size: [227, 227]}}"
+    for changes, expected in (
+        ([*fixed, "test_image_size=[96, 96]"], "test_image_size: invalid value [96, 96]: Input height (96)"),
+        (["loss_function=MultiMarginLoss", "mixup_alpha=0.2"], "mixup_alpha: invalid value 0.2: mixed images have"),
+        ([crop, "resize_size=[300, 300]", "augment_images=False"], "resize_size: invalid value [300, 300]"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            assembly.check_buildable(load_config(overrides=[*COMMON, *changes]))
+        assert expected in str(caught.value) and "1 problem:" in str(caught.value)
+    assembly.check_buildable(
+        load_config(overrides=[*COMMON, crop, "resize_size=[300, 300]", "test_image_size=[160, 160]"])
+    )

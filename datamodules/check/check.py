@@ -94,7 +94,8 @@ def examine_data(
         clipped=clipped,
         near_duplicates=_near_duplicates(images, near_duplicate_distance),
         levels=levels,
-        image_size=module.train.image_shape[1:],
+        image_size=module.train.resized_shape[1:],
+        aspect=module.train.pipeline.aspect,
         crop=module.train.source.crop,
         configured=_mean_and_std(normalize) if isinstance(normalize, transforms.Normalize) else None,
         samples=draw_samples(module, {image.path for image in images}),
@@ -183,7 +184,7 @@ def _clip_boxes(data: DataSplits) -> tuple[DataSplits, list[str], list[str]]:
 def _examine_all(data: DataSplits, module: CarsDataModule) -> tuple[list[CheckedImage], np.ndarray, list[str]]:
     """Decodes all images; returns them, the histogram of the training images (C, 256), and the problems."""
     items = [(split, index) for split in SPLITS for index in range(len(getattr(data, split)))]
-    images, levels, broken = [], np.zeros((module.train.image_shape[0], 256), np.int64), []
+    images, levels, broken = [], np.zeros((module.train.resized_shape[0], 256), np.int64), []
     pool = ThreadPoolExecutor(THREADS)
     try:
         results = pool.map(lambda item: _examine(data, module, *item), items)

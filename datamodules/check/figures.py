@@ -28,6 +28,11 @@ STYLES = {"train": COLORS[0], "valid": COLORS[3], "test": COLORS[2]}
 MODEL = COLORS[1]
 MAX_CLASSES_PER_COLUMN = 49  # 196 make four columns
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_THUMBNAIL = 24, 6, 140  # of a contact sheet
+RATIOS = {  # what becomes of images whose aspect ratio is not that of the resized ones
+    "squash": "left of the line widened, right of it narrowed",
+    "crop": "left of the line top and bottom are lost, right of it the sides",
+    "pad": "left of the line padded at the sides, right of it above and below",
+}
 THUMBNAIL = 320  # pixels of the longer side
 
 
@@ -75,8 +80,10 @@ def draw_class_balance(counts: Mapping[str, Sequence[int]], class_names: Sequenc
     _save(figure, path)
 
 
-def draw_sizes(sizes: Mapping[str, Sequence[tuple[int, int]]], image_size: tuple[int, int], path: Path) -> None:
-    """Draws width against height, and number of pixels and aspect ratio relative to the images that the model sees.
+def draw_sizes(
+    sizes: Mapping[str, Sequence[tuple[int, int]]], image_size: tuple[int, int], path: Path, *, aspect: str = "squash"
+) -> None:
+    """Draws width against height, and number of pixels and aspect ratio relative to the resized images.
 
     Raises:
         RunError: The picture cannot be written.
@@ -90,16 +97,16 @@ def draw_sizes(sizes: Mapping[str, Sequence[tuple[int, int]]], image_size: tuple
     for split, values in present.items():
         style = {"color": STYLES[split], "label": f"{SPLITS[split]}: {len(values):,} images"}
         plane.plot(*values.T, ".", markersize=3, alpha=0.35, markeredgewidth=0, **style)
-    plane.plot(width, height, "s", color=MODEL, markersize=7, label=f"the model's images: {width}×{height}")
+    plane.plot(width, height, "s", color=MODEL, markersize=7, label=f"resized to {width}×{height}")
     plane.set(xlabel="width, pixels", ylabel="height, pixels", xscale="log", yscale="log")
     plane.set_title("size", fontsize=11)
     for handle in plane.legend(fontsize=9, loc="lower right").legend_handles:
         handle.set(alpha=1, markersize=7)
     for axes, measured, title, label in (
         (area, lambda values: values.prod(axis=1) / (width * height), "left of the line enlarged, right of it shrunk",
-         "pixels of an image ÷ pixels of the model's image"),
-        (ratio, lambda values: values[:, 0] / values[:, 1] * height / width, "left of the line widened, right of it narrowed",
-         "width ÷ height of an image, ÷ that of the model's image"),
+         "pixels of an image ÷ pixels of the resized image"),
+        (ratio, lambda values: values[:, 0] / values[:, 1] * height / width, RATIOS[aspect],
+         "width ÷ height of an image, ÷ that of the resized image"),
     ):  # fmt: skip
         measures = {split: measured(values) for split, values in present.items()}
         low = min(1.0, *(values.min() for values in measures.values()))

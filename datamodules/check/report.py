@@ -19,6 +19,7 @@ from datamodules.check.figures import (
     draw_samples,
     draw_sizes,
 )
+from datamodules.transforms import Aspect
 from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
 
@@ -82,6 +83,7 @@ class Findings:
         clipped: A line for each box that extended beyond its image.
         levels: (C, 256), histogram of the resized training images, before any augmentation.
         image_size: Height and width of the resized images, pixels.
+        aspect: What the resize does to images of another aspect ratio.
         crop: How training images are cut before that.
         configured: Mean and standard deviation of the configuration; None: no normalization.
         samples: Training images as the model will see them.
@@ -104,6 +106,7 @@ class Findings:
     began: float
     near_duplicates: list[tuple[CheckedImage, CheckedImage, int]] = field(default_factory=list)
     valid_from: str = "valid"
+    aspect: Aspect = "squash"
     upright: bool = False
 
     @cached_property
@@ -162,7 +165,7 @@ def write_report(findings: Findings, output_path: Path) -> Path:
     folder = make_timestamped_folder(output_path, "check")
     draw_class_balance(findings.class_counts, findings.class_names, folder / BALANCE)
     sizes = {split: [image.size for image in findings.images if image.split == split] for split in SPLITS}
-    draw_sizes(sizes, findings.image_size, folder / SIZES)
+    draw_sizes(sizes, findings.image_size, folder / SIZES, aspect=findings.aspect)
     draw_samples(findings.samples, findings.class_names, folder / SAMPLES, title=findings.augmentations)
     draw_contact_sheets(findings.images, findings.class_names, folder / SHEETS, upright=findings.upright)
     lines = summary_lines(findings)
@@ -266,7 +269,8 @@ def yaml_lines(findings: Findings) -> list[str]:
 
 def _basis(findings: Findings) -> str:
     height, width = findings.image_size
-    return f"all pixels of the training images at {height}×{width}{CROPS[findings.crop]}"
+    kept = {"squash": "", "crop": ", their sides cropped", "pad": ", padded with black"}[findings.aspect]
+    return f"all pixels of the training images at {height}×{width}{CROPS[findings.crop]}{kept}"
 
 
 def _comparison(findings: Findings) -> str:

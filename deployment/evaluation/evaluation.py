@@ -65,16 +65,13 @@ class _Collector(Callback):
         self.logits: list[Tensor] = []
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.hook = module.model.register_forward_hook(
-            lambda model, images, logits: self.logits.append(logits.float().cpu())
-        )
         self.bar = progress_bar(description="evaluating", unit=" batches", total=int(sum(trainer.num_val_batches)))
 
-    def on_validation_batch_end(self, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, logits: Tensor, *_: Any) -> None:
+        self.logits.append(logits.float().cpu())
         self.bar.update()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.hook.remove()
         self.bar.close()
 
 

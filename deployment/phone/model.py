@@ -1,6 +1,5 @@
 """Writes the app's model: from the pixels of a photo to probabilities."""
 
-import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,8 @@ def write_model(trained: TrainedModel, output: Path, *, int8: bool, data: Path |
             _, splits = load_split(trained, data, "valid")
             export(trained, "onnx-int8", splits, draft, num_images=COMPARED_IMAGES)
         else:
-            network = copy.deepcopy(trained.classifier.model).float().eval()
             example = torch.zeros(1, len(metadata["channels"]), *metadata["image_size"])
-            FORMATS["onnx"].write(network, [example], metadata, draft)
+            FORMATS["onnx"].write(trained.exportable(), [example], metadata, draft)
         onnx.save(add_preprocessing(onnx.load(draft), metadata), output)
     accuracy = trained.metrics.get("valid_acc")
     return {

@@ -94,7 +94,7 @@ def build_profiles(names: Sequence[str], image_size: Sequence[int]) -> list[Prof
                     f"'{name}' is not an architecture, run or checkpoint.{nearest(name, ARCHITECTURES)}"
                 ) from error
             config = trained.config
-            image = torch.randn(1, 1 if config.convert_to_grayscale else 3, *config.image_size)
+            image = torch.randn(1, 1 if config.convert_to_grayscale else 3, *config.test_size)
             accuracy = trained.metrics.get("valid_acc")
             run = trained.folder.resolve().name
             label = f"{run}/{trained.path.stem}" if Path(name).is_file() else run  # a run has two checkpoints

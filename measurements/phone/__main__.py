@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     paths = evenly_spaced(find_images([arguments.images]), arguments.photos)
     rows: list[dict[str, Any]] = []
     stated = conditions(
-        best_device(), model=trained.config.architecture, size=trained.config.image_size, int8=arguments.int8
+        best_device(), model=trained.config.architecture, size=trained.config.test_size, int8=arguments.int8
     )
     with tempfile.TemporaryDirectory() as name:
         options = ["--int8"] * arguments.int8 + (["-d", arguments.data] if arguments.data else [])

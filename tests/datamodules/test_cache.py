@@ -29,9 +29,9 @@ NORMALIZATION = {"mean": [0.4707, 0.4602, 0.455], "std": [0.2594, 0.2585, 0.2635
 AUGMENTATIONS = {"RandomHorizontalFlip": {"p": 0.5}, "ColorJitter": {"brightness": 0.2, "hue": 0.1}}
 
 
-def photos(folder: Path, *, gray: bool = False, crop: str = "no") -> DecodedImages:
-    pipeline = build_transforms(image_size=[24, 32], convert_to_grayscale=gray)
-    return DecodedImages(read_data(folder).train, pipeline.resize, crop=crop)
+def photos(folder: Path, *, gray: bool = False, crop: str = "no", aspect: str = "squash") -> DecodedImages:
+    pipeline = build_transforms(image_size=[24, 32], convert_to_grayscale=gray, aspect=aspect)
+    return DecodedImages(read_data(folder).train, pipeline.resize, aspect=pipeline.aspect, crop=crop)
 
 
 @pytest.fixture
@@ -50,6 +50,16 @@ def test_a_cached_photo_equals_the_decoded_one_to_the_bit(data, tmp_path, gray, 
         assert cached.image(index).mode == ("L" if gray else "RGB")
         assert np.array_equal(np.asarray(cached.image(index)), np.asarray(decoded.image(index)))
     assert torch.equal(cached.batch([3, 1]), cached.to(torch.device("cpu"))[[3, 1]])
+
+
+def test_each_way_to_resize_has_a_cache_of_its_own(data, tmp_path):
+    caches = {
+        each: open_cache(tmp_path, "train", photos(data, aspect=each), (3, 24, 32))
+        for each in ("squash", "crop", "pad")
+    }
+    assert len({cache.path for cache in caches.values()}) == 3 and "squash" not in caches["squash"].path.name
+    for aspect, cache in caches.items():
+        assert np.array_equal(np.asarray(cache.image(3)), np.asarray(photos(data, aspect=aspect).image(3)))
 
 
 def names(folder: Path) -> set[str]:

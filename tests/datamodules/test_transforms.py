@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from datamodules.transforms import build_transform, build_transforms
+from datamodules.transforms import build_transform, build_transforms, seen_box
 from utils.errors import ConfigError
 from utils.seeding import seeded
 
@@ -109,3 +109,43 @@ def test_enumerations_are_given_by_their_values():
     assert augment.policy is transforms.AutoAugmentPolicy.SVHN
     pad = build_transform("Pad", {"padding": 2, "padding_mode": "reflect"})  # text that is not an enumeration
     assert pad.padding_mode == "reflect"
+
+
+WIDE, TALL = (90, 60), (61, 90)  # width and height
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "box"),
+    [
+        (WIDE, "squash", (0, 0, 90, 60)),
+        (WIDE, "crop", (15, 0, 75, 60)),  # to 40 × 40
+        (TALL, "crop", (0, 14, 61, 75)),
+        (WIDE, "pad", (0, -60 * 6 / 27, 90, 60 * 34 / 27)),  # 40 × 27: 6 rows above, 7 below
+        (TALL, "pad", (-61 * 6 / 27, 0, 61 * 34 / 27, 90)),
+    ],
+)
+def test_the_aspect_ratio_is_squashed_cropped_or_padded(size, aspect, box):
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (*size[::-1], 3), np.uint8))
+    resized = build_transforms(image_size=[40, 40], aspect=aspect).resize(image)
+    assert seen_box(size, (40, 40), aspect) == pytest.approx(box)
+    if aspect == "pad":
+        x, y = (0, 6) if size == WIDE else (6, 0)
+        inner = (40, 27) if size == WIDE else (27, 40)
+        expected = Image.new("RGB", (40, 40))
+        expected.paste(image.resize(inner, Image.Resampling.BILINEAR), (x, y))
+    else:
+        expected = image.crop(tuple(map(int, box))).resize((40, 40), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.asarray(resized), np.asarray(expected))
+
+
+def test_augmentations_take_the_images_from_larger_ones(image):
+    crop = {"RandomCrop": {"size": [24, 40]}}
+    pipeline = build_transforms(image_size=[24, 40], resize_size=[32, 48], image_augmentations=crop)
+    larger = build_transforms(image_size=[32, 48])(image)
+    with seeded(1):
+        tensor = pipeline(image)
+    with seeded(1):
+        top, left, height, width = transforms.RandomCrop.get_params(larger, (24, 40))
+    assert torch.equal(tensor, larger[:, top : top + height, left : left + width])
+    with pytest.raises(ConfigError, match=r"\(3, 32, 48\); expected torch.float32 \(3, 24, 40\); RandomResizedCrop or"):
+        build_transforms(image_size=[24, 40], resize_size=[32, 48])

@@ -16,6 +16,7 @@ from PIL import Image
 import export
 from datamodules import read_data
 from datamodules.images import read_image
+from datamodules.transforms import build_transforms
 from deployment.agreement import Agreement, image_problems, logit_problems, measure_agreement, prediction_problems
 from deployment.calibration import Calibration, save_calibration
 from deployment.export import _compare, build_metadata, evenly_spaced
@@ -335,19 +336,19 @@ def test_a_file_with_preprocessing_inside_gives_the_probabilities_of_predict(ima
         assert found[best].tolist() == pytest.approx([value for _, value in prediction.classes], abs=1e-4)
 
 
-@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize(("aspect", "gray"), [("squash", False), ("squash", True), ("crop", False), ("pad", True)])
 # 40 → 48 pixels, 5 : 6, put many values halfway between two levels, which Pillow rounds by the error of its weights.
 @pytest.mark.parametrize(
     "size", [(90, 70), (30, 40), (641, 479), (479, 641), (90, 60), (64, 48), (48, 64), (1, 2), (1216, 1612)]
 )
-def test_the_pixels_inside_the_file_are_pillows(trained, size, gray):
+def test_the_pixels_inside_the_file_are_pillows(trained, size, aspect, gray):
     """The model is the identity: its probabilities' logarithms are the pixels but for a constant."""
     import onnxruntime
     from onnx import TensorProto, helper
 
     from deployment.preprocessing import add_preprocessing
 
-    config = trained.config.model_copy(update={"convert_to_grayscale": gray, "normalize": False})
+    config = trained.config.model_copy(update={"convert_to_grayscale": gray, "normalize": False, "aspect": aspect})
     channels = 1 if gray else 3
     count = channels * 64 * 48
     metadata = build_metadata(replace(trained, config=config)) | {"class_names": [str(each) for each in range(count)]}
@@ -362,8 +363,13 @@ def test_the_pixels_inside_the_file_are_pillows(trained, size, gray):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
     (probabilities,) = session.run(None, {"image": noise})
-    expected = Image.fromarray(noise).resize((48, 64), Image.Resampling.BILINEAR).convert("L" if gray else "RGB")
-    expected = np.asarray(expected, dtype=np.float64).reshape(64, 48, channels).transpose(2, 0, 1).ravel()
+    resize = build_transforms(image_size=(64, 48), aspect=aspect, convert_to_grayscale=gray).resize
+    expected = (
+        np.asarray(resize(Image.fromarray(noise)), dtype=np.float64)
+        .reshape(64, 48, channels)
+        .transpose(2, 0, 1)
+        .ravel()
+    )
     found = 255 * np.log(probabilities.astype(np.float64))
     assert np.abs(found - expected - np.median(found - expected)).max() < 0.01
 

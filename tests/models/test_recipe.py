@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datamodules.mixing import Mixing
+from deployment.trained import FlipAverage
 from models import build_model
 from models.classifier import RAW, Classifier
 from models.finetuning.parameter_groups import head_names, layer_ids, parameter_groups
@@ -277,3 +278,32 @@ def test_mixed_batches_are_trained_on_until_the_last_epochs_and_judged_by_the_la
     metrics = classifier.epoch_metrics
     assert metrics["train_acc"] == pytest.approx((logits.argmax(1) == targets.argmax(1)).float().mean().item())
     assert metrics["train_loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_validation_takes_the_mean_of_the_logits_of_image_and_mirror_image(ema_decay):
+    class Columns(nn.Module):
+        """The first column of pixels, so that a mirror image has other logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 3)
+
+        def forward(self, images):
+            return self.last(images[:, :, 0, 0])
+
+    class Wide(Points):
+        def __init__(self) -> None:
+            super().__init__(12, 4)
+            images = torch.randn(12, 3, 1, 2, generator=torch.Generator().manual_seed(0))
+            self.points = list(zip(images, torch.arange(12) % 3, strict=True))
+
+    data = Wide()
+    classifier = fit(data, Columns(), epochs=1, flip_at_test=True, ema_decay=ema_decay)
+    images, labels = (torch.cat(part) for part in zip(*data.batches(), strict=True))
+    model = classifier.average.average.module if ema_decay else classifier.model
+    logits = (model(images) + model(images.flip(3))) / 2
+    assert classifier.epoch_metrics["valid_loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, labels).item(), rel=1e-5
+    )
+    torch.testing.assert_close(FlipAverage(model)(images), logits)
