@@ -17,7 +17,11 @@ from datamodules.mixing import Mixing
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.transforms import Pipeline, build_transform, build_transforms
 from losses import build_loss, require_probabilities
+from losses.auxiliary import AuxiliaryTargets
 from losses.class_weights import class_weights
+from losses.distillation import Distillation, Teacher, View
+from losses.groupings import group_classes, numbered
+from losses.targets import MoreTargets
 from models import build_model, count_parameters
 from models.classifier import Classifier
 from models.compilation import check_compiler
@@ -40,6 +44,7 @@ from utils.machine import total_memory
 from utils.processes import check_launch
 from utils.runs import BEST, resolve_checkpoint
 from utils.runs.branches import Trunk
+from utils.runs.teachers import TeacherFile
 from utils.seeding import mix
 from utils.tracking import check_trackers
 from utils.tracking.parameters import study_parameters
@@ -219,16 +224,20 @@ def _batched_augmentations(config: Config) -> tuple[BatchedAugmentations, Batche
     return train, BatchedAugmentations({}, {}, image_size=config.test_size, **normalization)
 
 
-def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | None = None) -> Classifier:
+def build_classifier(
+    config: Config, num_classes: int, *, splits: DataSplits | None = None, teachers: Sequence[Teacher] = ()
+) -> Classifier:
     """Returns the classifier of `config` with random weights that depend on the seed alone.
 
     Args:
         config: The configuration.
         num_classes: Number of classes.
-        splits: The data set, for `class_weights`; None where they are loaded with the other weights.
+        splits: The data set, for `class_weights` and `auxiliary_targets`; None where trained weights are loaded, which need
+            neither.
+        teachers: The teachers, in a training.
 
     Raises:
-        ConfigError: class_weights names a class that the data set does not have.
+        ConfigError: class_weights or auxiliary_targets do not fit the classes of the data set.
     """
     loss_params = config.loss_params
     if config.class_weights is not None:
@@ -236,9 +245,10 @@ def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | N
         if splits is not None:
             weights = class_weights(config.class_weights, splits.class_counts, splits.class_names)
         loss_params = {**(loss_params or {}), "weight": weights}
+    targets = build_targets(config, splits.class_names, teachers) if splits is not None else None
     torch.manual_seed(mix(config.seed, "weights"))
     return Classifier(
-        _build_model(config, num_classes),
+        _build_model(config, num_classes + (targets.num_groups if targets else 0)),
         build_loss(config.loss_function, loss_params, num_classes=num_classes),
         optimizer=config.optimizer,
         optimizer_params=config.optimizer_params,
@@ -258,7 +268,37 @@ def build_classifier(config: Config, num_classes: int, *, splits: DataSplits | N
         freeze_epochs=config.freeze_epochs,
         mixing=build_mixing(config, num_classes),
         flip_at_test=config.flip_at_test,
+        targets=targets,
     )
+
+
+def build_targets(config: Config, class_names: Sequence[str], teachers: Sequence[Teacher]) -> MoreTargets | None:
+    """Returns the targets of a training beside the labels; None where there are none.
+
+    Raises:
+        ConfigError: auxiliary_targets do not fit the classes.
+    """
+    distillation = auxiliary = None
+    if teachers:
+        distillation = Distillation(
+            teachers,
+            view_of(config, config.image_size),
+            temperature=config.distillation_temperature,
+            weight=config.distillation_weight,
+        )
+    if config.auxiliary_targets is not None:
+        groups = group_classes(config.auxiliary_targets, class_names)
+        numbers = {name: numbered(of_class, class_names) for name, of_class in groups.items()}
+        auxiliary = AuxiliaryTargets(numbers, weight=config.auxiliary_weight)
+    return MoreTargets(distillation, auxiliary) if distillation or auxiliary else None
+
+
+def view_of(config: Config, size: Sequence[int]) -> View:
+    """Returns what a model of `config` gets of an image of a size, (height, width)."""
+    channels, used = image_shape(config)[0], config.normalization
+    mean, std = (used.mean, used.std) if used else ([0.0] * channels, [1.0] * channels)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return View((size[0], size[1]), channels, mean, std)
 
 
 def build_mixing(config: Config, num_classes: int) -> Mixing | None:
@@ -363,14 +403,24 @@ def copy_best(config: Config, classifier: Classifier, trunk: Trunk, folder: Path
 
 
 def build_record(
-    config: Config, folder: Path, classifier: Classifier, annotations: DataSplits, *, trunk: Trunk | None = None
+    config: Config,
+    folder: Path,
+    classifier: Classifier,
+    annotations: DataSplits,
+    *,
+    trunk: Trunk | None = None,
+    teachers: Sequence[TeacherFile] = (),
 ) -> RunRecord:
-    """Returns the record of a run in `folder`, a branch of `trunk` if there is one."""
+    """Returns the record of a run in `folder`, a branch of `trunk` if there is one, with the files of its teachers."""
+    model = classifier.model
+    if classifier.num_groups:  # whose rows are dropped from what is kept
+        with torch.device("meta"):
+            model = _build_model(config, len(annotations.class_names))
     optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
     parameters = study_parameters(
         config,
-        architecture=type(classifier.model).__name__,
-        num_params=count_parameters(classifier),
+        architecture=type(model).__name__,
+        num_params=count_parameters(model),
         weight_decay=optimizer.defaults.get("weight_decay"),
     )
     return RunRecord(
@@ -385,7 +435,8 @@ def build_record(
             "valid_from": annotations.valid_from,
             "split_digest": annotations.split_digest,
         }
-        | ({"branch": trunk.origin()} if trunk else {}),
+        | ({"branch": trunk.origin()} if trunk else {})
+        | ({"teachers": {each.path: each.sha256 for each in teachers}} if teachers else {}),
     )
 
 
@@ -404,6 +455,10 @@ def build_callbacks(
         "class_names": list(class_names),
         "split_digest": record.values["split_digest"],
     }
+    if "teachers" in record.values:
+        about["teachers"] = record.values["teachers"]
+    if config.auxiliary_targets is not None:
+        about["auxiliary_targets"] = group_classes(config.auxiliary_targets, class_names)
     return [
         TrainingProgress(),
         *([EarlyStopping(patience, extend_finished_run=record.was_finished)] if patience else []),

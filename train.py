@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from training.signals import SignalHandler
 from utils.cli import run_command
@@ -22,6 +23,7 @@ from utils.runs.branches import Trunk, find_trunk
 from utils.runs.folder import LAST, LOG, METRICS, has_ended, make_run_folder, read_record
 from utils.runs.metrics import read_rows
 from utils.runs.summary import summarize
+from utils.runs.teachers import TeacherFile, find_teachers
 
 DEMO = PROJECT / "experiments" / "demo.yml"
 EXTENDING = ("num_epochs=", "early_stopping_patience=")  # changes that let a finished run train further
@@ -78,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             )
         return read_record(resumed)["best"]
 
+    teachers = find_teachers(config, trunk.folder if trunk else resumed)
     # Torch takes seconds to import: by now, errors in the configuration have been reported.
     import assembly
 
@@ -92,9 +95,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         from datamodules import read_splits
         from datamodules.check.check import check_data
 
+        splits = read_splits(config)
+        assembly.build_targets(config, splits.class_names, _load(teachers, splits.class_names))
         build_data = partial(assembly.build_data, config)
         check_data(
-            read_splits(config),
+            splits,
             build_data,
             folder=config.data_path,
             output_path=config.output_path,
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return {}
     if argv is None:  # for the processes that Lightning starts: "last" may change until then
         sys.argv += [f"--resume={resumed}"] if resumed else [f"--branch={trunk.folder}"] if trunk else []
-    return train(config, resumed, trunk, stop_after=arguments.stop_after)
+    return train(config, resumed, trunk, teachers=teachers, stop_after=arguments.stop_after)
 
 
 def find_branched_run(arguments: argparse.Namespace) -> Trunk | None:
@@ -150,7 +155,12 @@ def read_configuration(arguments: argparse.Namespace, trunk: Trunk | None = None
 
 
 def train(
-    config: Config, resumed: Path | None, trunk: Trunk | None = None, *, stop_after: int | None = None
+    config: Config,
+    resumed: Path | None,
+    trunk: Trunk | None = None,
+    *,
+    teachers: Sequence[TeacherFile] = (),
+    stop_after: int | None = None,
 ) -> dict[str, float]:
     """Trains a new run, a branch, or the resumed run in a folder, and returns its best metrics.
 
@@ -158,6 +168,7 @@ def train(
         config: The configuration.
         resumed: The folder of the run; None for a new one.
         trunk: The run that is branched; None for no branch.
+        teachers: Of `find_teachers`.
         stop_after: Number of finished epochs after which it stops, to be resumed; None: it ends as configured.
     """
     import assembly
@@ -166,7 +177,10 @@ def train(
     from training.failures.max_batch_size import find_max_batch_size
 
     splits = assembly.load_annotations(config)
-    classifier = assembly.build_classifier(config, num_classes=len(splits.class_names), splits=splits)
+    names = splits.class_names
+    classifier = assembly.build_classifier(
+        config, num_classes=len(names), splits=splits, teachers=_load(teachers, names)
+    )
     data = assembly.build_data(config, splits)
     data.check_cache_path()
     branch = assembly.read_branch(config, classifier, trunk) if trunk else None
@@ -175,7 +189,7 @@ def train(
         end_with_parent()  # else it would wait half an hour for the other processes, and hold its device's memory
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
-    record = assembly.build_record(config, folder, classifier, splits, trunk=trunk)
+    record = assembly.build_record(config, folder, classifier, splits, trunk=trunk, teachers=teachers)
     if not resumed and not trunk:
         assembly.load_pretrained_weights(config, classifier, splits.class_names)
     checkpoint = trunk.checkpoint if trunk else folder / LAST if resumed else None
@@ -203,6 +217,14 @@ def train(
     if trainer.is_global_zero:
         print(summarize(folder))
     return record.values["best"]
+
+
+def _load(teachers: Sequence[TeacherFile], class_names: Sequence[str]) -> list[Any]:
+    if not teachers:
+        return []
+    from deployment.teachers import load_teachers
+
+    return load_teachers(teachers, class_names)
 
 
 @contextmanager

@@ -99,7 +99,14 @@ def mean_denominator(loss: nn.Module, labels: Tensor) -> Tensor:
     """
     if not depends_on_labels(loss):
         return torch.full((), len(labels), dtype=torch.float32, device=labels.device)
+    return image_weights(loss, labels).sum()
+
+
+def image_weights(loss: nn.Module, labels: Tensor) -> Tensor:
+    """Returns the weight of each image in the mean of `loss`, (N,); `mean_denominator` is their sum."""
+    if not depends_on_labels(loss):
+        return torch.ones(len(labels), device=labels.device)
     if labels.is_floating_point():
-        return (labels * loss.weight).sum()  # elementwise: a product of matrices would lose digits under autocast
+        return (labels * loss.weight).sum(dim=1)  # elementwise: a product of matrices would lose digits under autocast
     weights = torch.ones(len(labels), device=labels.device) if loss.weight is None else loss.weight[labels]
-    return (weights * (labels != loss.ignore_index)).sum()
+    return weights * (labels != loss.ignore_index)

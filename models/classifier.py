@@ -1,6 +1,7 @@
 """The LightningModule: training and validation steps, metrics, optimizer and learning rate."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,15 +10,19 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn, optim
 
 from losses import depends_on_labels, mean_loss
+from losses.auxiliary import GROUPS_CHANGED
+from losses.targets import MoreTargets
 from models.averaging import AveragedWeights
 from models.compilation import CompileMode, FullBatches
-from models.finetuning.parameter_groups import backbone_parameters, head_modules, parameter_groups
+from models.finetuning.auxiliary_rows import cut_rows, join_rows
+from models.finetuning.parameter_groups import backbone_parameters, head_modules, head_names, parameter_groups
 from models.optimization import build_lr_scheduler, build_optimizer, scaled_lr, step_lr_scheduler
 from utils.errors import ConfigError, RunError
 from utils.runs.folder import LAST
 from utils.seeding import mix, seed_device
 
 TOP_K = 5
+AUXILIARY = "auxiliary_rows"  # key of the rows of the last layer that learn auxiliary targets, for each state_dict
 RAW = "raw_state_dict"  # key of the weights that are trained, in a checkpoint whose state_dict holds the averaged ones
 FINITE = torch.iinfo(torch.int64).max  # instead of a step: every loss was finite
 
@@ -32,10 +37,11 @@ class Classifier(LightningModule):
 
     Accuracies are correct predictions over images, in 0 … 1. Losses are means over the split, whatever the reduction of
     `loss`: over images, or as torch weighs them with class weights. No value depends on how the images fall into batches
-    and processes, and each image counts once.
+    and processes, and each image counts once. With `targets` train_loss is still the mean of `loss`; their own metrics are
+    logged too, among them train_total_loss, which is minimized.
 
     Args:
-        model: Turns images (N, C, H, W) into logits (N, classes).
+        model: Turns images (N, C, H, W) into logits (N, classes), and further columns for auxiliary targets.
         loss: Turns logits and labels (N,) into a scalar.
         optimizer, optimizer_params, lr_scheduler, lr_scheduler_params: As in `config.yml`.
         groups: Keyword arguments of `parameter_groups`; None for one group of all parameters.
@@ -43,6 +49,7 @@ class Classifier(LightningModule):
         mixing: A `datamodules.mixing.Mixing` of training batches; None for none. Accuracies are then against the label with the
             larger share.
         flip_at_test: Whether validation takes the mean of the logits of each image and of its mirror image.
+        targets: Targets beside the labels; None for none.
         stop_on_nonfinite_loss: Whether a NaN or infinite loss ends the training.
         seed: Seed of dropout, whose random numbers depend on it and on the step alone.
         channels_last: Whether images and weights have the memory format NHWC.
@@ -69,6 +76,7 @@ class Classifier(LightningModule):
         freeze_epochs: int = 0,
         mixing: Any = None,
         flip_at_test: bool = False,
+        targets: MoreTargets | None = None,
         stop_on_nonfinite_loss: bool = True,
         channels_last: bool = False,
         compile_mode: CompileMode | None = None,
@@ -91,6 +99,7 @@ class Classifier(LightningModule):
         self.freeze_epochs = freeze_epochs
         self.mixing = mixing
         self.flip_at_test = flip_at_test
+        self.targets = targets
         self.average: AveragedWeights | None = None  # in a fit with an ema_decay
         self.averaged_state: dict[str, Tensor] | None = None  # of the checkpoint that is resumed
         self.frozen: list[nn.Parameter] = []  # parameters that are not trained in this epoch
@@ -109,17 +118,37 @@ class Classifier(LightningModule):
         # Of loss, correct, correct among the top 5, images, denominators of the loss.
         self.train_sums: Tensor | None = None
         self.valid_sums: Tensor | None = None
+        self.train_more: Tensor | None = None  # sums of the metrics of `targets`
+        self.valid_more: Tensor | None = None
         self.raw_sums: Tensor | None = None  # as valid_sums, of the trained weights where averaged ones are validated
         self.valid_classes: Tensor | None = None  # (2, classes): correct predictions and images of each label
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
+        return self._split(self._outputs(images))[0]
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        """Returns the logits of the classes and of auxiliary targets, (N, classes + num_groups)."""
         model = self.model if self.full_batches is None else self.full_batches
         return model(images.to(memory_format=self.memory_format))
 
-    def test_logits(self, images: Tensor, model: nn.Module | AveragedWeights | None = None) -> Tensor:
-        """Returns the logits (N, classes) of validation and prediction, by this model's weights or those of `model`."""
-        model, images = model or self, images.to(memory_format=self.memory_format)
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the logits of the classes, and those of auxiliary targets."""
+        if not self.num_groups:
+            return outputs, outputs[:, :0]
+        return outputs[:, : -self.num_groups], outputs[:, -self.num_groups :]
+
+    @property
+    def num_groups(self) -> int:
+        """Number of logits of auxiliary targets."""
+        return self.targets.num_groups if self.targets else 0
+
+    def test_logits(self, images: Tensor) -> Tensor:
+        """Returns the logits (N, classes) of validation and prediction."""
+        return self._split(self._test_outputs(images, self._outputs))[0]
+
+    def _test_outputs(self, images: Tensor, model: Callable[[Tensor], Tensor]) -> Tensor:
+        images = images.to(memory_format=self.memory_format)
         # Halves before the sum: with CUDA graphs the second call overwrites the logits of the first.
         return model(images) / 2 + model(images.flip(-1)) / 2 if self.flip_at_test else model(images)
 
@@ -154,6 +183,8 @@ class Classifier(LightningModule):
         return math.ceil(self.trainer.datamodule.batches_per_epoch / self.accumulate_batches)
 
     def on_fit_start(self) -> None:
+        if self.targets is not None and self.targets.distillation is not None:
+            self.targets.distillation.to(self.device, next(self.model.parameters()).dtype)
         if self.ema_decay is None:
             return
         steps, horizon = self.steps_per_epoch * self.trainer.max_epochs, 1 / (1 - self.ema_decay)
@@ -187,7 +218,9 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._freeze()
         self.nonfinite_step = None
-        self.train_sums = None  # an epoch that is resumed in its middle skips this hook and keeps its sums
+        self.train_sums = self.train_more = (
+            None  # an epoch that is resumed in its middle skips this hook and keeps its sums
+        )
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.batch_of_step = [batch_index] if self.accumulate_batches > 1 else []
@@ -198,10 +231,14 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = self._mixed(*batch)
-        logits = self(images)
-        loss, denominator = mean_loss(self.loss, logits, labels)
+        logits, groups = self._split(self._outputs(images))
+        loss, denominator = task = mean_loss(self.loss, logits, labels)
+        more = None
+        if self.targets is not None:
+            loss, more = self.targets(self.loss, images, (logits, groups), labels, task)
         if not self.counted:
-            self.train_sums = self._accumulate(self.train_sums, logits, labels, loss, denominator)
+            self.train_sums = self._accumulate(self.train_sums, logits, labels, *task)
+            self.train_more = more if self.train_more is None else self.train_more.to(more.device) + more
             self.counted = True
         self._track_nonfinite(loss.detach())
         weight = self._ddp_weight(denominator) if self.accumulate_batches == 1 else self._window_weight(denominator)
@@ -242,25 +279,30 @@ class Classifier(LightningModule):
             self.average.update(self.model)
 
     def on_validation_epoch_start(self) -> None:
-        self.valid_sums = self.raw_sums = self.valid_classes = None
+        self.valid_sums = self.raw_sums = self.valid_classes = self.valid_more = None
         if self.average is not None and self.trainer.world_size > 1:
             self.average.share_buffers()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Adds a batch to the metrics, and returns its logits."""
         images, labels = batch
-        logits = self.test_logits(images)
+        logits, groups = self._split(self._test_outputs(images, self._outputs))
         sums = mean_loss(self.loss, logits, labels)
         if self.average is not None:
             self.raw_sums = self._accumulate(self.raw_sums, logits, labels, *sums)
-            logits = self.test_logits(images, self.average)
+            logits, groups = self._split(self._test_outputs(images, self.average))
             sums = mean_loss(self.loss, logits, labels)
         self.valid_sums = self._accumulate(self.valid_sums, logits, labels, *sums)
         self.valid_classes = self._count_classes(self.valid_classes, logits, labels)
+        if self.num_groups:
+            hits = self.targets.hits(groups, labels)
+            self.valid_more = hits if self.valid_more is None else self.valid_more + hits
         return logits
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid", self.valid_sums)
+        if self.valid_more is not None:
+            self._log_more("valid", self.targets.accuracies, self.valid_sums, self.valid_more)
         if self.raw_sums is not None:
             self._log_means("valid_raw", self.raw_sums)
         correct, images = self._over_processes(self.valid_classes, "sum").cpu()
@@ -283,20 +325,40 @@ class Classifier(LightningModule):
         if self.stop_on_nonfinite_loss and not math.isfinite(self.epoch_metrics["valid_loss"]):
             raise self._not_finite("validation")
         self._log_means("train", self.train_sums)
+        if self.train_more is not None:
+            self._log_more("train", self.targets.names, self.train_sums, self.train_more)
         self._log({"lr": self.last_lr})
         if self.scheduler_step == "epoch":
             step_lr_scheduler(self.scheduler, valid_loss=self.epoch_metrics["valid_loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_sums"] = self._over_processes(self.train_sums, "sum")
+        if self.train_more is not None:
+            checkpoint["train_more"] = self._over_processes(self.train_more, "sum")
         if self.scheduler is not None:
             checkpoint["lr_scheduler"] = self.scheduler.state_dict()
         if self.average is not None:  # what is evaluated and exported, in its place
             checkpoint[RAW] = checkpoint["state_dict"]
             averaged = {f"model.{name}": value for name, value in self.average.state_dict().items()}
             checkpoint["state_dict"] = checkpoint[RAW] | averaged
+        if self.num_groups:
+            cut = {
+                key: cut_rows(checkpoint[key], self._head, self.num_groups)
+                for key in ("state_dict", RAW)
+                if key in checkpoint
+            }
+            checkpoint |= {key: state for key, (state, _) in cut.items()}
+            checkpoint[AUXILIARY] = {key: rows for key, (_, rows) in cut.items()}
+
+    @property
+    def _head(self) -> list[str]:
+        return [f"model.{name}" for name in sorted(head_names(self.model))]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for key, rows in checkpoint.get(AUXILIARY, {}).items():
+            if {len(row) for row in rows.values()} != {self.num_groups}:
+                raise ConfigError(GROUPS_CHANGED)
+            checkpoint[key] = join_rows(checkpoint[key], rows)
         if RAW in checkpoint:
             names = self.model.state_dict().keys()
             self.averaged_state = {name: checkpoint["state_dict"][f"model.{name}"] for name in names}
@@ -305,6 +367,8 @@ class Classifier(LightningModule):
         sums = checkpoint["train_sums"]
         sums = torch.cat([sums, sums[3:]]) if len(sums) == 4 else sums
         self.train_sums = sums if self.trainer.is_global_zero else torch.zeros_like(sums)
+        if (more := checkpoint.get("train_more")) is not None:
+            self.train_more = more if self.trainer.is_global_zero else torch.zeros_like(more)
         self.scheduler_state = checkpoint.get("lr_scheduler")  # it is built later
 
     def _not_finite(self, split: str, step: str = "") -> RunError:
@@ -376,6 +440,13 @@ class Classifier(LightningModule):
         means = {"acc": correct / count, f"top{TOP_K}_acc": correct_top_k / count}
         means = {"loss": loss / denominator if denominator else math.nan} | means
         self._log({f"{split}_{name}": value for name, value in means.items()})
+
+    def _log_more(self, split: str, names: Sequence[str], sums: Tensor, more: Tensor) -> None:
+        """Logs the metrics of `targets`: losses over the denominators of the task's, accuracies over images."""
+        *_, images, denominator = self._over_processes(sums, "sum").tolist()
+        values = zip(names, self._over_processes(more, "sum").tolist(), strict=True)
+        divisors = {"loss": denominator or math.nan, "acc": images}
+        self._log({f"{split}_{name}": value / divisors[name.rpartition("_")[2]] for name, value in values})
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.epoch_metrics |= metrics

@@ -30,8 +30,10 @@ KEPT = "checkpoints/epoch_{}.ckpt"  # after so many epochs, with keep_checkpoint
 KEPT_BEST = "checkpoints/epoch_{}_best.ckpt"  # the best checkpoint until then
 ABOUT = "cars"  # key of what a checkpoint holds beside Lightning's: format, config, class_names, metrics
 # Types of the values that a resumed run reads from run.json; a value of another type is ignored.
-RECORD_TYPES = {"run_id": str, "status": str, "started": str, "seconds": (int, float), "resumed": int, "best": dict,
-                "branch": dict}  # fmt: skip
+RECORD_TYPES = {
+    "run_id": str, "status": str, "started": str, "seconds": (int, float), "resumed": int, "best": dict, "branch": dict,
+    "teachers": dict,
+}  # fmt: skip
 
 
 def make_run_folder(output_path: Path, architecture: str) -> Path:
