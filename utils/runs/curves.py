@@ -36,9 +36,10 @@ def draw_curves(runs: Mapping[str, list[Row]], path: Path, *, title: str = "") -
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.8 if len(runs) == 1 else 9.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.8 if len(runs) == 1 else 9.2), layout="constrained" if len(runs) > 1 else None)
     if len(runs) == 1:
         _draw_one(figure, *runs.values())
+        figure.subplots_adjust(left=0.04, right=0.985, bottom=0.11, top=0.86, wspace=0.14)  # half the time of a layout
     else:
         _draw_several(figure, runs)
     figure.suptitle(escape_dollars(title), fontsize=12)
