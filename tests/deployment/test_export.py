@@ -374,6 +374,7 @@ def test_the_pixels_inside_the_file_are_pillows(trained, size, aspect, gray):
     assert np.abs(found - expected - np.median(found - expected)).max() < 0.01
 
 
+@pytest.mark.slow
 def test_an_int8_file_with_preprocessing_inside(trained_run, tmp_path):
     path = tmp_path / "small.onnx"
     exported = export.main(

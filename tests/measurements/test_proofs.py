@@ -20,13 +20,13 @@ def run_proof(name, report, *arguments):
 
 
 def test_killed_trainings_reach_the_same_end(tmp_path):
-    result, output = run_proof("killed_runs", tmp_path / "killed.json", "--kills", 2, "--seed", 7)
-    assert result["kills"] >= 2 and result["equal"] == result["trainings"] > 0, output
+    result, output = run_proof("killed_runs", tmp_path / "killed.json", "--kills", 1, "--seed", 7)
+    assert result["kills"] >= 1 and result["equal"] == result["trainings"] > 0, output
     assert [case["differences"] for case in result["cases"]] == [[]] * result["trainings"]
 
 
 def test_memory_open_files_and_threads_do_not_grow(tmp_path):
-    result, output = run_proof("soak", tmp_path / "soak.json", "--epochs", 24)
+    result, output = run_proof("soak", tmp_path / "soak.json", "--epochs", 16)
     slopes = result["slopes"]
     assert len(result["samples"]) >= 12 and slopes["main_kB"]["first"] > 50_000, output
     # Caches still fill by some 50 kB an epoch, and files are opened and closed; a leak is a whole batch, file or thread.

@@ -169,9 +169,9 @@ def test_offline_without_a_token_or_project_and_delivered_later(output, caplog, 
     ("behavior", "where", "reason"),
     [
         slow("refuse", "", "NeptuneConnectionLostException"),
-        ("hang", "", "no answer"),
+        slow("hang", "", "no answer"),
         slow("hang", "oauth-token", "no answer"),
-        slow("html", "", "JSONDecodeError"),
+        ("html", "", "JSONDecodeError"),
         slow("missing", "projects", ""),
     ],
 )

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -127,7 +128,11 @@ def started(cars, tmp_path_factory):
         ("python", (), cars, "strategy=ddp"),
     ):
         command = [sys.executable, *launcher, "train.py", *arguments(data, output / name, "devices=2", *changes)]
-        settings = {"cwd": PROJECT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+        settings = {
+            "cwd": PROJECT,
+            "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+            "text": True,
+        }
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
         runs[name] = process, output / name, data
     yield runs
@@ -141,8 +146,13 @@ def test_torchrun_extracts_once_and_ends_at_a_signal_with_one_checkpoint(started
     deadline = time.monotonic() + 100
     while not list(path.glob("*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
+    hung = not list(path.glob("*/metrics.csv"))
+    if hung:  # let each process write where it waits
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.send_signal(signal.SIGABRT)
     process.send_signal(signal.SIGTERM)  # it hands it on to both
     output, _ = process.communicate(timeout=60)
+    assert not hung, output
     folder = only(path)
     assert status(folder) == "interrupted" and (folder / "checkpoints/last.ckpt").is_file(), output
     assert output.count("SIGTERM ended the training") == output.count("to resume: python train.py --resume") == 1, (

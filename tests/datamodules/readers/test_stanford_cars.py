@@ -245,6 +245,7 @@ def test_the_published_annotations_of_the_original_release() -> None:
         assert Counter((row.bounding_box, row.class_id) for row in rows) == same
 
 
+@pytest.mark.slow
 @needs_crops
 def test_the_crops_of_stanford_cars(tmp_path: Path) -> None:
     shutil.copy(CROPS / "cars_annos.mat", tmp_path)
