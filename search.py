@@ -48,8 +48,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> Path | None:
     """Trains the trials that are left, writes the report, and returns its path; None if no trial has finished."""
     arguments = parse_arguments(argv)
-    if arguments.confirm < 0:
-        raise ConfigError(f"--confirm {arguments.confirm}: expected a number of seeds")
+    if arguments.confirm < 0 or arguments.confirm == 1:
+        raise ConfigError(f"--confirm {arguments.confirm}: expected 2 seeds or more, which show how much they differ")
     if arguments.trials is not None and arguments.trials < 1:
         raise ConfigError(f"--trials {arguments.trials}: expected at least 1")
     data = [f"data_path={json.dumps(arguments.data)}"] if arguments.data else []

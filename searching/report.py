@@ -207,7 +207,13 @@ def _metric(name: str) -> str:
 def _number(metric: str, value: float) -> str:
     if metric.endswith("acc"):
         return f"{100 * value:.2f} %"
-    return f"{value:,.0f}" if metric in ("multiply_adds", "num_params") else round_number(value)
+    return (
+        f"{value:,.0f}"
+        if metric in ("multiply_adds", "num_params")
+        else f"{value:.4f}"
+        if abs(value) < 1e6
+        else f"{value:.4g}"
+    )
 
 
 def _interval(accuracy: Accuracy) -> str:

@@ -499,7 +499,11 @@ def _corner_problems(space: Space) -> list[str]:
 
 
 def _lines(read: SourcedMapping, problems: Sequence[Problem]) -> list[str]:
-    return [f"  {read.place(path)}: {'.'.join(map(str, path))}: {message}" for path, message in problems]
+    places = (f"{place}: " if (place := read.place(path)) else "" for path, _ in problems)
+    return [
+        f"  {place}{'.'.join(map(str, path))}: {message}"
+        for place, (path, message) in zip(places, problems, strict=True)
+    ]
 
 
 def _error(path: Path, lines: Sequence[str]) -> ConfigError:
