@@ -42,7 +42,7 @@ def test_auto_is_the_precision_that_all_devices_used_have_natively(monkeypatch, 
             "on the CPU: no CUDA device is used",
         ),
         ("augmentation_device=cpu", "on the CPU: augmentation_device is cpu", "on the CPU: augmentation_device is cpu"),
-        ("image_augmentations={RandAugment: {}}", "on the CPU: RandAugment: it has no", "no CUDA device is used"),
+        ("image_augmentations={AugMix: {}}", "on the CPU: AugMix: it has no", "no CUDA device is used"),
         ("cache_path=null", "on the CPU: cache_path is null", "no CUDA device is used"),
     ],
 )

@@ -4,8 +4,9 @@
     augmentations.py  BatchedAugmentations: the configured chain, and BATCHED, the transforms that it knows
     draws.py          BatchedStep: the protocol of one transform; torchvision's random draws for many samples
     geometry.py       flips, RandomAffine, RandomRotation, RandomPerspective
-    rectangles.py     RandomResizedCrop, RandomErasing
+    rectangles.py     RandomCrop, CenterCrop, RandomResizedCrop, RandomErasing
     color.py          ColorJitter, RandomGrayscale, Normalize
+    automatic.py      TrivialAugmentWide, RandAugment
 
 An epoch in three calls: `draw` makes a row of parameters for each image from (seed, epoch, index), the loader gathers a
 batch of uint8 images and their rows, and the augmentations map both to float32.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from datamodules.on_device import color, geometry, rectangles
+from datamodules.on_device import automatic, color, geometry, rectangles
 from datamodules.on_device.draws import BatchedStep, is_zero
 from datamodules.transforms import build_transform
 from utils.errors import ConfigError
@@ -28,9 +28,13 @@ BATCHED: dict[str, type[BatchedStep]] = {
     "RandomAffine": geometry.RandomAffine,
     "RandomRotation": geometry.RandomRotation,
     "RandomPerspective": geometry.RandomPerspective,
+    "RandomCrop": rectangles.RandomCrop,
+    "CenterCrop": rectangles.CenterCrop,
     "RandomResizedCrop": rectangles.RandomResizedCrop,
     "ColorJitter": color.ColorJitter,
     "RandomGrayscale": color.RandomGrayscale,
+    "TrivialAugmentWide": automatic.TrivialAugmentWide,
+    "RandAugment": automatic.RandAugment,
     "RandomErasing": rectangles.RandomErasing,
 }
 

@@ -66,6 +66,7 @@ class Warp(BatchedStep):
         self.interpolation = InterpolationMode(transform.interpolation).value
         fill = per_channel(transform.fill, white_value)
         self.fill = fill if any(fill) else []
+        self.fades = self.interpolation != "nearest" or bool(self.fill)  # towards the outside, by its share of a pixel
         self.transform = transform
 
     @staticmethod
@@ -102,7 +103,7 @@ class Warp(BatchedStep):
             # Unlike torchvision, which returns NaN on the horizon: outside, and so black.
             grid = grid.nan_to_num(nan=OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
         grid = grid.permute(0, 2, 3, 1)
-        if self.interpolation == "nearest" and not self.fill:
+        if not self.fades:
             return self.grid_sample(images, grid)
         # Like torchvision: weighted by the fraction of the four neighbors inside, on top of zeros for those outside.
         sampled = self.grid_sample(pad(images, (0, 0, 0, 0, 0, 1), value=1.0), grid)
@@ -113,11 +114,13 @@ class Warp(BatchedStep):
         return grid_sample(images, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
 
 
-def inverse_affine_maps(center: list[float], angle: Tensor, translate: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+def inverse_affine_maps(
+    center: list[float] | Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shear: Tensor
+) -> Tensor:
     """Returns the inverse of translate · center · rotate · scale · shear · center⁻¹ as (N, 3, 3), float64.
 
     Args:
-        center: x and y of the fixed point, pixels from the center of the image.
+        center: x and y of the fixed point, pixels from the center of the image; of all samples, or (N, 2).
         angle: (N), degrees.
         translate: (N, 2), pixels.
         scale: (N).
@@ -129,7 +132,7 @@ def inverse_affine_maps(center: list[float], angle: Tensor, translate: Tensor, s
     c = (rotation - shear_y).sin() / shear_y.cos()
     d = -c * shear_x.tan() + rotation.cos()
     linear = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / scale[:, None, None]
-    fixed = torch.tensor(center, dtype=torch.float64)
+    fixed = torch.as_tensor(center, dtype=torch.float64)
     offset = fixed - (linear @ (fixed + translate)[:, :, None]).squeeze(2)
     maps = torch.eye(3, dtype=torch.float64).repeat(len(angle), 1, 1)
     maps[:, :2] = torch.cat([linear, offset[:, :, None]], 2)

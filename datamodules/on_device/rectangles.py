@@ -1,4 +1,4 @@
-"""RandomResizedCrop and RandomErasing with a rectangle of its own for each sample."""
+"""RandomCrop, RandomResizedCrop and RandomErasing with a rectangle of its own for each sample; CenterCrop."""
 
 import math
 
@@ -17,6 +17,64 @@ from datamodules.on_device.draws import (
     per_channel,
     tries,
 )
+
+
+class RandomCrop(BatchedStep):
+    """Cuts out a rectangle of a given size at a random place."""
+
+    num_random = 2
+    works_on_uint8 = True
+
+    def __init__(
+        self, transform: transforms.RandomCrop | transforms.CenterCrop, size: tuple[int, int], white_value: float
+    ) -> None:
+        super().__init__(transform, size, white_value)
+        self.input_size = size
+        self.size = tuple(transform.size)
+        if self.size[0] > size[0] or self.size[1] > size[1]:
+            raise ValueError(f"the size {self.size} is larger than the images, {tuple(size)}.")
+
+    @staticmethod
+    def unsupported_reason(transform: transforms.RandomCrop) -> str | None:
+        return "padding" if transform.padding or transform.pad_if_needed else None
+
+    def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
+        """Draws "top" and "left", each (N), pixels."""
+        (height, width), (out_height, out_width) = self.input_size, self.size
+        return {
+            "top": integers(uniforms[:, 0], height - out_height + 1),
+            "left": integers(uniforms[:, 1], width - out_width + 1),
+        }
+
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+        return torch.stack([sampled["top"], sampled["left"]], 1)
+
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        top, left = params.long().split(1, dim=1)
+        rows, columns = (torch.arange(side, device=images.device) for side in self.size)
+        numbers = torch.arange(len(images), device=images.device)[:, None, None, None]
+        channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+        return images[numbers, channels, (top + rows)[:, None, :, None], (left + columns)[:, None, None, :]]
+
+
+class CenterCrop(RandomCrop):
+    """Cuts out the central rectangle of a given size."""
+
+    num_random = 0
+
+    @staticmethod
+    def unsupported_reason(transform: transforms.CenterCrop) -> str | None:
+        return None
+
+    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
+        return torch.empty(count, 0)
+
+    def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        top, left = (round((side - out) / 2) for side, out in zip(self.input_size, self.size, strict=True))
+        return images[:, :, top : top + self.size[0], left : left + self.size[1]]
 
 
 class RandomResizedCrop(BatchedStep):

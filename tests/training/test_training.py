@@ -196,7 +196,7 @@ def test_whole_batches_on_the_device_train_and_go_on_as_the_same_run(cars, tmp_p
     ("change", "reason"),
     [
         ("cache_path=null", "batches come from the cache"),
-        ("image_augmentations={RandAugment: {}}", "RandAugment: it has no"),
+        ("image_augmentations={GaussianBlur: {kernel_size: 3}}", "GaussianBlur: it has no"),
     ],
 )
 def test_whole_batches_that_are_not_possible_say_why(cars, tmp_path, change, reason):

@@ -18,6 +18,7 @@ MAX_OPERATIONS = 20  # RandAugment and AugMix; 2 and 3 in their papers
 OPERATIONS = ("num_ops", "mixture_width", "chain_depth")
 
 ON_TENSORS = ("ConvertImageDtype", "Normalize", "RandomErasing")
+ON_IMAGES = ("AugMix", "AutoAugment", "RandAugment", "TrivialAugmentWide")  # of 8 bits
 EXPRESSIONS = ("lr_lambda", "scale_fn")  # parameters of torch that are functions
 
 
@@ -102,6 +103,8 @@ def _check_transforms(values: dict[str, Any], key: str) -> Iterator[Problem]:
                 yield (key, name, parameter), f"{value}; expected a probability, 0 … 1"
         if key == "image_augmentations" and name in ON_TENSORS:
             yield (key, name), f"{name!r} takes tensors; move it to tensor_augmentations"
+        if key == "tensor_augmentations" and name in ON_IMAGES:
+            yield (key, name), f"{name!r} takes images of 8 bits; move it to image_augmentations"
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

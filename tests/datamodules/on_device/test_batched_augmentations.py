@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as reference
 
 from datamodules.on_device.augmentations import BATCHED, BatchedAugmentations, unsupported_augmentations
@@ -107,10 +107,31 @@ def torchvision_on(image, name, parameters, drawn):
         case "RandomResizedCrop":
             box = [int(values[side]) for side in ("top", "left", "height", "width")]
             return reference.resized_crop(image, *box, transform.size, antialias=True)
+        case "RandomCrop":
+            return reference.crop(image, int(values["top"]), int(values["left"]), *transform.size)
+        case "CenterCrop":
+            return reference.center_crop(image, transform.size)
+        case "TrivialAugmentWide" | "RandAugment":
+            for op, magnitude in zip(values["op"], values["magnitude"], strict=True):
+                image = operation(image, OPERATIONS[op], magnitude, transform)
+            return image
         case "RandomErasing":
             box = [int(values[side]) for side in ("top", "left", "height", "width")]
             value = transform.value if isinstance(transform.value, (list, tuple)) else [transform.value]
             return reference.erase(image, *box, torch.tensor(value, dtype=torch.float32)[:, None, None])
+
+
+OPERATIONS = list(transforms.TrivialAugmentWide()._augmentation_space(2))
+
+
+def operation(image, name, magnitude, transform):
+    """Applies an operation of torchvision's; those that float images do not have, to 8 bits."""
+    settings = (name, magnitude, transform.interpolation, None)
+    if name == "Solarize":
+        return torch.where((image * 255).round() >= magnitude, 1 - image, image)
+    if name in ("Posterize", "Equalize"):
+        return autoaugment._apply_op((image * 255).round().to(torch.uint8), *settings) / 255
+    return autoaugment._apply_op(image, *settings)
 
 
 def fill_of(fill, channels):
@@ -295,6 +316,40 @@ def test_resized_crop_equals_torchvision(out, limits, channels):
 
 
 @CHANNELS
+def test_crops_are_exact(channels):
+    crops = {"RandomCrop": {"size": [30, 41]}, "CenterCrop": {"size": [20, 31]}}
+    augmentations, images = build(crops), noise(16, channels=channels)
+    rows, drawn = draw(augmentations, 16)
+    assert (run_both_ways(augmentations, images, rows) == torchvision_chain(crops, images, drawn)).all()
+    assert len({tuple(values.values()) for _, values in drawn[0]}) > 10 and augmentations.output_size == (20, 31)
+
+
+@CHANNELS
+def test_each_operation_of_trivial_augment_equals_torchvision(channels):
+    augmentations, images = build({"TrivialAugmentWide": {}}), noise(250, channels=channels)
+    images[::5] = images[::5] // 4 + 60  # for AutoContrast and Equalize: not all levels, and only one
+    images[::9] = 77
+    rows, drawn = draw(augmentations, 250)
+    assert {values["op"][0] for _, values in drawn[0]} == set(range(14))
+    expected = torchvision_chain({"TrivialAugmentWide": {}}, images, drawn)
+    different = (run_both_ways(augmentations, images, rows) - expected).abs() > 1e-5
+    assert different.float().mean() <= 5e-5  # ties of the warps
+
+
+@pytest.mark.parametrize("parameters", [{}, {"num_ops": 3, "magnitude": 20, "interpolation": "bilinear"}], ids=str)
+def test_rand_augment_equals_torchvision(parameters):
+    augmentations, images = build({"RandAugment": parameters}), smooth(100)
+    rows, drawn = draw(augmentations, 100)
+    if parameters:
+        parameters = parameters | {"interpolation": InterpolationMode.BILINEAR}
+    expected = torchvision_chain({"RandAugment": parameters}, images, drawn)
+    # A difference in the last digit is one level for Posterize and Equalize where a level is halfway between two.
+    different = (run_both_ways(augmentations, images, rows) - expected).abs() > 1e-4
+    assert different.float().mean() < 2e-3
+    assert (expected - images / 255).abs().mean() > 0.05
+
+
+@CHANNELS
 @pytest.mark.parametrize("value", [0, 0.3, "list"])
 @pytest.mark.parametrize("scale", [[0.02, 0.25], [0.3, 1.0]], ids=["C-5", "often too large"])
 def test_erasing_is_exact(scale, value, channels):
@@ -343,6 +398,12 @@ LONG_IMAGE_CHAIN = {
     "RandomVerticalFlip": {},
     "RandomResizedCrop": {"size": [40, 50]},
     "RandomGrayscale": {"p": 0.3},
+}
+EVERYTHING = LONG_IMAGE_CHAIN | {
+    "RandomCrop": {"size": [38, 46]},
+    "TrivialAugmentWide": {},
+    "RandAugment": {},
+    "CenterCrop": {"size": [36, 44]},
 }
 LONG_TENSOR_CHAIN = {"RandomErasing": {"scale": [0.02, 0.25]}, "RandomRotation": {"degrees": 15, "interpolation": 2}}
 
@@ -417,15 +478,15 @@ def test_rows_do_not_depend_on_how_many_are_drawn():
 
 def test_no_call_synchronizes_with_the_device():
     """Tensors on the meta device have no values: item, nonzero or a boolean index raises."""
-    augmentations = build(C_50 | LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
+    augmentations = build(C_50 | EVERYTHING, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     rows = augmentations.draw(4, torch.Generator()).to("meta")
-    assert augmentations(noise(4).to("meta"), rows).shape == (4, 3, 40, 50)
+    assert augmentations(noise(4).to("meta"), rows).shape == (4, 3, 36, 44)
     noisy = build({}, {"RandomErasing": {"value": "random"}})
     assert noisy(noise(4).to("meta"), noisy.draw(4, torch.Generator()).to("meta")).shape == (4, 3, *SIZE)
 
 
 def test_compiles_to_one_graph():
-    augmentations = build(C_50 | LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
+    augmentations = build(C_50 | EVERYTHING, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     rows, images = augmentations.draw(4, torch.Generator()), noise(4)
     compiled = torch.compile(augmentations, fullgraph=True, backend="eager")
     expected = augmentations.augment(images, rows)
@@ -434,7 +495,7 @@ def test_compiles_to_one_graph():
 
 
 def test_autocast_costs_no_digits():
-    augmentations = build(C_50 | LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
+    augmentations = build(C_50 | EVERYTHING, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     rows, images = augmentations.draw(4, torch.Generator()), noise(4)
     with torch.autocast("cpu", torch.bfloat16):
         inside = augmentations(images, rows)
@@ -457,12 +518,16 @@ def test_unsupported_augmentations():
         "RandomRotation": {"degrees": 5, "expand": True},
         "RandomAffine": {"degrees": 5, "interpolation": 3},
         "RandomResizedCrop": {"size": 50, "antialias": False},
+        "RandomCrop": {"size": 50, "padding": 3},
+        "RandAugment": {"interpolation": "bicubic"},
     }
     assert unsupported_augmentations(configured) == [
         "GaussianBlur: it has no batched implementation",
         "RandomRotation: expand=True changes the size of each image",
         "RandomAffine: interpolation bicubic; batched are nearest and bilinear",
         "RandomResizedCrop: antialias is off",
+        "RandomCrop: padding",
+        "RandAugment: interpolation bicubic; batched are nearest and bilinear",
     ]
     assert unsupported_augmentations({"RandomResizedCrop": {"size": 5, "interpolation": "bicubic"}}) == [
         "RandomResizedCrop: interpolation bicubic; batched is bilinear"
@@ -481,6 +546,8 @@ def test_unsupported_augmentations():
         ("ColorJitter", {"hue": 0.7}, "hue values should be between"),
         ("RandomPerspective", {"distortion_scale": -1}, "a distortion_scale from 0 to 1, not -1"),
         ("RandomErasing", {"value": "noise"}, "it should be 'random'"),
+        ("RandomCrop", {"size": [45, 70]}, r"RandomCrop: the size \(45, 70\) is larger than the images, \(45, 62\)"),
+        ("RandAugment", {}, "move it to image_augmentations"),
         ("RandomAffine", {"degrees": 5, "interpolation": "cubic"}, "'cubic' is not a valid InterpolationMode"),
     ],
 )

@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy import stats
 from torchvision import transforms
+from torchvision.transforms import autoaugment
 
 from datamodules.on_device.augmentations import BATCHED, BatchedAugmentations
+from datamodules.transforms import build_transforms
 
 AFFINE = {"degrees": 25, "translate": [0.1, 0.1], "scale": [0.9, 1.1], "shear": 8}
 JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
@@ -144,6 +146,34 @@ def test_erasing_draws(size, limits):
     assert len(ours["seed"].unique()) > 0.99 * OURS
 
 
+@pytest.mark.parametrize("name", ["TrivialAugmentWide", "RandAugment"])
+def test_automatic_draws(name, monkeypatch):
+    """The operations and their magnitudes; RandAugment draws the second as the first."""
+    seen = []
+    monkeypatch.setattr(
+        autoaugment, "_apply_op", lambda image, op, magnitude, **_: seen.append((op, magnitude)) or image
+    )
+    transform, image = getattr(transforms, name)(), torch.zeros(3, *SIZE, dtype=torch.uint8)
+    torch.manual_seed(7)
+    for _ in range(THEIRS):
+        transform(image)
+    step = BATCHED[name](transform, SIZE, 255.0)
+    numbers = torch.rand(OURS, step.num_random, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ours = step.sample(numbers)
+    theirs = np.array([(step.names.index(op), magnitude) for op, magnitude in seen]).reshape(THEIRS, -1, 2)
+    for place in range(theirs.shape[1]):
+        assert_same_categories(ours["op"][:, place], theirs[:, place, 0])
+        for op, label in enumerate(step.names):
+            mine, others = (
+                ours["magnitude"][ours["op"][:, place] == op, place],
+                theirs[theirs[:, place, 0] == op, place, 1],
+            )
+            assert set(others) <= set(mine.tolist()), label
+            assert_same_continuous(mine, others)
+    if name == "RandAugment":
+        assert_independent(list(ours["op"].T))
+
+
 def test_jitter_draws():
     ours = sampled("ColorJitter", JITTER, SIZE)
     transform = transforms.ColorJitter(**JITTER)
@@ -179,3 +209,31 @@ def test_probabilities(name):
     assert stats.binomtest(int(first.sum()), OURS, 0.3).pvalue > 0.001
     assert stats.binomtest(int(erased.sum()), OURS, 0.6).pvalue > 0.001
     assert_independent([first, erased, rows[:, augmentations.columns[0] + 19]])
+
+
+def test_images_by_themselves_and_in_batches_have_the_same_distribution():
+    """The whole way from a larger image to the model's, by some figures of the results."""
+    settings = {
+        "RandomResizedCrop": {"size": [20, 24], "scale": [0.3, 1.0]}, "RandomHorizontalFlip": {}, "TrivialAugmentWide": {},
+    }  # fmt: skip
+    erasing, size, draws = {"RandomErasing": {"p": 0.5}}, (30, 36), 700
+    y, x = torch.meshgrid(torch.linspace(20, 230, size[0]), torch.linspace(0, 160, size[1]), indexing="ij")
+    image = torch.stack([y, x, (y + x) / 2]).to(torch.uint8)
+    pipeline = build_transforms(
+        image_size=[20, 24], resize_size=size, image_augmentations=settings, tensor_augmentations=erasing
+    )
+    torch.manual_seed(1)
+    alone = torch.stack([pipeline.augment(transforms.functional.to_pil_image(image)) for _ in range(draws)])
+    batched = BatchedAugmentations(settings, erasing, image_size=size, mean=None, std=None)
+    rows = batched.draw(draws, torch.Generator().manual_seed(2))
+    together = batched(image.expand(draws, -1, -1, -1).contiguous(), rows)
+    for figure in (
+        lambda images: images.mean((1, 2, 3)),
+        lambda images: images.std((1, 2, 3)),
+        lambda images: images[:, 0, 10, 12],
+        lambda images: (images[:, 1, :, -5:] - images[:, 1, :, :5]).mean((1, 2)),  # left and right
+        lambda images: (images[:, 0, -5:] - images[:, 0, :5]).mean((1, 2)),  # above and below
+    ):
+        # Within a level: per image, Pillow rounds to 8 bits after each step.
+        ours, theirs = (figure(images).mul(128).round() for images in (together, alone))
+        assert_same_continuous(ours, theirs.numpy())
