@@ -13,7 +13,11 @@ from datamodules.on_device import color as batched_colour
 from datamodules.on_device import draws as batched_draws
 from datamodules.sampler import EpochBatchSampler
 from losses import mean_loss
+from losses.auxiliary import AuxiliaryTargets
+from losses.distillation import Distillation, Teacher
+from losses.targets import MoreTargets
 from measurements.generated import generated_splits, write_cache
+from models import build_model
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import run
 from utils.config import load_config
@@ -123,13 +127,19 @@ def test_an_epoch_mixes_no_tensor_of_the_host_with_those_of_the_device(tmp_path,
     data.train.source = write_cache(tmp_path / "photos", (10, 3, 32, 32))
     classifier = assembly.build_classifier(config, num_classes=196).to(device).train()
     optimizer = classifier.configure_optimizers()
-    sums, sizes = None, []
+    teacher = Teacher(build_model("sq_11", num_classes=200), assembly.view_of(config, (40, 36)), torch.arange(196))
+    distillation = Distillation([teacher], assembly.view_of(config, config.image_size), temperature=2.0, weight=0.9)
+    distillation.to(device, torch.float32)
+    targets = MoreTargets(distillation, AuxiliaryTargets({"make": [label % 3 for label in range(196)]}, weight=0.2))
+    targets, sums, sizes = targets.to(device), None, []
     for images, labels in data.loader(data.train, EpochBatchSampler(10, 4, shuffle=True), device):
         logits = classifier(images)
-        loss, denominator = mean_loss(classifier.loss, logits, labels)
+        task = mean_loss(classifier.loss, logits, labels)
+        loss, more = targets(classifier.loss, images, (logits, logits[:, :3]), labels, task)
         loss.backward()
         optimizer.step()
-        sums = classifier._accumulate(sums, logits, labels, loss, denominator)
+        sums = classifier._accumulate(sums, logits, labels, *task)
+        assert more.device == device and more.shape == (3,)
         sizes.append(len(labels))
     assert sizes == [4, 4, 2] and sums.device == device and sums.shape == (5,)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
