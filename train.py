@@ -207,7 +207,7 @@ def train(
         trainer = assembly.build_trainer(config, folder, callbacks, first_checkpoint=branch)
         record.start(trainer)
         if trunk:
-            logger.info("branched from %s after %d epochs", trunk.folder, trunk.epochs)
+            logger.info("branched from %s at epoch %d", trunk.folder, trunk.epochs)
             if trainer.is_global_zero:
                 assembly.copy_best(config, classifier, trunk, folder)
         if lines := recipe_lines(config):

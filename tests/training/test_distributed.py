@@ -302,14 +302,42 @@ def test_two_processes_train_as_one_with_the_doubled_batch(cars, tmp_path, train
     changes = (*WITHOUT_BATCH_NORM, *others)
     codes, _ = train_on_two(arguments(cars, tmp_path / "two", *changes, "devices=2"))
     train.main(arguments(cars, tmp_path / "one", *changes, batch_size=8))
-    two, one = only(tmp_path / "two"), only(tmp_path / "one")
-    assert codes == [0, 0] and len(rows(one)) == 2
+    assert codes == [0, 0]
+    assert_as_one(only(tmp_path / "two"), only(tmp_path / "one"))
+
+
+def assert_as_one(two: Path, one: Path) -> None:
+    """Compares a run on two processes with one on one, of two epochs each."""
+    assert len(rows(one)) == 2
     for row, other in zip(rows(two), rows(one), strict=True):
         values, expected = ({name: float(value) for name, value in each.items()} for each in (row, other))
         assert values == pytest.approx(expected, rel=1e-6)
     expected = read_checkpoint(one / "checkpoints/last.ckpt")["state_dict"]
     for name, value in read_checkpoint(two / "checkpoints/last.ckpt")["state_dict"].items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-7)
+
+
+def test_a_taught_run_is_branched_and_resumed_on_two_processes_as_on_one(cars, tmp_path, train_on_two):
+    """The trunk has one epoch of two steps; the branch is ended by a signal after its first step."""
+    train.main(arguments(cars, tmp_path / "teacher", "num_epochs=1"))
+    (tmp_path / "origins.yml").write_text("Alpha Sedan 2001: a\nBeta Coupe 2002: b\nGamma Van 2003: a\n")
+    targets = (
+        f"teacher={only(tmp_path / 'teacher')}", "distillation_temperature=0.1",  # the teacher is not sure of much yet
+        f"auxiliary_targets=[{tmp_path / 'origins.yml'}]",
+    )  # fmt: skip
+    changes = (*WITHOUT_BATCH_NORM, *CLASS_WEIGHTS, *targets)
+    drop = ("lr_scheduler=MultiStepLR", "lr_scheduler_params={milestones: [1]}")
+    codes, _ = train_on_two(arguments(cars, tmp_path / "trunk", *changes, "devices=2", "num_epochs=1"))
+    assert codes == [0, 0]
+    settings = (*drop, "num_epochs=2", f"output_path={tmp_path / 'two'}")
+    words = [word for setting in settings for word in ("--set", setting)]
+    codes, _ = train_on_two(["--branch", str(only(tmp_path / "trunk")), "--at", "1", *words], fault=("signal", 3))
+    assert codes == [128 + signal.SIGTERM, 0]
+    codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={tmp_path / 'two'}"])
+    assert codes == [0, 0]
+    train.main(arguments(cars, tmp_path / "one", *changes, *drop, batch_size=8))
+    assert_as_one(only(tmp_path / "two"), only(tmp_path / "one"))
+    assert float(rows(only(tmp_path / "one"))[-1]["train_origins_acc"]) > 0
 
 
 @pytest.fixture(scope="module")
