@@ -7,8 +7,16 @@ import pytest
 
 import train
 from tests.support.small_runs import assert_same_run, rows, run
+from training import run_record
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_record, "draw_curves", lambda *_, **__: None)  # half of the time of so small a run
+        yield
 
 
 @pytest.fixture(scope="module")

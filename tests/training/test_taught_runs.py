@@ -12,11 +12,19 @@ from deployment.trained import load_trained
 from models import build_model, count_parameters
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from tests.training.test_training import broken_off
+from training import run_record
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
 
-SMALL = ("architecture=sq_11", "dropout=null", "out_channels=null", "num_epochs=4")
+SMALL = ("architecture=sq_11", "dropout=null", "out_channels=null", "num_epochs=2")  # of three steps
 LABELS = ("mixup_alpha=0.4", "class_weights=balanced", "ema_decay=0.8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_record, "draw_curves", lambda *_, **__: None)  # half of the time of so small a run
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,7 @@ def taught(cars, table, teacher, tmp_path_factory) -> tuple[Path, tuple[str, ...
 
 def test_a_taught_run_resumes_in_the_middle_of_an_epoch(cars, taught, tmp_path, monkeypatch):
     folder, changes = taught
-    parts = broken_off(cars, tmp_path, monkeypatch, 5, *changes)
+    parts = broken_off(cars, tmp_path, monkeypatch, 4, *changes)
     train.main(["--resume", str(parts)])
     assert_same_run(folder, parts)
     last = rows(folder)[-1]
@@ -65,10 +73,11 @@ def test_neither_teacher_nor_further_rows_are_in_what_is_kept(taught, teacher):
     assert [Path(path) for path in record["teachers"]] == [(teacher / "checkpoints/best.ckpt").resolve()]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_teacher_or_says_which_is_missing(taught, teacher, table, tmp_path):
     original, _ = taught
     folder = shutil.copytree(original, tmp_path / "sq_11")
-    longer = ["--resume", str(folder), "--set", "num_epochs=5"]
+    longer = ["--resume", str(folder), "--set", "num_epochs=3"]
     moved = shutil.move(teacher, tmp_path / "moved")
     try:
         with pytest.raises(ConfigError, match=r"teacher: .*no such run.*--set teacher=PATH names the same checkpoint"):
@@ -84,7 +93,7 @@ def test_a_resumed_run_has_the_same_teacher_or_says_which_is_missing(taught, tea
         train.main([*longer, "--set", f"teacher={moved}"])
     finally:
         shutil.move(moved, teacher)
-    assert len(rows(folder)) == 5
+    assert len(rows(folder)) == 3
 
 
 def test_a_teacher_that_lacks_classes_or_is_none_is_an_error_before_a_run_begins(cars, teacher, tmp_path):
