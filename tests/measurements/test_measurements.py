@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from datamodules import read_data
-from measurements import batched_augmentations, generated, gpu, start_up, throughput, variants
+from deployment.trained import load_trained
+from measurements import batched_augmentations, generated, gpu_visit, start_up, throughput, variants
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from tests.support.data_sets import write_updated_release
 from utils.config import load_config
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError
 
 CPU = torch.device("cpu")
 TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu")
@@ -215,8 +216,8 @@ def test_variants_that_differ_by_more_than_their_seeds_are_told_apart():
         ),
         (start_up, ["-d", "x", "--output", "/tmp"], "--output: '/tmp': expected a file in an existing folder"),
         (growth, ["--folder", "/nowhere"], "--folder: '/nowhere': expected an existing folder"),
-        (gpu, ["-d", "x", "--output", "/dev/null"], "--output: '/dev/null': expected a folder (File exists)"),
-        (gpu, ["--time-limit", "0"], "--time-limit: '0': expected seconds above 0"),
+        (gpu_visit, ["-d", ".", "--output", "/dev/null"], "--output: '/dev/null': expected a folder (File exists)"),
+        (gpu_visit, ["--minutes", "0"], "--minutes: '0': expected seconds above 0"),
     ],
 )
 def test_a_wrong_number_or_path_is_one_line(capsys, measurement, arguments, message):
@@ -234,8 +235,8 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
         )
     with pytest.raises(ConfigError, match="--images 4: expected more than one batch of 4"):
         growth.main(["--images", "4", "--output", str(tmp_path / "x.json"), *words("batch_size=4")])
-    with pytest.raises(DataError, match="/nowhere: this folder does not exist"):
-        gpu.main(["-d", "/nowhere", "--output", str(tmp_path / "gpu"), "--parts", "run"])
+    with pytest.raises(ConfigError, match="--lite0 nowhere: no such file"):
+        gpu_visit.main(["-d", str(cars), "--output", str(tmp_path / "visit"), "--lite0", "nowhere"])
     with pytest.raises(ConfigError, match=r"compile: 'fast'"):
         same_training.main(["-d", str(cars), "--runs", str(tmp_path / "runs"), "--compile", "fast"])
     with pytest.raises(ConfigError, match="--set seed: use --seeds"):
@@ -244,19 +245,24 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_parts_of_the_gpu_measurement_are_independent(cars, tmp_path, capsys):
-    output = tmp_path / "gpu"
-    settings = ["-d", str(cars), "--output", str(output), "--epochs", "2", "--images", "12", "6", *words(*TINY)]
-    found = gpu.main([*settings, "--parts", "run", "generated"])
-    assert found["run"]["epochs"] == found["generated"]["epochs"] == 2
-    assert found["run"]["train_images_per_second"] > 0 and found["generated"]["mean_kilobytes"] > 20
-    assert not found["run"]["timed_out"] and found["run"]["exit_code"] == 0
-    for name in ("run.log", "run.json", "run-speed.csv", "run-run.json", "generated-metrics.csv"):
-        assert (output / name).is_file(), name
-    rows = json.loads((output / "gpu.json").read_text())["rows"]
-    assert [row["part"] for row in rows] == ["run", "generated"]
-    assert "bound fused kernels, images/s: 34,600" in capsys.readouterr().out
+def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, capsys):
+    """Rehearsed on a CPU, with a training of one epoch."""
+    output = tmp_path / "visit"
+    arguments = ["-d", str(cars), "--output", str(output), *words(*TINY, "num_epochs=1", "image_augmentations=null")]
+    lite0, c50 = gpu_visit.main([*arguments, "--parts", "lite0", "c50"])
+    assert lite0["skipped"] == "no weights: --lite0 FILE"
+    assert (c50["exit_code"], c50["status"], c50["epochs"]) == (0, "completed", 1)
+    assert sorted(path.name for path in output.iterdir()) == ["c50.ckpt", "c50.csv", "visit.json", "visit.log"]
+    assert len((output / "c50.csv").read_text().splitlines()) == 2
+    assert len(load_trained(str(output / "c50.ckpt")).class_names) == 3
+    assert [row["part"] for row in json.loads((output / "visit.json").read_text())["rows"]] == ["lite0", "c50"]
+    assert "completed, 1 epochs, best top-1" in capsys.readouterr().out
+    conditions_of(output / "visit.json")
 
-    found = gpu.main([*settings, "--parts", "throughput", "run", "--time-limit", "1"])
-    assert all(part["timed_out"] for part in found.values())
-    assert conditions_of(output / "gpu.json")["bounds"]["eager, images/s"] == 22_700
+
+def test_a_visit_to_a_gpu_ends_in_time(cars, tmp_path, monkeypatch, capsys):
+    arguments = ["-d", str(cars), "--output", str(tmp_path), "--parts", "c50", "long", *words(*TINY)]
+    monkeypatch.setattr(gpu_visit, "GRACE_SECONDS", 5.0)
+    stopped, late = gpu_visit.main([*arguments, "--minutes", "0.1"])
+    assert stopped["exit_code"] is None and stopped["seconds"] < 8 and late["skipped"] == "no time was left"
+    assert "ended by the limit" in capsys.readouterr().out

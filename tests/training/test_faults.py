@@ -24,6 +24,7 @@ from datamodules.cache import ImageCache
 from datamodules.datamodule import ImageDataset
 from measurements.proofs.run_differences import wrong_in_mlflow
 from models.classifier import Classifier
+from tests.support.devices import needs_cuda
 from tests.support.small_runs import assert_same_run, only_run, run
 from training import checkpoints
 from training.checkpoint_callback import Checkpoints
@@ -143,7 +144,7 @@ def test_a_cache_that_the_device_has_no_room_for_is_named_and_the_run_can_go_on_
     assert_same_run(whole, folder)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_cuda
 def test_on_cuda_the_batch_that_is_named_does_fit(cars, tmp_path):
     changes = ("accelerator=gpu", "image_size=[512, 512]", "precision=32-true")
     torch.cuda.set_per_process_memory_fraction(1.5e9 / torch.cuda.get_device_properties(0).total_memory)

@@ -19,6 +19,7 @@ from losses.targets import MoreTargets
 from measurements.generated import generated_splits, write_cache
 from models import build_model
 from tests.support.data_sets import write_updated_release
+from tests.support.devices import needs_cuda
 from tests.support.small_runs import run
 from utils.config import load_config
 
@@ -146,7 +147,7 @@ def test_an_epoch_mixes_no_tensor_of_the_host_with_those_of_the_device(tmp_path,
         sums.tolist()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_cuda
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_on_cuda_no_step_of_an_epoch_waits_for_the_device(cars, tmp_path, monkeypatch, precision):

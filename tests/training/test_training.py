@@ -20,6 +20,7 @@ import assembly
 import train
 from datamodules import read_data
 from tests.support.data_sets import write_updated_release
+from tests.support.devices import needs_cuda
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from training import run_record
 from training.checkpoint_callback import Checkpoints
@@ -154,7 +155,7 @@ def test_a_run_ended_by_a_signal_after_any_step_goes_on_as_the_same_run(
     assert_same_run(four_epochs, folder)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_cuda
 @pytest.mark.parametrize("augmentation_device", ["cpu", "device"])
 @pytest.mark.parametrize("how", ["precision=32-true", "precision=bf16-mixed", "precision=16-mixed", "compile=default"])
 def test_on_cuda_a_deterministic_run_goes_on_as_the_same_run(cars, tmp_path, monkeypatch, how, augmentation_device):

@@ -1,0 +1,178 @@
+"""Makes the most of some minutes on a GPU: tests, throughput, then whole trainings, in order of worth.
+
+    python -m measurements.gpu_visit --minutes 9 -d DATA --output FOLDER [--lite0 FILE] [--parts tests throughput …]
+
+tests        the tests that need CUDA
+throughput   C-50 at 227×227, eager, compiled and as CUDA graphs, beside the loaders of timm and torchvision
+c50          C-50 with its whole schedule at 227×227
+long         C-50 with a longer schedule, experiments/beyond/long.yml
+lite0        EfficientNet-Lite0 from ImageNet weights at 224×224; needs --lite0, a file of models.finetuning.lite0_weights
+
+Each part is a process that is stopped when its time or the visit's is up; a training then writes its checkpoint. After each
+part, visit.json has its result; visit.log has all output. A training leaves its metrics as <part>.csv and its best weights
+as <part>.ckpt, which every command that takes a checkpoint can read.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import assembly
+from measurements.measuring import (
+    best_device,
+    command,
+    conditions,
+    data_override,
+    existing_folder,
+    new_folder,
+    positive_seconds,
+    settings,
+    write_report,
+)
+from training.checkpoints import read_checkpoint
+from utils.cli import run_command
+from utils.config import load_config
+from utils.errors import ConfigError, RunError, UserError
+from utils.files import replacing
+from utils.machine import PROJECT
+from utils.runs.folder import BEST, METRICS, RECORD, read_record
+
+PYTEST = ("-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-m", "cuda")
+LITE0 = ("image_size=[224, 224]", "image_augmentations.RandomResizedCrop.size=[224, 224]")
+TRAININGS = {"c50": "experiments/C-50.yml", "long": "experiments/beyond/long.yml",
+             "lite0": "experiments/beyond/finetune-lite0.yml"}  # fmt: skip
+PARTS = ("tests", "throughput", *TRAININGS)
+MAX_SECONDS = {"tests": 120.0, "throughput": 120.0}  # the others take what is left
+GRACE_SECONDS = 20.0  # in which a training that is stopped writes its checkpoint; kept free at the end
+OPTIMIZER = ("optimizer_states", "lr_schedulers")  # of a checkpoint: two thirds of it, and only for training
+
+
+class Visit:
+    """Runs the parts one after another until the time is up."""
+
+    def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
+        self.data: Path = arguments.data.resolve()
+        self.lite0: Path | None = arguments.lite0 and arguments.lite0.resolve()
+        self.output: Path = arguments.output.resolve()
+        self.changes: list[str] = arguments.set
+        self.scratch = scratch
+        self.deadline = time.monotonic() + 60 * arguments.minutes - GRACE_SECONDS
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Runs a part, and returns its result."""
+        if self.deadline <= time.monotonic():
+            return {"part": name, "skipped": "no time was left"}
+        if name == "lite0" and self.lite0 is None:
+            return {"part": name, "skipped": "no weights: --lite0 FILE"}
+        if name == "tests":
+            return self._run_limited(name, command(*PYTEST))
+        if name == "throughput":
+            report = self.scratch / "throughput.json"
+            words = ("-d", str(self.data), "--rounds", "2", "--seconds", "2", "--compile", "default", "reduce-overhead")
+            line = command("-m", "measurements.throughput", *words, *settings(self.changes), "--output", str(report))
+            found = self._run_limited(name, line)
+            return found | ({"rows": json.loads(report.read_text())["rows"]} if report.is_file() else {})
+        return self._train(name)
+
+    def _train(self, name: str) -> dict[str, Any]:
+        runs = self.scratch / name
+        changes = ["trackers=[]", f"output_path={runs}", f"cache_path={self.scratch / 'cache'}"]
+        changes += [*LITE0, f"pretrained={self.lite0}"] if name == "lite0" else []
+        words = ("--config", TRAININGS[name], "-d", str(self.data), *settings([*changes, *self.changes]))
+        found = self._run_limited(name, command("train.py", *words))
+        for record in runs.glob(f"*/{RECORD}"):
+            folder, values = record.parent, read_record(record.parent)
+            found |= {key: values.get(key) for key in ("status", "epochs", "best", "precision")}
+            if (folder / METRICS).is_file():
+                shutil.copy(folder / METRICS, self.output / f"{name}.csv")
+            if (folder / BEST).is_file():
+                checkpoint = read_checkpoint(folder / BEST)
+                with replacing(self.output / f"{name}.ckpt") as partial:
+                    torch.save({key: value for key, value in checkpoint.items() if key not in OPTIMIZER}, partial)
+        return found
+
+    def _run_limited(self, name: str, line: list[str]) -> dict[str, Any]:
+        """Runs a command until its time or the visit's is up."""
+        started = time.monotonic()
+        limit = min(MAX_SECONDS.get(name, float("inf")), self.deadline - started)
+        with (self.output / "visit.log").open("a") as log:
+            log.write(f"\n$ {' '.join(line[1:])}\n")
+            log.flush()
+            process = subprocess.Popen(line, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                code = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _end_group(process)
+        seconds = round(time.monotonic() - started, 1)
+        return {"part": name, "seconds": seconds, "exit_code": code, "command": " ".join(line[1:])}
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Ends a part; what it started belongs to its process group."""
+    with suppress(subprocess.TimeoutExpired):
+        if process.poll() is None:
+            process.terminate()
+            process.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Returns one line about a part."""
+    if "skipped" in result:
+        return f"{result['part']:<12} skipped: {result['skipped']}"
+    code = result["exit_code"]
+    text = f"{result['part']:<12}{result['seconds']:>7.1f} s   "
+    text += "ended by the limit" if code is None else "completed" if code == 0 else f"failed with exit code {code}"
+    if result.get("best"):
+        text += f", {result['epochs']} epochs, best top-1 {100 * result['best']['best_valid_acc']:.2f} %"
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-d", "--data", metavar="FOLDER", type=existing_folder, required=True, help="Stanford Cars")
+    parser.add_argument("--output", metavar="FOLDER", type=new_folder, required=True, help="folder of the results")
+    parser.add_argument("--minutes", type=positive_seconds, default=9.0, help="of the whole visit (9)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all, in this order")
+    parser.add_argument("--lite0", metavar="FILE", type=Path, help="weights of EfficientNet-Lite0")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py, for all parts")
+    arguments = parser.parse_args(argv)
+    if arguments.lite0 and not arguments.lite0.is_file():
+        raise ConfigError(f"--lite0 {arguments.lite0}: no such file")
+    # Errors of data and settings are reported now, not by each part.
+    assembly.load_annotations(load_config(overrides=[*arguments.set, data_override(str(arguments.data))]))
+    stated = conditions(best_device(), data=arguments.data.name, minutes=arguments.minutes, changes=arguments.set)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        visit = Visit(arguments, Path(scratch))
+        for name in arguments.parts:
+            try:
+                results.append(visit.run(name))
+            except (OSError, UserError) as error:  # the other parts run even if one fails
+                results.append({"part": name, "seconds": 0.0, "exit_code": 1, "error": str(error)})
+            print(summary(results[-1]), flush=True)
+            write_report(arguments.output / "visit.json", stated, results)
+    print(f"results: {arguments.output}")
+    if failed := [result["part"] for result in results if result.get("exit_code")]:
+        raise RunError(f"{' and '.join(failed)} failed; see {arguments.output / 'visit.log'}")
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
