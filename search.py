@@ -83,11 +83,12 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     best = ranked(space, pareto_front(search, results) if len(space.metrics) > 1 else results)[:BEST_FEW]
     others = sum(result.state == "running" for result in results)
     if others:
-        print(f"{others} trials are being trained by other processes")
+        waiting = "; the last of them makes the repeats" if arguments.confirm else ""
+        print(f"{others} trials are being trained by other processes{waiting}")
     if not best:
         raise RunError(f"no trial of {space.name} has finished; {folder / 'queue'} has the output of each")
     repeats = []
-    if arguments.confirm:
+    if arguments.confirm and not others:
         confirming = Search(repeats_of(space, best, arguments.confirm), folder, data=digest, storage=arguments.storage)
         run_trials(confirming, environments)
         repeats = read_trials(confirming)

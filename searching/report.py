@@ -23,6 +23,7 @@ from utils.runs.summary import duration
 
 MIN_IMPORTANCE = 8  # finished trials
 MAX_SHOWN = 10  # trials in the terminal
+MAX_LOSS = 1e6  # that is written with its decimals
 NONE = "–"
 
 
@@ -207,13 +208,9 @@ def _metric(name: str) -> str:
 def _number(metric: str, value: float) -> str:
     if metric.endswith("acc"):
         return f"{100 * value:.2f} %"
-    return (
-        f"{value:,.0f}"
-        if metric in ("multiply_adds", "num_params")
-        else f"{value:.4f}"
-        if abs(value) < 1e6
-        else f"{value:.4g}"
-    )
+    if metric.endswith("loss"):
+        return f"{value:.4f}" if value < MAX_LOSS else f"{value:.4g}"
+    return f"{value:.2f} ms" if metric == "latency" else f"{value:,.0f}"
 
 
 def _interval(accuracy: Accuracy) -> str:

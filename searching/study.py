@@ -6,6 +6,7 @@ best of its rung is promoted: a new trial of Optuna with the same settings resum
 are drawn any more, so that the sampler meets each setting once.
 """
 
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from reproduction.planning import digest
 from searching.space import Space
@@ -31,6 +32,7 @@ from utils.files import make_folder, write_text
 from utils.runs.folder import LAST, RECORD, has_ended, read_record
 
 STORE = "trials.db"
+MAX_RACES = 2
 BUSY_SECONDS = 60  # the longest to wait for another process that writes to SQLite
 UNCLAIMED_SECONDS = 60  # after which a trial that no process claimed belongs to a process that was killed
 # User attributes of a trial.
@@ -108,7 +110,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self.lock, storage_errors(), warnings.catch_warnings(action="ignore"):
             self.place = self._place()
-            self.study = self._open()
+            self.study = self._open_or_retry()
             self._check(data)
             for point in space.points or ():
                 self.study.enqueue_trial(point, skip_if_exists=True)
@@ -154,6 +156,16 @@ class Search:
         if not path.exists():
             write_text(path, uuid.uuid4().hex)
         return path.read_text(encoding="utf-8")
+
+    def _open_or_retry(self) -> Study:
+        for _ in range(MAX_RACES):
+            try:
+                return self._open()
+            except (ImportError, ArgumentError) as error:
+                raise ConfigError(f"--storage: {str(error).splitlines()[0]}") from error
+            except (IntegrityError, OperationalError, ProgrammingError):  # another machine creates the tables
+                time.sleep(1)
+        return self._open()
 
     def _open(self) -> Study:
         if self.storage is None:
