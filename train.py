@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             folder=config.data_path,
             output_path=config.output_path,
             near_duplicate_distance=config.near_duplicate_distance,
+            mixing=assembly.build_mixing(config, len(splits.class_names)),
+            accumulate_batches=config.accumulate_batches,
         )
         return {}
     if argv is None:  # for the processes that Lightning starts: "last" may change until then

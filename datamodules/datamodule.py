@@ -206,7 +206,7 @@ class CarsDataModule(LightningDataModule):
                 split.source = open_cache(self.cache_path, split.name, split.source, split.resized_shape)
 
     def train_dataloader(self) -> Iterable:
-        batches = self._sampler(self.train, shuffle=True)
+        batches = self.sampler(self.train, shuffle=True)
         if self.trainer is not None:
             # Lightning sets a resumed epoch's number only after the first batches have been fetched.
             epochs = self.trainer.fit_loop.epoch_progress.current
@@ -216,7 +216,7 @@ class CarsDataModule(LightningDataModule):
         return self.loader(self.train, batches, self._device())
 
     def val_dataloader(self) -> Iterable:
-        return self.loader(self.valid, self._sampler(self.valid, shuffle=False), self._device())
+        return self.loader(self.valid, self.sampler(self.valid, shuffle=False), self._device())
 
     def state_dict(self) -> dict[str, Any]:
         return {"images_per_step": self._images_per_step, "fingerprint": self.fingerprint}
@@ -293,9 +293,10 @@ class CarsDataModule(LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Batches of each process in an epoch of training."""
-        return len(self._sampler(self.train, shuffle=True))
+        return len(self.sampler(self.train, shuffle=True))
 
-    def _sampler(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
+    def sampler(self, split: Split, *, shuffle: bool) -> EpochBatchSampler:
+        """Returns the batches of a split, of this process."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EpochBatchSampler(
             len(split.source), self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size,

@@ -5,29 +5,33 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchvision import transforms
 
 from datamodules import DataSplits, ImageRecord
-from datamodules.check.figures import SPLITS, SampleRow
+from datamodules.check.figures import SPLITS, MixedSample, SampleRow
 from datamodules.check.report import REPORT, CheckedImage, Findings, write_report
 from datamodules.datamodule import CarsDataModule, Split
 from datamodules.hashes import ImageHashes, near_pairs, perceptual_hash
 from datamodules.images import read_image, read_size
+from datamodules.mixing import Mixing
+from datamodules.on_device.loader import epoch_params
 from datamodules.readers.records import NO_VALIDATION, THREADS, clip_box, raise_data_errors
 from utils.errors import DataError
 from utils.progress import progress_bar
-from utils.seeding import generator
 
 MAX_GRAY_DIFFERENCE = 2  # of 255, between channels: one step of JPEG's chroma
 MAX_COLOR_RANGE = 16  # of 255, within each channel of an image of one color
 SAMPLE_IMAGES = 6
 SAMPLE_EPOCHS = 6
+SAMPLE_STEPS = 6
 
 
 def check_data(
@@ -37,6 +41,8 @@ def check_data(
     folder: Path,
     output_path: Path,
     near_duplicate_distance: int | None = 4,
+    mixing: Mixing | None = None,
+    accumulate_batches: int = 1,
 ) -> Path:
     """Decodes every image of a data set, prints a summary and writes a report with pictures.
 
@@ -46,6 +52,8 @@ def check_data(
         folder: The data set's, for the report.
         output_path: Where the folder of the report, `check_<timestamp>`, is created.
         near_duplicate_distance: Images whose perceptual hashes differ in at most so many bits are listed; None: none.
+        mixing: What mixes the training batches; None: nothing.
+        accumulate_batches: Training batches of a step.
 
     Returns:
         The folder of the report.
@@ -54,7 +62,14 @@ def check_data(
         DataError: Images cannot be decoded (after the report is written), or too few are left to train with.
         RunError: The report cannot be written.
     """
-    findings = examine_data(data, build_data, folder=folder, near_duplicate_distance=near_duplicate_distance)
+    findings = examine_data(
+        data,
+        build_data,
+        folder=folder,
+        near_duplicate_distance=near_duplicate_distance,
+        mixing=mixing,
+        accumulate_batches=accumulate_batches,
+    )
     report = write_report(findings, output_path)
     raise_data_errors(findings.broken, f"the images; {report / REPORT} lists all")
     return report
@@ -66,6 +81,8 @@ def examine_data(
     *,
     folder: Path,
     near_duplicate_distance: int | None = 4,
+    mixing: Mixing | None = None,
+    accumulate_batches: int = 1,
 ) -> Findings:
     """Decodes every image of a data set; the arguments are those of `check_data`.
 
@@ -82,6 +99,7 @@ def examine_data(
         few = f"{train} training and {valid} validation images can be used, expected at least 2 and 1"
         few += NO_VALIDATION if train > 2 else ""
         raise_data_errors([few, *broken], folder)
+    usable = {image.path for image in images}
     normalize = module.train.pipeline.augment.transforms[-1]
     return Findings(
         folder=folder,
@@ -98,7 +116,8 @@ def examine_data(
         aspect=module.train.pipeline.aspect,
         crop=module.train.source.crop,
         configured=_mean_and_std(normalize) if isinstance(normalize, transforms.Normalize) else None,
-        samples=draw_samples(module, {image.path for image in images}),
+        samples=draw_samples(module, usable),
+        mixed=mix_samples(module, usable, mixing, accumulate_batches) if mixing else [],
         augmentations=_describe_augmentations(module),
         began=began,
     )
@@ -130,14 +149,49 @@ def draw_samples(module: CarsDataModule, usable: set[Path]) -> list[SampleRow]:
     ]
 
 
-def _augment(module: CarsDataModule, epoch: int, indices: list[int]) -> list[Tensor]:
-    split = module.train
+def mix_samples(
+    module: CarsDataModule, usable: set[Path], mixing: Mixing, accumulate_batches: int
+) -> list[list[MixedSample]]:
+    """Returns some images of each of the first training batches, as the model will see them.
+
+    Args:
+        module: The data module of the training.
+        usable: The images that can be decoded.
+        mixing: What mixes its batches.
+        accumulate_batches: Batches of a step.
+    """
+    records, rows = module.train.records, []
+    for number, batch in enumerate(islice(module.sampler(module.train, shuffle=True), SAMPLE_STEPS)):
+        draws = [draw for _, draw in batch if records[draw % len(records)].path in usable][: 1 + SAMPLE_IMAGES]
+        images = torch.stack(_augment(module, 0, draws))
+        labels = torch.tensor([records[draw % len(records)].label for draw in draws])
+        step = (number // accumulate_batches, *([number] if accumulate_batches > 1 else []))
+        images, targets = mixing(images, labels, *step)
+        if not targets.is_floating_point():
+            targets = one_hot(targets)
+        rows.append(
+            [
+                MixedSample(
+                    _to_array(image, module.train),
+                    [(label, share) for share, label in zip(*map(Tensor.tolist, target.topk(2)), strict=True) if share],
+                )
+                for image, target in zip(
+                    images[1:], targets[1:].float(), strict=True
+                )  # the first one's partner is not here
+            ]
+        )
+    return rows
+
+
+def _augment(module: CarsDataModule, epoch: int, draws: list[int]) -> list[Tensor]:
+    """Returns training images as in an epoch, by the draws of its sampler."""
+    split, count = module.train, len(module.train.source)
     if split.batched is None:
         dataset = module.dataset(split)
-        return [dataset[epoch, index][0] for index in indices]
-    images = [np.atleast_3d(np.asarray(split.source.image(index))).transpose(2, 0, 1) for index in indices]
-    params = split.batched.draw(len(split.source), generator(module.seed, "rows", epoch))
-    return list(split.batched(torch.from_numpy(np.stack(images)), params[indices]))
+        return [dataset[epoch, draw][0] for draw in draws]
+    images = [np.atleast_3d(np.asarray(split.source.image(draw % count))).transpose(2, 0, 1) for draw in draws]
+    params = epoch_params(split.batched, count, module.seed, epoch, repeats=1 + max(draws) // count)
+    return list(split.batched(torch.from_numpy(np.stack(images)), params[draws]))
 
 
 def _to_array(image: Tensor, split: Split) -> np.ndarray:

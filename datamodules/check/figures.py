@@ -47,6 +47,14 @@ class SampleRow:
     draws: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class MixedSample:
+    """What the model sees of an image of a mixed batch, (H, W, C) in [0, 1], and its labels with their shares."""
+
+    image: np.ndarray
+    shares: list[tuple[int, float]]
+
+
 def draw_class_balance(counts: Mapping[str, Sequence[int]], class_names: Sequence[str], path: Path) -> None:
     """Draws the number of images of each class in each split, the class with most training images first.
 
@@ -160,6 +168,34 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
     figure.suptitle(
         f"training images with their boxes, and what the model will see of them: {escape_dollars(title)}", fontsize=12
     )
+    _save(figure, path)
+
+
+def draw_mixed(rows: Sequence[Sequence[MixedSample]], class_names: Sequence[str], path: Path) -> None:
+    """Draws a row for each of the first training batches: some of its images, with the shares of their labels.
+
+    Raises:
+        RunError: The picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    height, width = rows[0][0].image.shape[:2]
+    cell = 1.9  # inches
+    tall = cell * min(max(height / width, 0.5), 2)
+    figure = Figure(figsize=(cell * columns, 0.6 + (tall + 0.35) * len(rows)), layout="constrained")
+    for number, (row, places) in enumerate(zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True)):
+        for axes in places:
+            axes.axis("off")
+        for axes, sample in zip(places, row, strict=False):
+            image = sample.image
+            axes.imshow(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image, interpolation="antialiased")
+            names = [f"{100 * share:.0f} % {escape_dollars(class_names[label])}" for label, share in sample.shares]
+            axes.set_title("\n".join(names), fontsize=6, pad=3)
+        places[0].text(
+            -0.06, 0.5, f"batch {number}", transform=places[0].transAxes, rotation=90, va="center", ha="right"
+        )
+    figure.suptitle("images of the first training batches, mixed as the model will see them", fontsize=12)
     _save(figure, path)
 
 

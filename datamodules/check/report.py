@@ -13,9 +13,11 @@ import numpy as np
 
 from datamodules.check.figures import (
     SPLITS,
+    MixedSample,
     SampleRow,
     draw_class_balance,
     draw_contact_sheets,
+    draw_mixed,
     draw_samples,
     draw_sizes,
 )
@@ -23,7 +25,7 @@ from datamodules.transforms import Aspect
 from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
 
-REPORT, BALANCE, SIZES, SAMPLES = "report.md", "class_balance.png", "sizes.png", "samples.png"
+REPORT, BALANCE, SIZES, SAMPLES, MIXED = "report.md", "class_balance.png", "sizes.png", "samples.png", "mixed.png"
 SOURCES = {
     "test": "the test split of the data set is the validation split",
     "valid": "as in the data set",
@@ -87,6 +89,7 @@ class Findings:
         crop: How training images are cut before that.
         configured: Mean and standard deviation of the configuration; None: no normalization.
         samples: Training images as the model will see them.
+        mixed: Images of mixed batches as the model will see them; empty without mixing.
         augmentations: In words.
         began: Start of the check, by `time.monotonic`.
     """
@@ -105,6 +108,7 @@ class Findings:
     augmentations: str
     began: float
     near_duplicates: list[tuple[CheckedImage, CheckedImage, int]] = field(default_factory=list)
+    mixed: list[list[MixedSample]] = field(default_factory=list)
     valid_from: str = "valid"
     aspect: Aspect = "squash"
     upright: bool = False
@@ -167,12 +171,15 @@ def write_report(findings: Findings, output_path: Path) -> Path:
     sizes = {split: [image.size for image in findings.images if image.split == split] for split in SPLITS}
     draw_sizes(sizes, findings.image_size, folder / SIZES, aspect=findings.aspect)
     draw_samples(findings.samples, findings.class_names, folder / SAMPLES, title=findings.augmentations)
+    if findings.mixed:
+        draw_mixed(findings.mixed, findings.class_names, folder / MIXED)
     draw_contact_sheets(findings.images, findings.class_names, folder / SHEETS, upright=findings.upright)
     lines = summary_lines(findings)
     write_text(folder / REPORT, full_report(findings, lines))
     print("\n".join(lines))
     print(
-        f"  full report: {folder}/{REPORT}, {BALANCE}, {SIZES}, {SAMPLES}; a contact sheet of each class in {SHEETS}/"
+        f"  full report: {folder}/{REPORT}, {BALANCE}, {SIZES}, {SAMPLES}{f', {MIXED}' if findings.mixed else ''}; a contact "
+        f"sheet of each class in {SHEETS}/"
     )
     print(
         "  next: the same command without --check"
@@ -356,7 +363,8 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
             "```", *lines, "```", "",
             "## What to do", "", *(f"- {line}" for line in advice(findings)), "",
             f"A contact sheet of each class is in [{SHEETS}/]({SHEETS}).", "",
-            f"![Samples]({SAMPLES})", "", f"![Class balance]({BALANCE})", "", f"![Sizes]({SIZES})", "",
+            f"![Samples]({SAMPLES})", "", *([f"![Mixed batches]({MIXED})", ""] if findings.mixed else []),
+            f"![Class balance]({BALANCE})", "", f"![Sizes]({SIZES})", "",
             *listed("Images that cannot be used", findings.broken),
             *listed("JPEGs that lack only their end marker", map(describe, without_end)),
             *listed("Identical files in several splits", groups(findings.in_several_splits)),

@@ -16,6 +16,16 @@ from utils.seeding import generator
 PREFETCH = 3  # batches read ahead, each by a thread
 
 
+def epoch_params(augmentations: BatchedAugmentations, count: int, seed: int, epoch: int, *, repeats: int) -> Tensor:
+    """Returns the parameters of each draw of an epoch: of `count` images, and again for their later draws."""
+    return torch.cat(
+        [
+            augmentations.draw(count, generator(seed, "rows", epoch, *([repeat] if repeat else [])))
+            for repeat in range(repeats)
+        ]
+    )
+
+
 class DeviceLoader:
     """Takes the place of a DataLoader: yields images (N, C, H, W), float32, and labels (N,), both on `device`.
 
@@ -65,11 +75,8 @@ class DeviceLoader:
         # Order and parameters are sent to the device once an epoch; nothing here waits for it.
         draws = torch.tensor([draw for batch in batches for _, draw in batch])
         count = len(self.images)
-        rows = [
-            self.augmentations.draw(count, generator(self.seed, "rows", epoch, *([repeat] if repeat else [])))
-            for repeat in range(int(draws.max()) // count + 1)
-        ]
-        params, draws_there = self._send(torch.cat(rows)), self._send(draws)
+        rows = epoch_params(self.augmentations, count, self.seed, epoch, repeats=int(draws.max()) // count + 1)
+        params, draws_there = self._send(rows), self._send(draws)
         sizes = [len(batch) for batch in batches]
         full_size = self.batch_sampler.batch_size // self.batch_sampler.world_size
         places = (draws_there % count).split(sizes)

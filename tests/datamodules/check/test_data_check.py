@@ -17,7 +17,7 @@ from PIL import Image
 import assembly
 import train
 from datamodules import read_data
-from datamodules.check.check import SAMPLE_EPOCHS, draw_samples, examine_data
+from datamodules.check.check import SAMPLE_EPOCHS, draw_samples, examine_data, mix_samples
 from datamodules.check.report import full_report, summary_lines, write_report, yaml_lines
 from tests.support.data_sets import UPDATED_FIELDS, Photo, write_mat, write_updated_release
 from utils.cli import run_command
@@ -79,11 +79,11 @@ def of(photos: list[Photo], split: str, label: int) -> list[Photo]:
 
 
 def test_sound_data_passes_and_nothing_is_trained(tmp_path, photos, capsys):
-    assert train.main(arguments(tmp_path)) == {}
+    assert train.main(arguments(tmp_path, "mixup_alpha=0.4", "batch_size=8")) == {}
     (folder,) = (tmp_path / "output").iterdir()
     assert re.fullmatch(r"check_\d{14}", folder.name)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "class_balance.png", "classes", "report.md", "samples.png", "sizes.png",
+        "class_balance.png", "classes", "mixed.png", "report.md", "samples.png", "sizes.png",
     ]  # fmt: skip
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
@@ -235,7 +235,7 @@ def test_mean_and_std_equal_those_of_all_pixels(tmp_path, photos, crop, gray):
 
 @pytest.mark.parametrize("device", ["cpu", "device"])
 def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
-    config = configuration(tmp_path, f"augmentation_device={device}", "seed=3")
+    config = configuration(tmp_path, f"augmentation_device={device}", "seed=3", "mixup_alpha=1.0", "cutmix_alpha=1.0")
     annotations = read_data(tmp_path / "data")
     usable = {annotation.path for annotation in annotations.train[1:]}
     rows = draw_samples(assembly.build_data(config, annotations), usable)
@@ -258,6 +258,18 @@ def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
             expected = seen[index].permute(1, 2, 0).numpy() * normalization.std + normalization.mean
             np.testing.assert_allclose(row.draws[epoch], expected.clip(0, 1), rtol=0, atol=1e-6)
     assert not np.array_equal(rows[0].draws[0], rows[0].draws[1])
+
+    loader.batch_sampler.set_epoch(0)
+    mixing = assembly.build_mixing(config, 3)
+    everything = {annotation.path for annotation in annotations.train}
+    mixed = mix_samples(assembly.build_data(config, annotations), everything, mixing, 1)
+    assert len(mixed) == len(loader) == 3
+    for step, (row, (images, labels)) in enumerate(zip(mixed, loader, strict=True)):
+        images, targets = mixing(images, labels, step)
+        for sample, image, target in zip(row, images[1:], targets[1:], strict=True):
+            expected = image.permute(1, 2, 0).numpy() * normalization.std + normalization.mean
+            np.testing.assert_allclose(sample.image, expected.clip(0, 1), rtol=0, atol=1e-6)
+            assert {label: pytest.approx(target[label].item()) for label, _ in sample.shares} == dict(sample.shares)
 
 
 def test_an_output_that_cannot_be_written_and_a_wrong_configuration(tmp_path, photos, capsys):
