@@ -11,7 +11,7 @@ import torch
 
 from datamodules import read_data
 from deployment.trained import load_trained
-from measurements import batched_augmentations, generated, gpu_visit, start_up, throughput, variants
+from measurements import batched_augmentations, generated, gpu_visit, plain_loop, start_up, throughput, variants
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from tests.support.data_sets import write_updated_release
@@ -266,3 +266,15 @@ def test_a_visit_to_a_gpu_ends_in_time(cars, tmp_path, monkeypatch, capsys):
     stopped, late = gpu_visit.main([*arguments, "--minutes", "0.1"])
     assert stopped["exit_code"] is None and stopped["seconds"] < 8 and late["skipped"] == "no time was left"
     assert "ended by the limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_plain_loop_and_the_trainer_take_turns(cars, tmp_path):
+    report = tmp_path / "plain.json"
+    changes = words(*TINY, "num_workers=0", "width_multiplier=0.35")
+    rows = plain_loop.main(
+        ["-d", str(cars), "--images", "8", "--rounds", "1", "--epochs", "2", "--output", str(report), *changes]
+    )
+    assert [row["variant"] for row in rows] == ["plain loop", "train.py"]
+    assert all(row["later_epochs"]["min"] > 0 for row in rows) and rows[0]["times_plain"]["median"] == 1
+    assert conditions_of(report)["images"] == 8
