@@ -27,7 +27,8 @@ def build_timm(
     """Builds a model of timm that turns images (N, in_channels, H, W) into logits (N, num_classes).
 
     Args:
-        name: A name of `timm.list_models()`, such as "mobilenetv3_small_100".
+        name: A name of `timm.list_models()`, such as "mobilenetv3_small_100", or of `timm.list_pretrained()`, which names
+            weights too.
         num_classes: Number of logits.
         in_channels: 3 for color images, 1 for gray ones.
         dropout: Probability before the last layer; None for none, whatever timm's default.
@@ -41,9 +42,9 @@ def build_timm(
     # timm takes seconds to import, and most runs do not need it.
     import timm
 
-    names = timm.list_models()
+    names = timm.list_pretrained(f"{name.partition('.')[0]}.*") if "." in name else timm.list_models()
     if name not in names:
-        raise ConfigError(_unknown(name, names))
+        raise ConfigError(_unknown(name, names or timm.list_models()))
     settings = {} if drop_path is None else {"drop_path_rate": drop_path}
     if image_size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size:
         settings["img_size"] = tuple(image_size)

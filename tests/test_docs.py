@@ -29,6 +29,7 @@ PYTHON = [command for command in COMMANDS if command.startswith("python ") and "
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
 OTHERS = [command for path in GUIDES for command in commands_of(path, "text") if "train.py " in command]
 LONG = ("benchmark.py", "export.py", "phone.py", "reproduce.py", "search.py")  # CI runs the tests marked as slow too
+RECIPE = commands_of(PROJECT / "docs" / "recipe.md", "bash")
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
 
 
@@ -62,7 +63,7 @@ def test_every_link_leads_somewhere(path):
 def test_commands_that_are_only_shown_can_be_read(command):
     launcher, _, arguments = command.partition("train.py ")
     parsed = train.parse_arguments(shlex.split(arguments))
-    if parsed.resume is not None:
+    if parsed.resume is not None or parsed.branch is not None:
         return
     config, _ = train.read_configuration(parsed)
     words = shlex.split(launcher)
@@ -73,12 +74,15 @@ def test_commands_that_are_only_shown_can_be_read(command):
         options = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
         assert options == {"--nodes": str(config.num_nodes), "--ntasks-per-node": str(config.devices)}
     else:
-        assert words == ["python"] and config.num_nodes == 1 and config.devices > 1
+        assert words == ["python"] and config.num_nodes == 1 and config.devices != 1
 
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(each, marks=pytest.mark.slow if each.split()[1] in LONG else ()) for each in PYTHON],
+    [
+        pytest.param(each, marks=pytest.mark.slow if each.split()[1] in LONG or each in RECIPE else ())
+        for each in PYTHON
+    ],
 )
 def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypatch, capsys):
     script, *arguments = shlex.split(command)[1:]
@@ -109,6 +113,8 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
     if script == "train.py" and "--resume" in arguments:
         main(arguments)
         assert "Nothing is left to do" in capsys.readouterr().out
+    elif "--branch" in arguments:
+        main([*arguments, "--set", "num_epochs=16", "--set", f"output_path={output}"])
     elif script == "train.py":
         main([*arguments, *changes, "--set", f"output_path={output}"])
     elif "--report" in arguments:

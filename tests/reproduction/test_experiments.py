@@ -121,6 +121,12 @@ def test_learning_rates_and_the_early_stop_come_out_as_published(name, tmp_path)
     assert trainer.should_stop or len(CURVES[name]) == config.num_epochs
 
 
+@pytest.mark.parametrize("name", ["long", "scratch", "student", pytest.param("finetune", marks=pytest.mark.slow)])
+def test_experiments_beyond_the_study_can_be_built(name):
+    config = load_config(EXPERIMENTS / "beyond" / f"{name}.yml", overrides=["trackers=[]", "accelerator=cpu"])
+    assembly.check_buildable(assembly.resolve_pretrained(config))
+
+
 @needs_reference
 @pytest.mark.parametrize("name", ["C-1", "C-5", "C-12", "C-45", "C-46", "C-47", "C-63", "C-11-published-boxes"])
 def test_every_kind_of_experiment_can_be_built(name):
