@@ -262,7 +262,7 @@ def test_timm_network_of_fixed_size_is_made_for_the_image():
     ("name", "message"),
     [
         ("mobilnetv3_smal_050", r"not a model of timm\. Nearest: timm/mobilenetv3_small_050, "),
-        ("mobilenetv3_small_050.lamb_in1k", "Nearest: timm/mobilenetv3_small_050, "),
+        ("mobilenetv3_small_050.lamb", r"not a model of timm\. Nearest: timm/mobilenetv3_small_050\.lamb_in1k\."),
         ("hf-hub:timm/resnet18", r"not a model of timm\..*`timm\.list_models\(\)`"),
         ("test_vit", "does not take images of 65×65 pixels: Input height"),
         ("xcit_nano_12_p16_224", "cannot be built with .*'img_size': .*divide image dimensions"),

@@ -164,7 +164,6 @@ def test_width_multiplier():
         ("mob_v2", {}, "out_channels: mob_v2 does not take a width"),
         ("shuff_v2_x10", {"out_channels": None}, "shuff_v2_x10 has no dropout layer"),
         ("timm/mobilenetv3", {"out_channels": None}, "is not a model of timm"),
-        ("timm/efficientnet_b0.ra4", {"out_channels": None}, r"Nearest: .*timm/efficientnet_b0\.ra4_e3600_r224_in1k"),
     ],
 )
 def test_what_cannot_be_built(architecture, changes, message):
