@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from searching.space import COSTS, METRICS, check_corners, read_space
+from searching.reading import check_corners, read_space
+from searching.space import COSTS, METRICS
 from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError, RunError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from searching.space import check_corners, read_space
+from searching.reading import check_corners, read_space
 from tests.support.search_runs import write_space
 from utils.config import CONFIG_FILE
 from utils.errors import ConfigError
@@ -62,7 +62,7 @@ def test_all_mistakes_are_answered_at_once_with_their_places(tmp_path):
         "vary.dropout.hihg: unknown key. Did you mean 'high'?",
         "vary.dropout.x: dropout: this value has no keys",
         "vary.batch_size: no choice is left",
-        "vary.seed: cannot be set here",
+        "vary.seed: cannot vary: the best of several seeds",
         "vary.num_workers: it does not change the result",
         "vary.length.short.num_epoch: unknown key. Did you mean 'num_epochs'?",
         "metric: 'valid_ac' is not a metric. Did you mean 'valid_acc'?",

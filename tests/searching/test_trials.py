@@ -8,8 +8,9 @@ import optuna
 import pytest
 
 from reproduction.comparison import margin_of_error
+from searching.reading import read_space
 from searching.results import Result, judge, ranked, read_trials, repeats_of
-from searching.space import Space, read_space
+from searching.space import Space
 from searching.study import Search
 from searching.trials import run_trials
 from tests.support.search_runs import Trainings, write_space
