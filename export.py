@@ -71,25 +71,32 @@ def main(argv: Sequence[str] | None = None) -> "ExportedFile":
     if trained.config.mlflow_artifacts:
         from utils.tracking.mlflow import log_artifact
 
-        log_artifact(trained.folder, exported.path)
+        for path in (exported.path, exported.card):
+            log_artifact(trained.folder, path)
     return exported
 
 
 def describe(exported: "ExportedFile") -> list[str]:
     """Returns lines on how well the file agrees with the model, its size and its speed."""
     agreement = exported.agreement
+    compared = ["  not run and not compared: this format cannot be run on this machine"]
+    if agreement:
+        compared = [
+            f"  on {agreement.images:,} validation images: {agreement.output} differ by at most {agreement.max_difference:.2g} "
+            f"(largest: {agreement.max_logit:.3g}),",
+            f"  same top-1 prediction for {agreement.top1:.2%}, accuracy {agreement.exported_accuracy:.2%}, the model's "
+            f"{agreement.accuracy:.2%}; these images also chose the checkpoint",
+        ]
     return [
         f"{exported.path}: {list(exported.sizes.values())[-1] / 1e6:.2f} MB",
-        f"  on {agreement.images:,} validation images: {agreement.output} differ by at most {agreement.max_difference:.2g} "
-        f"(largest: {agreement.max_logit:.3g}),",
-        f"  same top-1 prediction for {agreement.top1:.2%}, accuracy {agreement.exported_accuracy:.2%}, the model's "
-        f"{agreement.accuracy:.2%}; these images also chose the checkpoint",
+        *compared,
         "  one image on one thread, median and quartiles:",
         *(
             f"    {name:<20}{1e3 * time.median:8.2f} ms   {1e3 * time.low:.2f} … {1e3 * time.high:.2f}"
             for name, time in exported.seconds.items()
         ),
         "  preprocessing, class names, temperature and threshold are in the file's metadata",
+        f"  model card: {exported.card}",
     ]
 
 

@@ -178,7 +178,7 @@ def save_calibration(folder: Path, checkpoint: Path, calibration: Calibration) -
         entries = _read(path)
     except RunError:
         entries = {}  # damaged, and now replaced
-    entries[checkpoint.name] = {"sha256": _digest(checkpoint), **asdict(calibration)}
+    entries[checkpoint.name] = {"sha256": file_digest(checkpoint), **asdict(calibration)}
     write_text(path, json.dumps(entries, indent=2) + "\n")
     return path
 
@@ -190,7 +190,7 @@ def load_calibration(folder: Path, checkpoint: Path) -> Calibration | None:
         if entry is None:
             return None
         entry = dict(entry)
-        if entry.pop("sha256") != _digest(checkpoint):
+        if entry.pop("sha256") != file_digest(checkpoint):
             logger.warning(
                 "%s is of other weights than those of %s, and is ignored; python evaluate.py %s writes it anew",
                 folder / FILE, checkpoint.name, checkpoint,
@@ -217,6 +217,7 @@ def _read(path: Path) -> dict[str, Any]:
     return entries
 
 
-def _digest(checkpoint: Path) -> str:
+def file_digest(checkpoint: Path) -> str:
+    """Returns the SHA-256 of a checkpoint."""
     with checkpoint.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,8 @@
 """Exports a trained model, and rejects an export whose outputs differ from the model's."""
 
+import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from datamodules import DataSplits, ImageRecord
 from datamodules.images import read_image
 from deployment.agreement import Agreement, image_problems, measure_agreement
 from deployment.calibration import SCORE
-from deployment.formats import FORMATS, Metadata, Run, Session, save_onnx
+from deployment.formats import FORMATS, Metadata, Run, Session
+from deployment.model_card import model_card
 from deployment.profiling.measure import Seconds, interleaved, restored_threads, spread
 from deployment.trained import TrainedModel
 from utils.errors import RunError
-from utils.files import make_folder, replacing
+from utils.files import make_folder, replacing, write_text
 from utils.progress import progress_bar
 
 CALIBRATION_IMAGES = 200
@@ -51,17 +54,22 @@ class ExportedFile:
     Attributes:
         path: The file.
         sizes: Bytes by format; of a quantized file also those of the file it was made from.
-        agreement: With the model.
+        agreement: With the model; None where the file cannot be run on this machine.
         seconds: Latency of one image on one thread, of the model ("eager") and by format.
     """
 
     path: Path
     sizes: dict[str, int]
-    agreement: Agreement
+    agreement: Agreement | None
     seconds: dict[str, Seconds]
 
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path.with_name(f"{self.path.name}.md")
 
-def build_metadata(trained: TrainedModel, *, image_input: bool = False) -> Metadata:
+
+def build_metadata(trained: TrainedModel, *, image_input: bool = False, is_compared: bool = True) -> Metadata:
     """Returns all that a program needs to run the exported file on a photo: the steps to its input, and its output."""
     config, normalization = trained.config, trained.config.normalization
     gray, calibration = config.convert_to_grayscale, trained.calibration
@@ -92,6 +100,10 @@ def build_metadata(trained: TrainedModel, *, image_input: bool = False) -> Metad
         "threshold": calibration.threshold if calibration else None,
         "score": calibration.score if calibration else SCORE,
     }
+    if not is_compared:
+        metadata["warning"] = (
+            f"converted on {platform.system()}, where this format cannot be run; not compared with the model"
+        )
     if image_input:
         metadata |= {
             "input": "uint8 (height, width, 3) of any size, red, green, blue",
@@ -128,7 +140,8 @@ def export(
     comparison_images = evenly_spaced(splits.valid, num_images)
     example = trained.load_image(comparison_images[0].path, upright=splits.upright)[None]
     examples: Iterable[Tensor] = [example]
-    metadata = build_metadata(trained)
+    is_compared = chosen.platform in (None, sys.platform)
+    metadata = build_metadata(trained, is_compared=is_compared)
     calls: dict[str, Callable[[], Tensor]] = {"eager": partial(trained.logits, example)}
     sizes = {}
     make_folder(output.parent)
@@ -142,7 +155,10 @@ def export(
             with replacing(draft, key="TMPDIR") as target:
                 FORMATS[name].write(source, examples, metadata, target)
             session = FORMATS[name].load(draft, 1)
-            calls[name], sizes[name], source = partial(session.run, example), draft.stat().st_size, draft
+            sizes[name], source = draft.stat().st_size, draft
+            if session.run:
+                calls[name] = partial(session.run, example)
+        agreement, problems = None, []
         if image_input:
             metadata = build_metadata(trained, image_input=True)
             session = _put_preprocessing_inside(draft, metadata, Path(folder, "image"))
@@ -152,7 +168,7 @@ def export(
             calls[name], sizes[name] = partial(session.run, pixels), draft.stat().st_size
             agreement = _compare_images(trained, session.run, comparison_images, upright=splits.upright)
             problems = chosen.problems(agreement) if chosen.quantizes else image_problems(agreement)
-        else:
+        elif session.run:
             agreement = _compare(trained, session.run, comparison_images, upright=splits.upright)
             problems = chosen.problems(agreement)
         if session.metadata != metadata:
@@ -162,19 +178,23 @@ def export(
             raise RunError(_rejection(exported, problems, chosen.advice))
         with replacing(output) as target:
             shutil.copyfile(draft, target)
+    write_text(exported.card, model_card(trained, exported, splits, metadata))
     return exported
 
 
 def _rejection(rejected: ExportedFile, problems: list[str], advice: str) -> str:
     """Returns why the file was not kept, what was measured of it, and what helps."""
     agreement = rejected.agreement
-    lines = [
-        f"{rejected.path} is not written, because it disagrees with the model: {'; '.join(problems)}",
-        f"  measured on {agreement.images:,} validation images: accuracy {agreement.exported_accuracy:.2%}, the model's "
-        f"{agreement.accuracy:.2%}; same top-1 prediction for {agreement.top1:.2%}",
+    lines = [f"{rejected.path} is not written, because it disagrees with the model: {'; '.join(problems)}"]
+    if agreement:
+        lines.append(
+            f"  measured on {agreement.images:,} validation images: accuracy {agreement.exported_accuracy:.2%}, the "
+            f"model's {agreement.accuracy:.2%}; same top-1 prediction for {agreement.top1:.2%}"
+        )
+    lines.append(
         f"  size: {', '.join(f'{name} {size / 1e6:.2f} MB' for name, size in rejected.sizes.items())}; one image on one "
-        f"thread: {', '.join(f'{name} {1e3 * time.median:.2f} ms' for name, time in rejected.seconds.items())}",
-    ]
+        f"thread: {', '.join(f'{name} {1e3 * time.median:.2f} ms' for name, time in rejected.seconds.items())}"
+    )
     return "\n".join([*lines, *([f"  what helps: {advice}"] if advice else [])])
 
 
@@ -199,9 +219,10 @@ def _compare(trained: TrainedModel, run: Run, records: Sequence[ImageRecord], *,
 def _put_preprocessing_inside(draft: Path, metadata: Metadata, output: Path) -> Session:
     import onnx
 
+    from deployment.formats.onnx import save
     from deployment.preprocessing import add_preprocessing
 
-    save_onnx(add_preprocessing(onnx.load(draft), metadata), metadata, output)
+    save(add_preprocessing(onnx.load(draft), metadata), metadata, output)
     return FORMATS["onnx"].load(output, 1)
 
 

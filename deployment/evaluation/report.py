@@ -10,6 +10,7 @@ from deployment.calibration import (
     Reliability,
     calibrate,
     cross_judge,
+    file_digest,
     judge,
     save_calibration,
 )
@@ -79,6 +80,7 @@ def write_report(
         draw_confused_pairs(evaluation, names, sheet, title=title)
     summary: dict[str, Any] = {
         "checkpoint": str(trained.path),
+        "sha256": file_digest(trained.path),
         "data": str(data_path),
         "split": split,
         "images": count,

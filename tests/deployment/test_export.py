@@ -7,10 +7,13 @@ import shutil
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import export
@@ -18,9 +21,10 @@ from datamodules import read_data
 from datamodules.images import read_image
 from datamodules.transforms import build_transforms
 from deployment.agreement import Agreement, image_problems, logit_problems, measure_agreement, prediction_problems
-from deployment.calibration import Calibration, save_calibration
+from deployment.calibration import Calibration, file_digest, save_calibration
 from deployment.export import _compare, build_metadata, evenly_spaced
 from deployment.formats import FORMATS
+from deployment.model_card import model_card
 from deployment.prediction import predict
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
@@ -125,6 +129,40 @@ def test_the_report_of_an_onnx_file(onnx_file, trained, car_photos):
     assert (
         f"{onnx_file.sizes['onnx'] / 1e6:.2f} MB" in lines and "on 14 validation images" in lines and "eager" in lines
     )
+
+
+def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, trained, car_photos, tmp_path):
+    card = onnx_file.card.read_text(encoding="utf-8")
+    _, head, text = card.split("---\n", maxsplit=2)
+    head = yaml.safe_load(head)
+    assert head["pipeline_tag"] == "image-classification" and "model-index" not in head  # not evaluated
+    assert f"| 14 | {onnx_file.agreement.exported_accuracy:.2%} |" in text and "Chance level: 14.29%" in text
+    assert f"| onnx | {onnx_file.sizes['onnx'] / 1e6:.2f} | {1e3 * onnx_file.seconds['onnx'].median:.2f} (" in text
+    assert "Not calibrated" in text and "architecture: shuff_v2_x05" in text
+    assert all(f"{label}. {name}\n" in text for label, name in enumerate(CAR_MODELS))
+    assert str(trained.folder) not in card and str(car_photos.parent) not in card
+
+    checkpoint = Path(shutil.copy(trained.path, tmp_path))
+    kept = Calibration(1.5, 0.25, "margin", 0.9, 100)
+    evaluated = replace(trained, path=checkpoint, calibration=kept)
+    summary = {
+        "sha256": file_digest(checkpoint), "images": 50, "valid_acc": 0.8, "valid_acc_95_low": 0.67,
+        "valid_acc_95_high": 0.89, "valid_top5_acc": 0.98,
+        "calibration": {"ece": 0.05, "ece_without_temperature": 0.1, "ece_method": "15 bins"},
+    }  # fmt: skip
+    folder = tmp_path / "evaluation" / f"{checkpoint.stem}_valid"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write = partial(model_card, evaluated, onnx_file, read_data(car_photos), build_metadata(evaluated))
+    assert (
+        "| 50 | 80.00% | 67.00% … 89.00% | 98.00% |" in write()
+        and "Expected calibration error 5.00% (15 bins)" in write()
+    )
+    assert "Temperature 1.5000" in write() and "90% are right on these images: threshold 0.2500" in write()
+    (result,) = yaml.safe_load(write().split("---\n")[1])["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.8}]
+    (folder / "summary.json").write_text(json.dumps(summary | {"sha256": "of other weights"}))
+    assert "80.00%" not in write() and "Expected calibration error" not in write()
 
 
 def test_an_int8_file_is_smaller_and_its_accuracy_is_reported(
@@ -396,3 +434,38 @@ def test_only_onnx_files_take_images(trained_run):
 def test_the_limit_of_files_with_preprocessing_inside(difference, accepted):
     agreement = Agreement(100, difference, 0.9, 1.0, 0.5, 0.5, "probabilities")
     assert (image_problems(agreement) == []) == accepted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="requirements-litert.txt is not installed")
+def test_a_litert_file(trained_run, images, trained):
+    exported = export.main([str(trained_run), "--format", "litert", "--images", "5"])
+    assert exported.agreement.max_difference < 1e-4 and exported.agreement.top1 == 1
+    session = FORMATS["litert"].load(exported.path, 1)
+    assert_metadata(session.metadata)
+    assert torch.allclose(session.run(images), trained.logits(images), atol=1e-5)
+    with zipfile.ZipFile(exported.path) as archive:
+        assert archive.read("labels.txt").decode().splitlines() == list(CAR_MODELS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("coremltools") is None, reason="requirements-coreml.txt is not installed")
+def test_a_core_ml_package(trained_run, images, trained, tmp_path, capsys):
+    exported = export.main([str(trained_run), "--format", "coreml", "--images", "5"])
+    session = FORMATS["coreml"].load(exported.path, 1)
+    assert_metadata(session.metadata)
+    if session.run:
+        assert torch.allclose(session.run(images), trained.logits(images), atol=1e-3)
+    else:
+        assert exported.agreement is None and "not compared with the model" in session.metadata["warning"]
+        assert "not run and not compared" in capsys.readouterr().out
+        assert "was converted, but not run" in exported.card.read_text(encoding="utf-8")
+    import coremltools
+
+    shutil.unpack_archive(exported.path, tmp_path, "zip")
+    description = coremltools.utils.load_spec(str(tmp_path / "model.mlpackage")).description
+    assert [list(value.type.multiArrayType.shape) for value in (description.input[0], description.output[0])] == [
+        [1, 3, 64, 48], [1, len(CAR_MODELS)],
+    ]  # fmt: skip
+    assert (description.input[0].name, description.output[0].name) == ("image", "logits")
+    assert description.metadata.userDefined["classes"] == ",".join(CAR_MODELS)
