@@ -28,7 +28,7 @@ def share_of(targets: torch.Tensor) -> float:
 
 def test_mixup_is_the_weighted_mean_of_images_and_labels():
     shares = []
-    for step in range(200):
+    for step in range(120):
         images, targets = mixing(mixup_alpha=0.5)(IMAGES, LABELS, step)
         shares.append(share := share_of(targets))
         torch.testing.assert_close(images, share * IMAGES + (1 - share) * OTHERS, atol=2e-5, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_cutmix_pastes_one_rectangle_and_shares_labels_by_its_area():
 def test_the_numbers_depend_on_seed_and_step_alone_and_both_kinds_come_as_often():
     both, state = mixing(mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.6, seed=3), torch.get_rng_state()
     kinds = []
-    for step in range(150):
+    for step in range(80):
         images, targets = both(IMAGES, LABELS, step)
         again, _ = mixing(mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.6, seed=3)(IMAGES, LABELS, step)
         assert torch.equal(images, again)
@@ -63,7 +63,7 @@ def test_the_numbers_depend_on_seed_and_step_alone_and_both_kinds_come_as_often(
         else:
             kinds.append("cutmix" if torch.isin(images, IMAGES).all() else "mixup")
     assert torch.equal(torch.get_rng_state(), state)
-    assert [kinds.count(kind) / 150 for kind in ("none", "mixup", "cutmix")] == pytest.approx([0.4, 0.3, 0.3], abs=0.13)
+    assert [kinds.count(kind) / 80 for kind in ("none", "mixup", "cutmix")] == pytest.approx([0.4, 0.3, 0.3], abs=0.15)
     assert not torch.equal(both(IMAGES, LABELS, 1)[0], both(IMAGES, LABELS, 2)[0])
 
 
@@ -101,3 +101,10 @@ def test_the_loss_of_mixed_images_is_that_of_both_labels_in_their_shares(name, p
 def test_a_loss_without_probabilities_is_refused(name, params):
     with pytest.raises(ConfigError, match=f"probabilities in place of labels, which {name} does not take"):
         require_probabilities(build_loss(name, params, num_classes=4), 4)
+
+
+def test_mixing_asks_the_device_for_no_number():
+    """Tensors on the meta device have no values."""
+    for settings in ({"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}):
+        images, targets = mixing(**settings)(IMAGES.to("meta"), LABELS.to("meta"), 3)
+        assert images.shape == IMAGES.shape and targets.shape == (9, 4)

@@ -14,6 +14,7 @@ from deployment.trained import load_trained
 from measurements import batched_augmentations, generated, gpu_visit, plain_loop, start_up, throughput, variants
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
+from measurements.recipe_cost import __main__ as recipe_cost
 from tests.support.data_sets import write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -142,6 +143,19 @@ def test_batched_augmentations_are_compared_with_torchvision(tmp_path, monkeypat
     assert names[:3] == ["torchvision on PIL images", "torchvision on float tensors", "batched, cpu"]
     assert all(0 < row["quartiles"][0] <= row["images_per_second"] <= row["quartiles"][1] for row in rows)
     assert conditions_of(report)["batch_size"] == 2
+
+
+@pytest.mark.slow
+def test_each_part_of_the_recipe_is_set_beside_the_plain_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        recipe_cost, "PARTS", {part: recipe_cost.PARTS[part] for part in ("plain", "mixup", recipe_cost.TEACHER)}
+    )
+    report = tmp_path / "recipe.json"
+    small = words("image_size=[32, 32]", "batch_size=2", "width_multiplier=0.25", "accelerator=cpu")
+    rows = recipe_cost.main([*small, "--rounds", "1", "--steps", "5", "--output", str(report)])
+    assert [row["part"] for row in rows] == ["plain", "mixup", "teacher of the same size"]
+    assert rows[0]["ratio"]["median"] == 1 and all(row["milliseconds"]["min"] > 0 for row in rows)
+    assert conditions_of(report)["image_size"] == [32, 32] and "teacher of the same size" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""What each part of the recipe adds to a training step."""
