@@ -231,22 +231,22 @@ def advice(findings: Findings) -> list[str]:
         else ", or set validation_fraction: a split made here keeps copies together"
     )
     found = {
-        "damaged images: replace or delete them": len(findings.broken),
-        "groups of identical files under two labels: keep the right one of each and delete the others": len(
+        "damaged images (#): replace or delete them": len(findings.broken),
+        "identical files under two labels (#): keep the right one of each and delete the others": len(
             findings.in_two_classes
         ),
-        f"groups of identical files in several splits flatter the accuracy: {split}": len(findings.in_several_splits),
-        f"groups of {MIN_PLACEHOLDERS} or more identical files: delete them if they are placeholders instead of photos": sum(
+        f"identical files in several splits (#), which flatter the accuracy: {split}": len(findings.in_several_splits),
+        f"groups of {MIN_PLACEHOLDERS} or more identical files (#): delete them if they are placeholders instead of photos": sum(
             len(group) >= MIN_PLACEHOLDERS for group in findings.duplicates
         ),
-        "pairs under two labels look alike: see whether one is mislabeled or a placeholder": near_labels,
-        f"pairs in several splits look alike: if they show the same car, {split}": near_splits,
-        "odd images: look at them in the report and delete what shows no car": len(findings.odd),
-        f"classes with fewer than {MIN_CLASS_IMAGES} training images: add images, or sampler: balanced": len(
+        "pairs under two labels that look alike (#): see whether one is mislabeled or a placeholder": near_labels,
+        f"pairs in several splits that look alike (#): if they show the same car, {split}": near_splits,
+        "odd images (#): look at them in the report and delete what shows no car": len(findings.odd),
+        f"classes with fewer than {MIN_CLASS_IMAGES} training images (#): add images, or sampler: balanced": len(
             findings.small_classes
         ),
     }
-    return [f"{count:,} {text}" for text, count in found.items() if count] or ["nothing"]
+    return [text.replace("#", f"{count:,}") for text, count in found.items() if count] or ["nothing"]
 
 
 def _near(findings: Findings) -> str:

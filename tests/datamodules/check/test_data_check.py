@@ -310,7 +310,7 @@ def test_images_that_look_alike_or_wrong_are_listed_with_what_to_do(tmp_path):
         ("a/blank.png", "one color"), ("b/tiny.png", "20×30 pixels"), ("b/banner.png", "400×50 pixels, long and narrow"),
     }  # fmt: skip
     assert section(text, "Classes with fewer than 10 training images") == ["b"]
-    assert "1 pairs under two labels look alike" in text and "3 odd images: look at them" in text
+    assert "pairs under two labels that look alike (1):" in text and "odd images (3): look at them" in text
     assert "validation_fraction, by class and content; copies stay together" in text
 
 
