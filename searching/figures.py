@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BLUE, RED, GRAY = "#1b6ca8", "#d1495b", "0.6"
 COLUMNS = 3
+MAX_LABEL = 10  # characters that are not rotated
 COSTS = {
     "multiply_adds": ("million multiply-adds", 1e-6),
     "num_params": ("million parameters", 1e-6),
@@ -46,7 +47,7 @@ def draw_search(
         _scatter(panel, space, results, judged, lambda result, axis=axis: result.values.get(axis.name), labels)
         panel.set_xlabel(axis.name)
         if isinstance(axis, Range) and axis.log:
-            panel.set_xscale("log")
+            _scale(panel)
     cost = panels[count - 1]
     if len(space.metrics) > 1:
         label, factor = COSTS[space.metrics[1]]
@@ -64,6 +65,16 @@ def draw_search(
     handles, labels = cost.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", frameon=False, fontsize=9, ncols=4)
     save_figure(figure, panels[:count], path)
+
+
+def _scale(panel: "Axes") -> None:
+    """Makes the horizontal axis logarithmic, with plain numbers that do not overlap."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
 
 
 def _scatter(
@@ -95,7 +106,9 @@ def _scatter(
             label=f"{text}, 95 % interval",
         )  # fmt: skip
     if labels is not None:
-        panel.set_xticks(range(len(labels)), labels, fontsize=8, rotation=20 if max(map(len, labels)) > 8 else 0)
+        panel.set_xticks(
+            range(len(labels)), labels, fontsize=8, rotation=20 if max(map(len, labels)) > MAX_LABEL else 0
+        )
         panel.set_xlim(-0.5, len(labels) - 0.5)
 
 

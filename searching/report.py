@@ -111,6 +111,8 @@ def lines(found: Findings) -> list[str]:
         text.append(f"on the {found.test.images:,} test images, which chose nothing: {_interval(found.test)}{runs}")
     elif not best.trial.test_images:
         text.append("there are no test images: set validation_fraction in the space to keep some apart")
+    else:
+        text.append("another machine has the runs of the best: --report there has their accuracy on the test images")
     text += _differences(found.judged)
     text += _importances(found)
     text += [f"trial {r.number} failed: {r.reason}" for r in found.results if r.state == "failed"]

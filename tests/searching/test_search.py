@@ -95,15 +95,18 @@ def test_repeats_are_reported_and_survive_another_call(cars, tmp_path, monkeypat
     def accuracy(config: dict, epoch: int) -> float:
         return {0: 0.6, 1: 0.5, 2: 0.52}[config["seed"]] - config["optimizer_params"]["lr"]
 
-    write_space(tmp_path / "s.yml", vary={"optimizer_params.lr": [0.1, 0.2]}, sampler="grid")
+    vary = {"optimizer_params.lr": [0.1, 0.2, 0.3, 0.4], "optimizer_params.weight_decay": [0.1, 0.2]}
+    write_space(tmp_path / "s.yml", vary=vary, sampler="grid")
     trainings = Trainings(accuracy)
     monkeypatch.setitem(run_trials.__kwdefaults__, "start", trainings)
     report = search.main([*arguments(tmp_path, cars), "--confirm", "2"]).read_text()
-    assert "best: trial 0, optimizer_params.lr=0.1: top-1 accuracy 50.00 %" in report
+    assert "best: trial 0, optimizer_params.lr=0.1, optimizer_params.weight_decay=0.1: top-1 accuracy 50.00 %" in report
+    assert "importance (PED-ANOVA, 8 finished trials): optimizer_params.lr 100 %, optimizer_params.weight" in report
     assert "its top-1 accuracy, mean of 2 other seeds: 41.00 ± " in report and "there are no test images" in report
-    assert "trial 0 against trial 1, optimizer_params.lr=0.2: +10.00 ± " in report and len(trainings.started) == 6
+    assert "trial 0 against trial 2, optimizer_params.lr=0.2, optimizer_params.weight_decay=0.1: +10.00 ± " in report
+    assert len(trainings.started) == 8 + 6
     assert search.main([*arguments(tmp_path, cars), "--confirm", "2", "--report"]).read_text() == report
-    assert len(trainings.started) == 6
+    assert len(trainings.started) == 8 + 6
 
 
 def test_a_promoted_trial_equals_one_that_was_never_pruned(undisturbed, tmp_path):
