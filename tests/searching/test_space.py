@@ -1,5 +1,6 @@
 """Spaces: what they take, and how a wrong one is answered before anything is trained."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_each_shipped_space_is_valid(path):
         "demo": 4,
         "lr-decay-length": 12,
     }.get(path.stem, 10)
+
+
+def test_the_space_in_the_guide_is_valid(tmp_path):
+    guide = (CONFIG_FILE.parent / "docs" / "search.md").read_text(encoding="utf-8")
+    text = re.search(r"```yaml\n(.*?)```", guide, re.DOTALL)[1]
+    (tmp_path / "s.yml").write_text(text.replace("../base.yml", str(CONFIG_FILE.parent / "experiments" / "base.yml")))
+    assert len(read_space(tmp_path / "s.yml").corners()) == 2 * 2 * 3 * 2 * 2
 
 
 def test_a_trial_has_the_settings_that_its_axes_name(tmp_path):
