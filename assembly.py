@@ -38,6 +38,7 @@ from training.run_record import RunRecord
 from training.signals import SignalHandler
 from training.trainer import uses_cuda
 from utils.config import Config, ConfigError, Problems
+from utils.config.checks import with_sizes
 from utils.config.schema import Normalization
 from utils.errors import RunError
 from utils.machine import total_memory
@@ -63,14 +64,15 @@ def check_buildable(config: Config) -> None:
     problems = Problems(config)
     for key in ("image_augmentations", "tensor_augmentations"):
         with problems.of(key):
+            augmentations = with_sizes(getattr(config, key), config.image_size)
             if config.resize_size is None:
                 build_transforms(
                     image_size=config.image_size,
                     convert_to_grayscale=config.convert_to_grayscale,
-                    **{key: getattr(config, key)},
+                    **{key: augmentations},
                 )
             else:  # both together make image_size
-                for name, params in (getattr(config, key) or {}).items():
+                for name, params in augmentations.items():
                     build_transform(name, params)
     if not problems.found:
         with problems.of("image_size" if config.resize_size is None else "resize_size"):
@@ -182,8 +184,8 @@ def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
 
 def _augmentations(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     return (
-        (config.image_augmentations or {}) if config.augment_images else {},
-        (config.tensor_augmentations or {}) if config.augment_tensors else {},
+        with_sizes(config.image_augmentations, config.image_size) if config.augment_images else {},
+        with_sizes(config.tensor_augmentations, config.image_size) if config.augment_tensors else {},
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from utils.config import CONFIG_FILE, load_config
+from utils.config.checks import with_sizes
 from utils.config.recipe import recipe_lines
 from utils.errors import ConfigError
 
@@ -57,3 +58,13 @@ def test_the_recipe_lists_what_is_on_and_nothing_for_the_study():
     assert recipe_lines(load_config(overrides=changes)) == [
         "decay_norm_and_bias: False", "ema_decay: 0.99", "warmup_epochs: 1.0",
     ]  # fmt: skip
+
+
+def test_crops_have_the_size_of_the_models_images_unless_theirs_is_given():
+    crops = "image_augmentations={RandomResizedCrop: {scale: [0.5, 1.0]}, RandomCrop: null, CenterCrop: {size: 9}}"
+    config = load_config(overrides=["image_size=[40, 50]", crops])
+    assert with_sizes(config.image_augmentations, config.image_size) == {
+        "RandomResizedCrop": {"size": [40, 50], "scale": [0.5, 1.0]},
+        "RandomCrop": {"size": [40, 50]},
+        "CenterCrop": {"size": 9},
+    }

@@ -1,6 +1,6 @@
 """Checks between the keys of a configuration, and of the names and parameters of torch and torchvision in it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ OPERATIONS = ("num_ops", "mixture_width", "chain_depth")
 
 ON_TENSORS = ("ConvertImageDtype", "Normalize", "RandomErasing")
 ON_IMAGES = ("AugMix", "AutoAugment", "RandAugment", "TrivialAugmentWide")  # of 8 bits
+CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")  # whose size is image_size unless it is given
 EXPRESSIONS = ("lr_lambda", "scale_fn")  # parameters of torch that are functions
 
 
@@ -92,7 +93,7 @@ def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _check_transforms(values: dict[str, Any], key: str) -> Iterator[Problem]:
-    for name, params in (values[key] or {}).items():
+    for name, params in with_sizes(values[key], values.get("image_size", [1, 1])).items():
         for path, message in _check_call(name, params, transforms(), "a transform of torchvision.transforms"):
             yield (key, name, *path), message
         for parameter, value in (params or {}).items():
@@ -105,6 +106,16 @@ def _check_transforms(values: dict[str, Any], key: str) -> Iterator[Problem]:
             yield (key, name), f"{name!r} takes tensors; move it to tensor_augmentations"
         if key == "tensor_augmentations" and name in ON_IMAGES:
             yield (key, name), f"{name!r} takes images of 8 bits; move it to image_augmentations"
+
+
+def with_sizes(
+    augmentations: dict[str, dict[str, Any] | None] | None, image_size: Sequence[int]
+) -> dict[str, dict[str, Any] | None]:
+    """Returns augmentations in which crops without a size have that of the model's images."""
+    return {
+        name: {"size": list(image_size), **(params or {})} if name in CROPS else params
+        for name, params in (augmentations or {}).items()
+    }
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
