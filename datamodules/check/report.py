@@ -236,7 +236,7 @@ def advice(findings: Findings) -> list[str]:
             findings.in_two_classes
         ),
         f"identical files in several splits (#), which flatter the accuracy: {split}": len(findings.in_several_splits),
-        f"groups of {MIN_PLACEHOLDERS} or more identical files (#): delete them if they are placeholders instead of photos": sum(
+        f"groups of {MIN_PLACEHOLDERS} or more identical files (#): delete them if they are placeholders, not photos": sum(
             len(group) >= MIN_PLACEHOLDERS for group in findings.duplicates
         ),
         "pairs under two labels that look alike (#): see whether one is mislabeled or a placeholder": near_labels,
