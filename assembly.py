@@ -30,7 +30,7 @@ from models.optimization import build_lr_scheduler, build_optimizer, step_lr_sch
 from training import trainer
 from training.branching import branch_checkpoint, read_trunk
 from training.checkpoint_callback import Checkpoints
-from training.checkpoints import read_checkpoint, write_checkpoint
+from training.checkpoints import ABOUT, check_targets, read_checkpoint, write_checkpoint
 from training.early_stopping import EarlyStopping
 from training.progress import TrainingProgress
 from training.recorder import Recorder
@@ -45,7 +45,7 @@ from utils.machine import total_memory
 from utils.processes import check_launch
 from utils.runs import BEST, resolve_checkpoint
 from utils.runs.branches import Trunk
-from utils.runs.teachers import TeacherFile
+from utils.runs.teachers import TeacherFile, digests
 from utils.seeding import mix
 from utils.tracking import check_trackers
 from utils.tracking.parameters import study_parameters
@@ -383,25 +383,26 @@ def load_pretrained_weights(config: Config, classifier: Classifier, class_names:
         )  # fmt: skip
 
 
-def read_branch(config: Config, classifier: Classifier, trunk: Trunk, *, best: bool = False) -> dict[str, Any]:
-    """Returns the checkpoint from which a branch of `trunk` begins, or the best one until then.
+def read_branch(
+    config: Config, classifier: Classifier, trunk: Trunk, teachers: Sequence[TeacherFile], *, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the checkpoint from which a branch of `trunk` begins.
 
     Raises:
         ConfigError: The trunk's checkpoint is of another epoch, or the configuration is not that of a branch.
         DamagedCheckpoint: The trunk's checkpoint cannot be read.
     """
-    return branch_checkpoint(
-        read_checkpoint(trunk.best) if best else read_trunk(trunk),
-        classifier,
-        patience=_patience(config),
-        config=config.plain(),
-    )
+    checkpoint = read_trunk(trunk)
+    check_targets(checkpoint[ABOUT], _about_targets(config, digests(teachers), class_names))
+    return branch_checkpoint(checkpoint, classifier, patience=_patience(config), config=config.plain())
 
 
 def copy_best(config: Config, classifier: Classifier, trunk: Trunk, folder: Path) -> None:
     """Writes the best checkpoint of a branch in `folder` until its first epoch, which is the trunk's."""
     if trunk.best.is_file():
-        write_checkpoint(read_branch(config, classifier, trunk, best=True), folder / BEST)
+        best = read_checkpoint(trunk.best)
+        best = branch_checkpoint(best, classifier, patience=_patience(config), config=config.plain())
+        write_checkpoint(best, folder / BEST)
 
 
 def build_record(
@@ -438,7 +439,7 @@ def build_record(
             "split_digest": annotations.split_digest,
         }
         | ({"branch": trunk.origin()} if trunk else {})
-        | ({"teachers": {each.path: each.sha256 for each in teachers}} if teachers else {}),
+        | ({"teachers": digests(teachers)} if teachers else {}),
     )
 
 
@@ -456,11 +457,7 @@ def build_callbacks(
         "config": config.plain(),
         "class_names": list(class_names),
         "split_digest": record.values["split_digest"],
-    }
-    if "teachers" in record.values:
-        about["teachers"] = record.values["teachers"]
-    if config.auxiliary_targets is not None:
-        about["auxiliary_targets"] = group_classes(config.auxiliary_targets, class_names)
+    } | _about_targets(config, record.values.get("teachers"), class_names)
     return [
         TrainingProgress(),
         *([EarlyStopping(patience, extend_finished_run=record.was_finished)] if patience else []),
@@ -475,6 +472,14 @@ def build_callbacks(
             stop_after=stop_after,
         ),
     ]
+
+
+def _about_targets(config: Config, teachers: dict[str, str] | None, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what checkpoints hold of a run's teachers, path → digest, and auxiliary targets."""
+    about: dict[str, Any] = {"teachers": teachers} if teachers else {}
+    if config.auxiliary_targets is not None:
+        about["auxiliary_targets"] = group_classes(config.auxiliary_targets, class_names)
+    return about
 
 
 def _patience(config: Config) -> int | None:

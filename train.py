@@ -185,7 +185,7 @@ def train(
     )
     data = assembly.build_data(config, splits)
     data.check_cache_path()
-    branch = assembly.read_branch(config, classifier, trunk) if trunk else None
+    branch = assembly.read_branch(config, classifier, trunk, teachers, class_names=names) if trunk else None
 
     if not is_first_process():
         end_with_parent()  # else it would wait half an hour for the other processes, and hold its device's memory

@@ -11,8 +11,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from losses.auxiliary import GROUPS_CHANGED
-from training.checkpoints import ABOUT, FORMAT
+from training.checkpoints import ABOUT, FORMAT, check_targets
 from training.signals import SignalHandler
 from utils.errors import ConfigError, Interrupted
 from utils.runs.folder import BEST, KEPT, KEPT_BEST, LAST
@@ -82,24 +81,12 @@ class Checkpoints(Checkpoint):
         first = trainer.strategy.broadcast(source)
         if source != first:  # "last" may become another run while processes start
             raise ConfigError(f"one process found the run {first}, another {source}; give the name of the run")
-        self._check_targets(checkpoint[ABOUT])
+        check_targets(checkpoint[ABOUT], self.about)
         for callback in trainer.callbacks:  # some of their state is used only when the run ends
             found = checkpoint["callbacks"].get(callback.state_key)
             for name, value in callback.state_dict().items() if found is not None else ():
                 if isinstance(value, (int, float)) and not isinstance(found[name], (int, float)):
                     raise TypeError(f"its {name} is {found[name]!r:.60}, not a number")
-
-    def _check_targets(self, found: dict[str, Any]) -> None:
-        """Checks that teachers and auxiliary targets are those that the run began with."""
-        before, now = (about.get("teachers", {}) for about in (found, self.about))
-        if sorted(before.values()) != sorted(now.values()):
-            taught, given = (", ".join(each) or "no teacher" for each in (before, now))
-            raise ConfigError(
-                f"teacher: this run was taught by {taught}, as it was when the run began; {given} has other weights. "
-                "--set teacher=PATH names the same checkpoint in another place"
-            )
-        if found.get("auxiliary_targets") != self.about.get("auxiliary_targets"):
-            raise ConfigError(GROUPS_CHANGED)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()  # in place of Lightning's handlers, which communicate with other processes

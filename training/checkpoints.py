@@ -14,7 +14,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from utils.errors import DamagedCheckpoint, UserError
+from losses.auxiliary import GROUPS_CHANGED
+from utils.errors import ConfigError, DamagedCheckpoint, UserError
 from utils.files import replacing
 from utils.runs.folder import ABOUT, BEST
 
@@ -160,6 +161,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(found := about.get("format"), int) or found != FORMAT:
         raise DamagedCheckpoint(f"{path} has checkpoint format {found!r:.60}; this version reads {FORMAT}")
     return {RENAMED.get(key, key): value for key, value in checkpoint.items()}
+
+
+def check_targets(found: dict[str, Any], about: dict[str, Any]) -> None:
+    """Checks that a run that is resumed or branched keeps its teachers and its auxiliary targets.
+
+    Args:
+        found: Part `ABOUT` of its checkpoint.
+        about: The same part of the checkpoints that will be written.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    before, now = (part.get("teachers", {}) for part in (found, about))
+    if sorted(before.values()) != sorted(now.values()):
+        taught, given = (", ".join(each) or "no teacher" for each in (before, now))
+        raise ConfigError(
+            f"teacher: this run began with {taught}, and has {given} now, with other weights. A run keeps its teacher; "
+            "--set teacher=PATH names the same checkpoint in another place"
+        )
+    if found.get("auxiliary_targets") != about.get("auxiliary_targets"):
+        raise ConfigError(GROUPS_CHANGED)
 
 
 def _is_whole(path: Path) -> bool:

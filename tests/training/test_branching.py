@@ -53,8 +53,8 @@ BY_STEP = (
 
 @pytest.mark.slow
 def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars, tmp_path):
-    """Losses rise from the first epoch on: the best one is the trunk's, and both rules have begun to count there."""
-    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]")
+    """At so high a rate losses rise from the first epoch on: the best one is the trunk's, and both rules count there."""
+    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]", "optimizer_params.lr=0.1")
     trunk = run(cars, tmp_path / "trunk", *averaged, *CONSTANT, "num_epochs=3")
     for at, name, changes in (
         (2, "plateau", (*PLATEAU, "num_epochs=9", "early_stopping_patience=3")),
@@ -63,7 +63,7 @@ def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars,
         straight = run(cars, tmp_path / f"straight {name}", *averaged, *changes)
         folder = branch(trunk, tmp_path / name, *changes, at=at)
         assert_same_run(straight, folder)
-        assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.003] * 3 + [0.0003])
+        assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.1] * 3 + [0.01])
         assert json.loads((folder / "run.json").read_text())["best"]["best_valid_loss_epoch"] == 0
     with pytest.raises(ConfigError, match="with a patience of 1 epochs the run would have stopped after epoch 1"):
         branch(trunk, tmp_path / "stopped", "early_stopping_patience=1", "num_epochs=4")
@@ -76,6 +76,7 @@ def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars,
         (("num_epochs=2",), 2, "num_epochs: 2; expected more than --at 2"),
         (("dropout=0.5", "num_epochs=5"), 2, "--set dropout: a branch keeps the dropout of its run, 0.2"),
         (("seed=1", "ema_decay=0.9"), 2, r"2 problems(?s:.)*A branch can change augment_images, .*num_epochs"),
+        (("teacher=trunk", "num_epochs=4"), 2, "teacher: this run began with no teacher, and has .*best.ckpt now"),
         ((), 2, "nothing is changed; to continue the run: --resume"),
         (
             ("lr_scheduler_params.milestones=[3]", "num_epochs=4"),
@@ -85,6 +86,7 @@ def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars,
     ],
 )
 def test_what_cannot_be_branched_is_one_error_and_leaves_nothing(trunk, tmp_path, changes, at, message):
+    changes = [change.replace("teacher=trunk", f"teacher={trunk}") for change in changes]
     words = [word for change in (*changes, f"output_path={tmp_path / 'output'}") for word in ("--set", change)]
     with pytest.raises(ConfigError, match=message):
         train.main(["--branch", str(trunk), "--at", str(at), *words])

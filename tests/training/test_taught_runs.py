@@ -82,7 +82,7 @@ def test_a_resumed_run_has_the_same_teacher_or_says_which_is_missing(taught, tea
     try:
         with pytest.raises(ConfigError, match=r"teacher: .*no such run.*--set teacher=PATH names the same checkpoint"):
             train.main(longer)
-        with pytest.raises(ConfigError, match=r"this run was taught by .*best.ckpt, .*; .*best.ckpt has other weights"):
+        with pytest.raises(ConfigError, match=r"began with .*best.ckpt, and has .*best.ckpt now, with other weights"):
             train.main([*longer, "--set", f"teacher={original}"])
         groups = table.read_text()
         for changed in (",0", ",2"):  # as many groups, and one more

@@ -1,6 +1,7 @@
 """Finds the checkpoints of a training's teachers."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def find_teachers(config: Config, run: Path | None) -> list[TeacherFile]:
             raise ConfigError("it names one run twice")
     problems.raise_any()
     return found
+
+
+def digests(teachers: Sequence[TeacherFile]) -> dict[str, str]:
+    """Returns path → digest."""
+    return {each.path: each.sha256 for each in teachers}
 
 
 def _checkpoint(name: str, output_path: Path, *, is_new: bool) -> Path:
