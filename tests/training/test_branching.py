@@ -53,8 +53,8 @@ BY_STEP = (
 
 @pytest.mark.slow
 def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars, tmp_path):
-    """At so high a rate losses rise from the first epoch on: the best one is the trunk's, and both rules count there."""
-    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]", "optimizer_params.lr=0.1")
+    """Of so wide a model losses rise from the first epoch on: the best one is the trunk's, and both rules count there."""
+    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]", "width_multiplier=1.0")
     trunk = run(cars, tmp_path / "trunk", *averaged, *CONSTANT, "num_epochs=3")
     for at, name, changes in (
         (2, "plateau", (*PLATEAU, "num_epochs=9", "early_stopping_patience=3")),
@@ -63,7 +63,7 @@ def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars,
         straight = run(cars, tmp_path / f"straight {name}", *averaged, *changes)
         folder = branch(trunk, tmp_path / name, *changes, at=at)
         assert_same_run(straight, folder)
-        assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.1] * 3 + [0.01])
+        assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.003] * 3 + [0.0003])
         assert json.loads((folder / "run.json").read_text())["best"]["best_valid_loss_epoch"] == 0
     with pytest.raises(ConfigError, match="with a patience of 1 epochs the run would have stopped after epoch 1"):
         branch(trunk, tmp_path / "stopped", "early_stopping_patience=1", "num_epochs=4")
