@@ -28,13 +28,27 @@ NUMBERS = 13  # columns of an operation before those of its warp
 
 
 class OperationWarp(Warp):
-    """Shears from the top left corner, translates by whole pixels, and rotates about the center."""
+    """Shears from the top left corner, translates by whole pixels, and rotates about the center.
+
+    Args:
+        names: Of all operations, in the order of "op".
+    """
+
+    def __init__(
+        self,
+        transform: transforms.RandAugment | transforms.TrivialAugmentWide,
+        size: tuple[int, int],
+        white_value: float,
+        names: list[str],
+    ) -> None:
+        fill = 0 if transform.fill is None else transform.fill
+        super().__init__(SimpleNamespace(interpolation=transform.interpolation, fill=fill), size, white_value)
+        self.fades &= transform.fill is not None  # as in torchvision
+        self.names = names
 
     def pixel_maps(self, sampled: dict[str, Tensor]) -> Tensor:
         height, width = self.size
-        of = {
-            name: torch.where(sampled["op"] == name_index, sampled["magnitude"], 0) for name, name_index in self.places
-        }
+        of = {name: torch.where(sampled["op"] == self.names.index(name), sampled["magnitude"], 0) for name in WARPS}
         shear = torch.stack([of["ShearX"], of["ShearY"]], 1)
         corner = torch.tensor([-width / 2, -height / 2], dtype=torch.float64)
         center = torch.where(shear.any(1, keepdim=True), corner, 0)
@@ -60,11 +74,7 @@ class RandAugment(BatchedStep):
             [values.double().expand(transform.num_magnitude_bins) for values, _ in space.values()]
         )
         self.num_random = 3 * self.num_ops
-        fill = 0 if transform.fill is None else transform.fill
-        settings = SimpleNamespace(interpolation=transform.interpolation, fill=fill)
-        self.warp = OperationWarp(settings, size, white_value)
-        self.warp.fades &= transform.fill is not None  # as in torchvision
-        self.warp.places = [(name, self.names.index(name)) for name in WARPS]
+        self.warp = OperationWarp(transform, size, white_value, self.names)
 
     @staticmethod
     def unsupported_reason(transform: transforms.RandAugment | transforms.TrivialAugmentWide) -> str | None:
