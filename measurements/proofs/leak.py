@@ -1,4 +1,4 @@
-"""How much copies on both sides of a split flatter: python -m measurements.leak -d FOLDER --output FOLDER.
+"""How much copies on both sides of a split flatter: python -m measurements.proofs.leak -d FOLDER --output FOLDER.
 
 Trains two models from scratch on images without splits of their own. For the first, copies of an image stay in one split;
 for the second, each image goes where chance puts it, as most people split. Reports their accuracy on their test images.

@@ -1,6 +1,6 @@
 """Seconds and memory that reading the records of a large data set takes: class folders, a table and Parquet.
 
-    python -m measurements.scan [--images 100000] [--output FILE]
+    python -m measurements.proofs.scan [--images 100000] [--output FILE]
 
 The images are empty files, which reading the records does not open. Memory is the growth of the peak of a process that
 reads them once.
