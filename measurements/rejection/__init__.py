@@ -1,0 +1,1 @@
+"""How often a trained model accepts images it should reject."""
