@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return {}
     if argv is None:  # for the processes that Lightning starts: "last" may change until then
         sys.argv += [f"--resume={resumed}"] if resumed else [f"--branch={trunk.folder}"] if trunk else []
+        sys.argv += [f"--set=teacher={json.dumps([each.path for each in teachers])}"] if teachers else []
     return train(config, resumed, trunk, teachers=teachers, stop_after=arguments.stop_after)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_a_resumed_run_has_the_same_teacher_or_says_which_is_missing(taught, tea
     finally:
         shutil.move(moved, teacher)
     assert len(rows(folder)) == 3
+
+
+def test_processes_that_start_later_get_the_path_of_a_teacher_that_is_named_last(cars, teacher, monkeypatch):
+    settings = ("teacher=last", f"output_path={teacher.parent}", "trackers=[]", "image_size=[32, 32]")
+    words = ["train.py", "-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(train, "train", lambda *_, **__: {})
+    train.main()
+    assert sys.argv[-1] == f'--set=teacher=["{(teacher / "checkpoints/best.ckpt").resolve()}"]'
 
 
 def test_a_teacher_that_lacks_classes_or_is_none_is_an_error_before_a_run_begins(cars, teacher, tmp_path):
