@@ -194,11 +194,16 @@ def _cost(exported: "ExportedFile") -> str:
 
 
 def _limits(trained: TrainedModel, metadata: Metadata) -> str:
+    seen = (
+        "Only the largest central part of an image that has this shape"
+        if metadata["aspect"] == "crop"
+        else "The whole image"
+    )
     limits = [
         f"It knows these {len(trained.class_names)} classes only, and names one of them for every image, also for one of "
         "another car or without a car. How often it then says *not sure* was not measured for this card.",
         "The accuracy holds for images like those of the data set; other cameras, countries and years were not measured.",
-        f"The whole image is scaled to {metadata['image_size'][0]} × {metadata['image_size'][1]} pixels: a small car in a "
+        f"{seen} is scaled to {metadata['image_size'][0]} × {metadata['image_size'][1]} pixels: a small car in a "
         "large photo has few of them.",
     ]
     return "\n".join(f"- {limit}" for limit in limits)

@@ -75,9 +75,9 @@ def _resize(image, sides, vertical_first):
 @script(default_opset=op)
 def _largest_within(outer, shape):
     """Returns what `datamodules.transforms.largest_within` does, as (height, width)."""
-    swapped = op.Constant(value_ints=[1, 0])
+    swapped, two = op.Constant(value_ints=[1, 0]), op.Constant(value_ints=[2])
     divisor = op.Gather(shape, swapped)
-    sides = (2 * op.Gather(outer, swapped) * shape + divisor) / (2 * divisor)
+    sides = (two * op.Gather(outer, swapped) * shape + divisor) / (two * divisor)
     return op.Min(op.Max(sides, op.Constant(value_ints=[1])), outer)
 
 
@@ -91,7 +91,7 @@ def _squash(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) 
 def _crop(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) -> UINT8["height", "width", 3]:
     whole = op.Shape(image, end=2)
     cut = _largest_within(whole, size)
-    start = (whole - cut) / 2
+    start = (whole - cut) / op.Constant(value_ints=[2])
     fitted = _resize(op.Slice(image, start, start + cut), size, vertical_first)
     return fitted
 
@@ -99,7 +99,7 @@ def _crop(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) ->
 @script(default_opset=op)
 def _pad(image: UINT8["H", "W", 3], size: INT64[2], vertical_first: BOOL[1]) -> UINT8["height", "width", 3]:
     inner = _largest_within(size, op.Shape(image, end=2))
-    start, none = (size - inner) / 2, op.Constant(value_ints=[0])
+    start, none = (size - inner) / op.Constant(value_ints=[2]), op.Constant(value_ints=[0])
     fitted = op.Pad(_resize(image, inner, vertical_first), op.Concat(start, none, size - inner - start, none, axis=0))
     return fitted
 

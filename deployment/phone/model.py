@@ -44,5 +44,6 @@ def write_model(trained: TrainedModel, output: Path, *, int8: bool, data: Path |
         "threshold": metadata["threshold"],
         "score": metadata["score"],
         "about": f"{trained.config.architecture}, {len(trained.class_names)} car models"
-        + (f", {accuracy:.1%} right on validation photos" if accuracy is not None else ""),
+        + (f", {accuracy:.1%} right on validation photos" if accuracy is not None else "")
+        + ("; it sees only the center of a photo" if metadata["aspect"] == "crop" else ""),
     }
