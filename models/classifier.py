@@ -231,11 +231,8 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = self._mixed(*batch)
-        logits, groups = self._split(self._outputs(images))
-        loss, denominator = task = mean_loss(self.loss, logits, labels)
-        more = None
-        if self.targets is not None:
-            loss, more = self.targets(self.loss, images, (logits, groups), labels, task)
+        loss, logits, task, more = self.batch_loss(images, labels)
+        denominator = task[1]
         if not self.counted:
             self.train_sums = self._accumulate(self.train_sums, logits, labels, *task)
             self.train_more = more if self.train_more is None else self.train_more.to(more.device) + more
@@ -243,6 +240,15 @@ class Classifier(LightningModule):
         self._track_nonfinite(loss.detach())
         weight = self._ddp_weight(denominator) if self.accumulate_batches == 1 else self._window_weight(denominator)
         return self._shared(loss * weight)
+
+    def batch_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """Returns the loss that is minimized, the logits, the task's loss with its denominator, and the sums of `targets`."""
+        logits, groups = self._split(self._outputs(images))
+        task = mean_loss(self.loss, logits, labels)
+        if self.targets is None:
+            return task[0], logits, task, None
+        loss, more = self.targets(self.loss, images, (logits, groups), labels, task)
+        return loss, logits, task, more
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a batch as it is trained on; LBFGS, which evaluates it several times, gets the same each time."""

@@ -92,7 +92,7 @@ class Checkpoints(Checkpoint):
         self.signals.install()  # in place of Lightning's handlers, which communicate with other processes
         late = [epoch for epoch in self.kept if epoch <= trainer.current_epoch]
         if late := [epoch for epoch in late if not (self.folder / KEPT.format(epoch)).is_file()]:
-            logger.warning("keep_checkpoints: the run had more than %s epochs already", ", ".join(map(str, late)))
+            logger.warning("keep_checkpoints: the run was past %s already", ", ".join(map(str, late)))
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int

@@ -9,6 +9,7 @@ import train
 from tests.support.small_runs import assert_same_run, rows, run
 from training import run_record
 from training.checkpoints import ABOUT, read_checkpoint
+from utils.config import load_branch_config
 from utils.errors import ConfigError
 
 
@@ -52,7 +53,7 @@ BY_STEP = (
 
 
 @pytest.mark.slow
-def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars, tmp_path):
+def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars, tmp_path, capfd):
     """Of so wide a model losses rise from the first epoch on: the best one is the trunk's, and both rules count there."""
     averaged = ("ema_decay=0.8", "keep_checkpoints=[2]", "width_multiplier=1.0")
     trunk = run(cars, tmp_path / "trunk", *averaged, *CONSTANT, "num_epochs=3")
@@ -67,6 +68,21 @@ def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars,
         assert json.loads((folder / "run.json").read_text())["best"]["best_valid_loss_epoch"] == 0
     with pytest.raises(ConfigError, match="with a patience of 1 epochs the run would have stopped after epoch 1"):
         branch(trunk, tmp_path / "stopped", "early_stopping_patience=1", "num_epochs=4")
+    train.main(["--resume", str(trunk), "--set", "num_epochs=4", "--set", "keep_checkpoints=[1, 2, 4]"])
+    assert "keep_checkpoints: the run was past 1 already" in capfd.readouterr().err
+    names = {path.name for path in (trunk / "checkpoints").iterdir()}
+    kept = {f"epoch_{epochs}{best}.ckpt" for epochs in (2, 4) for best in ("", "_best")}
+    assert names == {"last.ckpt", "best.ckpt", *kept}
+
+
+def test_the_base_of_a_file_is_the_configuration_of_the_trunk(trunk, tmp_path):
+    (tmp_path / "drop.yml").write_text("lr_scheduler_params: {milestones: [1, 2]}\nnum_epochs: 9\n")
+    config, changed = load_branch_config(trunk, tmp_path / "drop.yml", overrides=["num_epochs=5"])
+    assert (config.image_size, config.num_epochs, config.keep_checkpoints) == ([32, 32], 5, None)
+    assert changed == ["num_epochs", "lr_scheduler_params"]
+    (tmp_path / "based.yml").write_text("base: null\nnum_epochs: 9\n")
+    with pytest.raises(ConfigError, match=r"based.yml:1: base: has no effect with --branch"):
+        load_branch_config(trunk, tmp_path / "based.yml")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def _step(classifier: Classifier, batch_size: int, image_shape: tuple[int, int, 
     images = precision.convert_input(torch.zeros(batch_size, *image_shape, device=classifier.device))
     labels = torch.zeros(batch_size, dtype=torch.int64, device=classifier.device)
     with precision.forward_context():
-        loss = classifier.loss(classifier(images), labels)
+        loss, *_ = classifier.batch_loss(images, labels)
     loss.backward()
     optimizer.step(loss.detach)
 
