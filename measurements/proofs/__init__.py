@@ -1,1 +1,1 @@
-"""Long measurements that show a property once: exact resume, no leaks, cost independent of the size of the data, what copies flatter."""
+"""Long measurements that show a property once: exact resume, no leaks, cost whatever the data's size, what copies flatter."""

@@ -149,7 +149,7 @@ def test_a_run_trains_on_from_another_with_its_normalization_and_never_needs_it_
 
 def test_another_normalization_than_that_of_the_weights_is_warned_of(four_epochs, caplog):
     other = "normalization_params_rgb={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}"
-    config = load_config(overrides=[f"pretrained={four_epochs}", other])
+    config = load_config(overrides=[f"pretrained={four_epochs}", other, "width_multiplier=0.35"])
     assembly.load_pretrained_weights(config, assembly.build_classifier(config, num_classes=4), NAMES)
     assert "were trained with mean [0.4707, 0.4602, 0.455]" in caplog.text
 
