@@ -34,13 +34,15 @@ def write(model: "nn.Module", images: Iterable["Tensor"], metadata: Metadata, pa
     """Writes a package, which is a folder, into a ZIP archive: 32 bits, one image at a time, iOS 16 or later."""
     import torch
 
-    image = next(iter(images))
-    program = torch.export.export(model, (image,)).run_decompositions({})
-    for node in program.graph.nodes:
-        if node.target is torch.ops.aten.alias.default:  # another name of a tensor, which coremltools 9 does not know
-            node.replace_all_uses_with(node.args[0])
-            program.graph.erase_node(node)
     with _coremltools() as tools, tempfile.TemporaryDirectory() as folder:
+        image = next(iter(images))
+        program = torch.export.export(model, (image,)).run_decompositions({})
+        for node in program.graph.nodes:
+            if (
+                node.target is torch.ops.aten.alias.default
+            ):  # another name of a tensor, which coremltools 9 does not know
+                node.replace_all_uses_with(node.args[0])
+                program.graph.erase_node(node)
         package = tools.convert(
             program,
             inputs=[tools.TensorType(name=INPUT, shape=image.shape)],

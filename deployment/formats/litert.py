@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -24,7 +23,6 @@ def write(model: "nn.Module", images: Iterable["Tensor"], metadata: Metadata, pa
 
     As the format has it, class names and metadata are files in a ZIP archive behind the model: `unzip` reads them.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with (
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),

@@ -259,6 +259,8 @@ def test_an_executorch_file(trained_run, images, trained):
     [
         ("onnx", "onnxscript", "onnx onnxscript onnxruntime"),
         ("executorch", "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch"),
+        ("coreml", "coremltools", "-r requirements-coreml.txt"),
+        ("litert", "litert_torch", "-r requirements-litert.txt && litert/bin/python export.py …"),
     ],
 )
 def test_a_missing_library_is_named(trained_run, tmp_path, monkeypatch, format_name, module, install):
