@@ -29,7 +29,7 @@ BESIDE = {
     ("measurements", "deployment"),
     ("measurements", "reproduction"),
 }
-ENTRY_SCRIPTS = {path.stem for path in PROJECT.glob("*.py")} - {"assembly"}
+ENTRY_SCRIPTS = {path.stem for path in PROJECT.glob("*.py")}
 MAX_FILES = 10  # of Python in a room
 
 
@@ -52,8 +52,8 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def source_files() -> list[Path]:
-    rooms = {room.partition(".")[0] for floor in FLOORS for room in floor} - {"assembly"}
-    return [PROJECT / "assembly.py", *(path for room in sorted(rooms) for path in (PROJECT / room).rglob("*.py"))]
+    rooms = {room.partition(".")[0] for floor in FLOORS for room in floor}
+    return [path for room in sorted(rooms) for path in (PROJECT / room).rglob("*.py")]
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(PROJECT)))

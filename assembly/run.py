@@ -1,0 +1,166 @@
+"""Builds what runs a training: record, callbacks, trainer, and the checkpoint of a branch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from assembly.model import build_network
+from datamodules import DataSplits
+from losses.groupings import group_classes
+from models import count_parameters
+from models.classifier import Classifier
+from models.optimization import build_optimizer, stopping_patience
+from training import trainer
+from training.branching import branch_checkpoint, read_trunk
+from training.checkpoint_callback import Checkpoints
+from training.checkpoints import ABOUT, check_targets, read_checkpoint, write_checkpoint
+from training.early_stopping import EarlyStopping
+from training.progress import TrainingProgress
+from training.recorder import Recorder
+from training.run_record import RunRecord
+from training.signals import SignalHandler
+from utils.config import Config
+from utils.runs import BEST
+from utils.runs.branches import Trunk
+from utils.runs.teachers import TeacherFile, digests
+from utils.tracking.parameters import study_parameters
+
+
+def build_record(
+    config: Config,
+    folder: Path,
+    classifier: Classifier,
+    annotations: DataSplits,
+    *,
+    trunk: Trunk | None = None,
+    teachers: Sequence[TeacherFile] = (),
+) -> RunRecord:
+    """Returns the record of a run in `folder`, a branch of `trunk` if there is one, with the files of its teachers."""
+    model = classifier.model
+    if classifier.num_groups:  # whose rows are dropped from what is kept
+        with torch.device("meta"):
+            model = build_network(config, len(annotations.class_names))
+    optimizer = build_optimizer(config.optimizer, config.optimizer_params, [torch.nn.Parameter(torch.zeros(1))])
+    parameters = study_parameters(
+        config,
+        architecture=type(model).__name__,
+        num_params=count_parameters(model),
+        weight_decay=optimizer.defaults.get("weight_decay"),
+    )
+    return RunRecord(
+        folder,
+        config,
+        parameters=parameters,
+        data={
+            "num_classes": len(annotations.class_names),
+            "train_photos": len(annotations.train),
+            "valid_photos": len(annotations.valid),
+            "test_photos": len(annotations.test),
+            "valid_from": annotations.valid_from,
+            "split_digest": annotations.split_digest,
+        }
+        | ({"branch": trunk.origin()} if trunk else {})
+        | ({"teachers": digests(teachers)} if teachers else {}),
+    )
+
+
+def build_callbacks(
+    config: Config,
+    record: RunRecord,
+    *,
+    class_names: tuple[str, ...],
+    signals: SignalHandler,
+    stop_after: int | None = None,
+) -> list[Callback]:
+    """Returns the callbacks in the order in which they must run."""
+    patience = _patience(config)
+    about = {
+        "config": config.plain(),
+        "class_names": list(class_names),
+        "split_digest": record.values["split_digest"],
+    } | _about_targets(config, record.values.get("teachers"), class_names)
+    return [
+        TrainingProgress(),
+        *([EarlyStopping(patience, extend_finished_run=record.was_finished)] if patience else []),
+        Recorder(record.folder, record.trackers),
+        Checkpoints(
+            record.folder,
+            about,
+            best_metric=config.best_metric,
+            interval=config.checkpoint_interval,
+            kept=config.keep_checkpoints or (),
+            signals=signals,
+            stop_after=stop_after,
+        ),
+    ]
+
+
+def _about_targets(config: Config, teachers: dict[str, str] | None, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what checkpoints hold of a run's teachers, path → digest, and auxiliary targets."""
+    about: dict[str, Any] = {"teachers": teachers} if teachers else {}
+    if config.auxiliary_targets is not None:
+        about["auxiliary_targets"] = group_classes(config.auxiliary_targets, class_names)
+    return about
+
+
+def _patience(config: Config) -> int | None:
+    return stopping_patience(
+        config.early_stopping_patience,
+        lr_scheduler=config.lr_scheduler,
+        lr_scheduler_params=config.lr_scheduler_params,
+    )
+
+
+def build_trainer(
+    config: Config, folder: Path, callbacks: Sequence[Callback], *, first_checkpoint: dict[str, Any] | None = None
+) -> Trainer:
+    """Returns Lightning's Trainer of `config`; `first_checkpoint` is what it loads first, whatever the file holds.
+
+    Raises:
+        ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
+    """
+    return trainer.build_trainer(
+        folder,
+        callbacks,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+        num_epochs=config.num_epochs,
+        deterministic=config.deterministic,
+        compiled=config.compile is not None,
+        accumulate_batches=config.accumulate_batches,
+        gradient_clip_norm=config.gradient_clip_norm,
+        first_checkpoint=first_checkpoint,
+    )
+
+
+def precision(config: Config) -> str:
+    """Returns the precision; for auto, the fastest that the devices support natively."""
+    return trainer.resolve_precision(config.precision, accelerator=config.accelerator, devices=config.devices)
+
+
+def read_branch(
+    config: Config, classifier: Classifier, trunk: Trunk, teachers: Sequence[TeacherFile], *, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the checkpoint from which a branch of `trunk` begins.
+
+    Raises:
+        ConfigError: The trunk's checkpoint is of another epoch, or the configuration is not that of a branch.
+        DamagedCheckpoint: The trunk's checkpoint cannot be read.
+    """
+    checkpoint = read_trunk(trunk)
+    check_targets(checkpoint[ABOUT], _about_targets(config, digests(teachers), class_names))
+    return branch_checkpoint(checkpoint, classifier, patience=_patience(config), config=config.plain())
+
+
+def copy_best(config: Config, classifier: Classifier, trunk: Trunk, folder: Path) -> None:
+    """Writes the best checkpoint of a branch in `folder` until its first epoch, which is the trunk's."""
+    if trunk.best.is_file():
+        best = read_checkpoint(trunk.best)
+        best = branch_checkpoint(best, classifier, patience=_patience(config), config=config.plain())
+        write_checkpoint(best, folder / BEST)
