@@ -60,6 +60,12 @@ def test_the_recipe_lists_what_is_on_and_nothing_for_the_study():
     ]  # fmt: skip
 
 
+def test_the_recipe_says_what_the_accuracy_of_mixed_images_is():
+    lines = recipe_lines(load_config(overrides=["cutmix_alpha=1.0", "mix_off_epochs=3"]))
+    note = "train_acc of mixed images is against the label with the larger share"
+    assert lines == ["cutmix_alpha: 1.0", "mix_off_epochs: 3", note]
+
+
 def test_crops_have_the_size_of_the_models_images_unless_theirs_is_given():
     crops = "image_augmentations={RandomResizedCrop: {scale: [0.5, 1.0]}, RandomCrop: null, CenterCrop: {size: 9}}"
     config = load_config(overrides=["image_size=[40, 50]", crops])
