@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.cli import run_command
+from utils.config.architectures import MAX_IMAGE_SIZE
+from utils.errors import ConfigError
 from utils.logs import start_logging
 
 
@@ -25,6 +27,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0.95,
         help="share of right answers among those it is sure of, above 0, at most 1 (0.95)",
     )
+    parser.add_argument(
+        "--image-size", metavar=("HEIGHT", "WIDTH"), type=int, nargs=2, help="in place of the run's test_image_size"
+    )
+    parser.add_argument("--flip", action="store_true", help="the mean over each image and its mirror image")
     return parser.parse_args(argv)
 
 
@@ -49,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     from deployment.evaluation.report import write_report
     from deployment.trained import load_trained
 
-    trained = load_trained(arguments.trained)
+    if arguments.image_size and not all(1 <= side <= MAX_IMAGE_SIZE for side in arguments.image_size):
+        raise ConfigError(f"--image-size {arguments.image_size}: expected 1 … {MAX_IMAGE_SIZE} pixels a side")
+    trained = load_trained(arguments.trained, image_size=arguments.image_size, flip=arguments.flip)
     images, splits = load_split(trained, arguments.data, arguments.split)
     evaluation = evaluate(trained, images, splits)
     print(

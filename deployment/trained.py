@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assembly import build_classifier, build_pipelines
+from assembly import build_classifier, build_pipelines, image_shape
 from datamodules.images import read_image
 from datamodules.transforms import Transform
 from deployment.calibration import Calibration, load_calibration
 from models.classifier import Classifier
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.config import Config, Problems, load_config, parse_config
+from utils.config.architectures import image_size_problem
 from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError, RunError
 from utils.runs import BEST, resolve_checkpoint
@@ -46,7 +48,9 @@ class TrainedModel:
         split_digest: Of the split that it was trained on, where the configuration made one.
         classifier: On the CPU, in evaluation mode.
         transform: From an RGB image to a tensor (C, H, W), as for validation images.
-        calibration: Temperature and threshold of these weights; None before evaluate.py has fitted them.
+        calibration: Temperature and threshold of these weights; None before evaluate.py has fitted them, and with other
+            settings of the test than the run's.
+        other_settings: Those, such as "160x160 flip"; empty for the run's own.
     """
 
     path: Path
@@ -57,6 +61,7 @@ class TrainedModel:
     classifier: Classifier
     transform: Transform
     calibration: Calibration | None = None
+    other_settings: str = ""
 
     @property
     def folder(self) -> Path:
@@ -89,11 +94,16 @@ def _folder_of(checkpoint: Path) -> Path:
     return checkpoint.parents[1] if checkpoint.parent.name == BEST.parent.name else checkpoint.parent
 
 
-def load_trained(name: str) -> TrainedModel:
+def load_trained(name: str, *, image_size: Sequence[int] | None = None, flip: bool = False) -> TrainedModel:
     """Loads the checkpoint or run `name`, as `utils.runs.resolve_checkpoint` finds it.
 
+    Args:
+        name: Of the checkpoint or run.
+        image_size: In place of the run's test_image_size.
+        flip: Whether to take the mean over each image and its mirror image, whatever the run's flip_at_test.
+
     Raises:
-        ConfigError: There is no such checkpoint or run.
+        ConfigError: There is no such checkpoint or run, or the model does not take the image size.
         RunError: The checkpoint is damaged, or from another program or version.
     """
     path = resolve_checkpoint(name, load_config().output_path)
@@ -103,7 +113,11 @@ def load_trained(name: str) -> TrainedModel:
     if not isinstance(class_names, list) or not class_names or not all(isinstance(name, str) for name in class_names):
         raise RunError(f"{path}: its {ABOUT!r} part has no class_names")
     try:
-        config = _read_config(about.get("config"))
+        config = own = _read_config(about.get("config"))
+        if image_size:
+            config = config.model_copy(update={"test_image_size": list(image_size)})
+        if flip:
+            config = config.model_copy(update={"flip_at_test": True})
         problems = Problems(config)
         with problems.of("architecture"):
             classifier = build_classifier(config, num_classes=len(class_names))
@@ -112,6 +126,12 @@ def load_trained(name: str) -> TrainedModel:
     except ConfigError as error:
         raise RunError(f"{path} cannot be used by this version of the project. {error}") from error
     _load_weights(classifier, checkpoint["state_dict"], path)
+    others = []
+    if config.test_size != own.test_size:
+        _try_size(classifier, config)
+        others.append("x".join(map(str, config.test_size)))
+    if config.flip_at_test != own.flip_at_test:
+        others.append("flip")
     metrics = about.get("metrics")
     if metrics is None or _is_within_an_epoch(checkpoint):
         metrics = {}
@@ -125,8 +145,20 @@ def load_trained(name: str) -> TrainedModel:
         split_digest=about.get("split_digest"),
         classifier=classifier.eval(),
         transform=transform,
-        calibration=load_calibration(_folder_of(path), path),
+        calibration=None if others else load_calibration(_folder_of(path), path),
+        other_settings=" ".join(others),
     )
+
+
+def _try_size(classifier: Classifier, config: Config) -> None:
+    problem = image_size_problem(config.architecture, config.test_size)
+    try:
+        with torch.inference_mode():
+            classifier.eval()(torch.zeros(1, *image_shape(config, testing=True), dtype=classifier.dtype))
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        problem = problem or f"{config.architecture} does not take it: {str(error).splitlines()[0]}"
+    if problem:
+        raise ConfigError(f"--image-size {' '.join(map(str, config.test_size))}: {problem}")
 
 
 def _read_config(values: Any) -> Config:

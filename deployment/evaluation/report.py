@@ -54,13 +54,15 @@ def write_report(
         RunError: The folder cannot be written.
     """
     data_path = data or trained.config.data_path
-    default = "_".join([trained.path.stem, split, *([data.resolve().name] if data else [])])
+    default = "_".join(
+        [trained.path.stem, split, *trained.other_settings.split(), *([data.resolve().name] if data else [])]
+    )
     folder = make_folder(output or trained.folder / "evaluation" / default)
     names, metrics, count = trained.class_names, evaluation.metrics, len(evaluation.images)
     correct = round(metrics["valid_acc"] * count)
     low, high = wilson_interval(correct, count)
     pairs = confused_pairs(evaluation.confusion)
-    is_own = data is None and split == "valid"
+    is_own = data is None and split == "valid" and not trained.other_settings
     comparison, equal = _compare_with_training(trained, evaluation) if is_own else (None, None)
 
     write_csv(folder / "classes.csv", class_rows(evaluation, names))
@@ -83,6 +85,8 @@ def write_report(
         "sha256": file_digest(trained.path),
         "data": str(data_path),
         "split": split,
+        "image_size": list(trained.config.test_size),
+        "flip_at_test": trained.config.flip_at_test,
         "images": count,
         "correct": correct,
         **metrics,
@@ -107,6 +111,7 @@ def write_report(
     return "\n".join(
         [
             f"{trained.path}: {count:,} images, {split} split of {data_path}",
+            *([f"  not with the settings of the run: {trained.other_settings}"] if trained.other_settings else []),
             f"  {TITLES['valid_acc']:<16}{100 * metrics['valid_acc']:7.2f} %   95 % confidence interval "
             f"{100 * low:.2f} … {100 * high:.2f} % (Wilson)",
             f"  {TITLES['valid_top5_acc']:<16}{100 * metrics['valid_top5_acc']:7.2f} %",

@@ -12,13 +12,14 @@ from scipy.stats import binomtest
 
 import evaluate
 from datamodules import BoundingBox, ImageRecord, read_data
+from datamodules.transforms import build_transforms
 from deployment.evaluation.evaluation import Evaluation, Pair, class_rows, confused_pairs, image_rows, wilson_interval
 from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
 from tests.support.data_sets import write_original_release, write_updated_release
 from training.checkpoints import ABOUT, read_checkpoint
-from utils.errors import DataError, RunError
+from utils.errors import ConfigError, DataError, RunError
 
 NAMES = ("Alpha 2001", "Beta 2002", "Gamma 2003", "Delta 2004")
 
@@ -65,6 +66,24 @@ def test_metrics_equal_the_trainings_to_the_last_bit(trained_run, capsys, name):
         "summary.json", "classes.csv", "images.csv", "confused_pairs.csv", "confusion_matrix.png", "confused_pairs.png",
         "calibration.png",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_another_test_size_and_flips_are_tried_without_touching_the_runs_own_report(trained_run, car_photos, capsys):
+    metrics = evaluate.main([str(trained_run), "--image-size", "80", "72", "--flip"])
+    assert "not with the settings of the run: 80x72 flip" in capsys.readouterr().out
+    trained = load_trained(str(trained_run))
+    resized = build_transforms(image_size=[80, 72], normalization=trained.config.normalization.model_dump())
+    photos = read_data(car_photos).valid
+    images = torch.stack([resized(Image.open(photo.path).convert("RGB")) for photo in photos])
+    with torch.no_grad():
+        logits = sum(trained.classifier.model(each) for each in (images, images.flip(-1))) / 2
+    loss = trained.classifier.loss(logits, torch.tensor([photo.label for photo in photos]))
+    assert metrics["valid_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    summary = json.loads((trained_run / "evaluation/best_valid_80x72_flip/summary.json").read_text())
+    assert (summary["image_size"], summary["flip_at_test"], summary["training_metrics"]) == ([80, 72], True, None)
+    with pytest.raises(ConfigError, match=r"--image-size 8 80: .* is too small for shuff_v2_x05"):
+        evaluate.main([str(trained_run), "--image-size", "8", "80"])
 
 
 def test_the_tables_hold_the_models_outputs_for_each_image(trained_run, car_photos, tmp_path):
