@@ -57,15 +57,29 @@ def _front_matter(trained: TrainedModel, exported: "ExportedFile") -> dict[str, 
         "tags": ["image-classification", "cars", trained.config.architecture],
         "metrics": ["accuracy"],
     }
+    name = _data_name(trained)
     results = [
         {
             "task": {"type": "image-classification"},
-            "dataset": {"name": _data_name(trained), "type": _data_name(trained), "split": split},
-            "metrics": [{"type": "accuracy", "value": round(summary["valid_acc"], 6)}],
+            "dataset": {"name": name, "type": name, "split": split},
+            "metrics": [
+                {"type": "accuracy", "value": round(accuracy, 6), "name": f"top-1 accuracy on {images} images"}
+            ],
         }
-        for split, summary in _evaluations(trained).items()
+        for split, (accuracy, images) in _file_accuracies(trained, exported).items()
     ]
     return head | ({"model-index": [{"name": exported.path.name, "results": results}]} if results else {})
+
+
+def _file_accuracies(trained: TrainedModel, exported: "ExportedFile") -> dict[str, tuple[float, int]]:
+    """Returns the accuracy of the file and the number of images, by split; the model's where the file always agrees with it."""
+    agreement = exported.agreement
+    if agreement is None:
+        return {}
+    found = {"valid": (agreement.exported_accuracy, agreement.images)}
+    if agreement.top1 == 1:
+        found |= {split: (one["valid_acc"], one["images"]) for split, one in _evaluations(trained).items()}
+    return found
 
 
 def _data_name(trained: TrainedModel) -> str:

@@ -131,11 +131,22 @@ def test_the_report_of_an_onnx_file(onnx_file, trained, car_photos):
     )
 
 
+def measured(card: str) -> list[dict]:
+    """Returns the figures that model hubs read."""
+    (result,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    return result["metrics"]
+
+
 def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, trained, car_photos, tmp_path):
     card = onnx_file.card.read_text(encoding="utf-8")
     _, head, text = card.split("---\n", maxsplit=2)
     head = yaml.safe_load(head)
-    assert head["pipeline_tag"] == "image-classification" and "model-index" not in head  # not evaluated
+    accuracy = {
+        "type": "accuracy",
+        "value": round(onnx_file.agreement.exported_accuracy, 6),
+        "name": "top-1 accuracy on 14 images",
+    }
+    assert head["pipeline_tag"] == "image-classification" and measured(card) == [accuracy]  # not evaluated
     assert f"| 14 | {onnx_file.agreement.exported_accuracy:.2%} |" in text and "Chance level: 14.29%" in text
     assert f"| onnx | {onnx_file.sizes['onnx'] / 1e6:.2f} | {1e3 * onnx_file.seconds['onnx'].median:.2f} (" in text
     assert "Not calibrated" in text and "architecture: shuff_v2_x05" in text
@@ -159,8 +170,9 @@ def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, traine
         and "Expected calibration error 5.00% (15 bins)" in write()
     )
     assert "Temperature 1.5000" in write() and "90% are right on these images: threshold 0.2500" in write()
-    (result,) = yaml.safe_load(write().split("---\n")[1])["model-index"][0]["results"]
-    assert result["metrics"] == [{"type": "accuracy", "value": 0.8}]
+    assert measured(write()) == [{"type": "accuracy", "value": 0.8, "name": "top-1 accuracy on 50 images"}]
+    other = replace(onnx_file, agreement=replace(onnx_file.agreement, top1=0.9))  # whose accuracy is not the model's
+    assert measured(model_card(evaluated, other, read_data(car_photos), build_metadata(evaluated))) == [accuracy]
     (folder / "summary.json").write_text(json.dumps(summary | {"sha256": "of other weights"}))
     assert "80.00%" not in write() and "Expected calibration error" not in write()
 
