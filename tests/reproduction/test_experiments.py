@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 
 import assembly
+from datamodules import DataSplits
 from models.classifier import Classifier
 from training.run_record import RunRecord
 from training.signals import SignalHandler
@@ -42,7 +43,7 @@ def build(name: str, folder: Path) -> tuple[Config, Classifier, RunRecord, Early
     config = load_config(EXPERIMENTS / f"{name}.yml", overrides=["trackers=[]"])
     with torch.device("meta"):
         classifier = assembly.build_classifier(config, num_classes=196)
-    annotations = assembly.DataSplits((), (), tuple(map(str, range(196))), "stanford_cars", "none")
+    annotations = DataSplits((), (), tuple(map(str, range(196))), "stanford_cars", "none")
     record = assembly.build_record(config, folder, classifier, annotations)
     callbacks = assembly.build_callbacks(config, record, class_names=("car",), signals=SignalHandler())
     (stopper,) = (callback for callback in callbacks if isinstance(callback, EarlyStopping))

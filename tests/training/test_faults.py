@@ -108,7 +108,7 @@ def _validated_to_infinity(original):
 )
 def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path, monkeypatch, room, advice):
     """Activations of a device with room for so many images; freed where a batch is over, kept by what is at fault."""
-    forward, held = Classifier.forward, weakref.WeakSet()
+    forward, held = Classifier._outputs, weakref.WeakSet()
 
     def fill(self, images):
         activations = images + 1
@@ -117,7 +117,7 @@ def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return forward(self, images)
 
-    monkeypatch.setattr(Classifier, "forward", fill)
+    monkeypatch.setattr(Classifier, "_outputs", fill)
     with pytest.raises(
         RunError, match=f"too small for batches of 8 images; in a new run {advice}, or end other programs"
     ):
@@ -161,12 +161,12 @@ def test_on_cuda_the_batch_that_is_named_does_fit(cars, tmp_path):
 
 
 def test_a_network_without_deterministic_kernels_is_named_by_what_it_lacks(cars, tmp_path, monkeypatch):
-    forward = Classifier.forward
+    forward = Classifier._outputs
 
     def undetermined(self, images):  # put_ is one of the few that have none on the CPU either
         return forward(self, images).put_(torch.tensor([0]), torch.zeros(1))
 
-    monkeypatch.setattr(Classifier, "forward", undetermined)
+    monkeypatch.setattr(Classifier, "_outputs", undetermined)
     with pytest.raises(RunError, match=r"^deterministic: True is not possible here: put_ of this model has no"):
         run(cars, tmp_path, "deterministic=True")
 
