@@ -40,6 +40,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--picture {arguments.picture}: expected a name that ends in .png")
     for option in ("csv", "picture"):
         path = getattr(arguments, option)
+        if path and path.is_dir():
+            raise ConfigError(f"--{option} {path}: expected a file, this is a folder")
         if path and not path.parent.is_dir():
             raise ConfigError(f"--{option} {path}: the folder {path.parent} does not exist")
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from utils.cli import run_command
@@ -68,10 +69,12 @@ def main(argv: Sequence[str] | None = None) -> list["Prediction"]:
     summary = sys.stderr if arguments.json or arguments.csv else sys.stdout
     print(f"images: {len(predictions):,}; model: {trained.path}, {len(trained.class_names)} classes", file=summary)
     if trained.calibration is None:
-        print(f"  not calibrated: python evaluate.py {trained.path} fits when to say not sure", file=summary)
+        print(
+            f"  not calibrated: python evaluate.py {quote(str(trained.path))} fits when to say not sure", file=summary
+        )
     if explainer:
         print(f"  Grad-CAM overlays: {arguments.explain}", file=summary)
-    else:
+    elif any(prediction.error is None for prediction in predictions):
         print("  next: --explain FOLDER shows what each prediction is based on", file=summary)
     if failed := sum(prediction.error is not None for prediction in predictions):
         raise RunError(f"{failed} of {len(predictions)} images could not be read")
@@ -105,11 +108,13 @@ def print_json(predictions: list["Prediction"]) -> None:
 
 def print_csv(predictions: list["Prediction"]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability", "sure"])
+    writer.writerow(["image", "rank", "class", "probability", "sure", "error"])
     for prediction in predictions:
+        if prediction.error:
+            writer.writerow([prediction.path, "", "", "", "", prediction.error])
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
             sure = "" if prediction.sure is None else int(prediction.sure)
-            writer.writerow([prediction.path, rank, name, probability, sure])
+            writer.writerow([prediction.path, rank, name, probability, sure, ""])
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from training.signals import SignalHandler
 from utils.cli import run_command
 from utils.config import Config, load_branch_config, load_config, load_run_config
 from utils.config.recipe import recipe_lines
-from utils.errors import ConfigError, Interrupted
+from utils.errors import ConfigError, DataError, Interrupted
 from utils.logs import log_to_file, start_logging
 from utils.machine import PROJECT
 from utils.processes import end_with_parent, is_first_process
@@ -56,6 +57,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.branch is None) != (arguments.at is None):
         parser.error("--branch RUN and --at EPOCHS belong together")
+    if arguments.check and arguments.stop_after is not None:
+        parser.error("--stop-after has no effect with --check")
+    if arguments.demo and arguments.data is not None:
+        parser.error(
+            "--demo draws its own cars; for its settings on your data: --config experiments/demo.yml -d FOLDER"
+        )
     return arguments
 
 
@@ -75,9 +82,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         )
     if resumed and has_ended(resumed) and not any(change.startswith(EXTENDING) for change in arguments.set):
         if is_first_process():
-            print(
-                f"{summarize(resumed)}\n  Nothing is left to do; to train longer: --resume {resumed} --set num_epochs=N"
-            )
+            longer = f"--resume {quote(str(resumed))} --set num_epochs=N"
+            print(f"{summarize(resumed)}\n  Nothing is left to do; to train longer: {longer}")
         return read_record(resumed)["best"]
 
     teachers = find_teachers(config, trunk.folder if trunk else resumed)
@@ -87,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not resumed and not trunk:
         config = assembly.resolve_pretrained(config)
     assembly.check_buildable(config)
-    if arguments.demo and not arguments.data:
+    if arguments.demo:
         from datamodules.demo import write_demo_data
 
         write_demo_data(config.data_path)
@@ -179,6 +185,11 @@ def train(
     from training.failures.error_hints import error_hints
     from training.failures.max_batch_size import find_max_batch_size
 
+    if resumed and config.raw_data_path is None and not config.data_path.exists():
+        raise DataError(
+            f"{config.data_path}, the data of this run, does not exist; if it was moved: python train.py --resume "
+            f"{quote(str(resumed))} -d FOLDER"
+        )
     splits = assembly.load_annotations(config)
     names = splits.class_names
     classifier = assembly.build_classifier(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from losses.auxiliary import GROUPS_CHANGED
 from utils.errors import ConfigError, DamagedCheckpoint, UserError
-from utils.files import replacing
+from utils.files import file_version, replacing
 from utils.runs.folder import ABOUT, BEST
 
 FORMAT = 1  # raised when older checkpoints cannot be read as they are
@@ -120,11 +120,7 @@ def resume_guard(path: Path | None, last: Path) -> Iterator[None]:
         path: The checkpoint that is loaded; None for a new run, whose errors pass unchanged.
         last: The checkpoint that training writes; `path` itself for a run that is resumed.
     """
-
-    def version() -> tuple[int, int] | None:
-        return (last.stat().st_ino, last.stat().st_mtime_ns) if last.is_file() else None
-
-    before = version()
+    before = file_version(last)
     try:
         yield
     except DamagedCheckpoint as error:
@@ -135,7 +131,7 @@ def resume_guard(path: Path | None, last: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Lightning and torch trust a checkpoint, and wrong content fails anywhere
-        if path is None or version() != before:
+        if path is None or file_version(last) != before:
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise DamagedCheckpoint(f"{path}: this checkpoint cannot be resumed ({reason})") from error
@@ -151,6 +147,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{path}: there is no such checkpoint") from error
+    except UserError:  # a signal
+        raise
     except Exception as error:  # torch raises a dozen kinds of errors for damaged bytes
         raise DamagedCheckpoint(f"{path} {_why_not_loaded(path, error)}") from error
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None

@@ -5,6 +5,7 @@ import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -12,7 +13,7 @@ from pytorch_lightning import Trainer
 
 from utils.config import Config
 from utils.errors import DamagedCheckpoint, Interrupted, RunError
-from utils.files import remove_partial, write_text
+from utils.files import file_version, remove_partial, write_text
 from utils.logs import without_secrets
 from utils.machine import commit, runtime, versions
 from utils.runs.curves import draw_curves
@@ -47,6 +48,9 @@ class RunRecord:
         self.trainer: Trainer | None = None
         run_id = old.get("run_id") or uuid.uuid4().hex
         self.trackers = Trackers(config, folder, run_id)
+        self.configured_before = (
+            ""  # config.yml of the run that is resumed, until this process has written a checkpoint
+        )
         self.values: dict[str, Any] = {
             "name": folder.name,
             "run_id": run_id,
@@ -85,6 +89,9 @@ class RunRecord:
                 remove_partial(each, alone=alone)
         self.trainer = trainer
         if trainer.is_global_zero:
+            if (self.folder / CONFIG).is_file():
+                self.configured_before = (self.folder / CONFIG).read_text(encoding="utf-8")
+            self.checkpoint_before = file_version(self.folder / LAST)
             write_text(self.folder / CONFIG, self.config.as_yaml())
             write_record(self.folder, self.values)
             self.trackers.start(self.values, [self.folder / CONFIG])
@@ -119,6 +126,9 @@ class RunRecord:
         }
         if error is not None:
             self._write()
+            if self.configured_before and file_version(self.folder / LAST) == self.checkpoint_before:
+                # Nothing of this attempt is kept, so a change that may have been the fault is not kept either.
+                write_text(self.folder / CONFIG, self.configured_before)
         self._draw(rows)
         timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
         self.trackers.end(self.values, [self.folder / CURVES] if rows else [], timeout=timeout)
@@ -127,7 +137,7 @@ class RunRecord:
         self.trackers.release()
         if error is not None and (self.folder / LAST).is_file() and not isinstance(error, DamagedCheckpoint):
             change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
-            logger.warning("to resume: python train.py --resume %s%s", self.folder, change)
+            logger.warning("to resume: python train.py --resume %s%s", quote(str(self.folder)), change)
         return False
 
     def _write(self) -> None:

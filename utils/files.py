@@ -1,7 +1,6 @@
 """Writes files and folders: a file is complete or absent, and one error explains what cannot be written."""
 
 import csv
-import errno
 import io
 import os
 import platform
@@ -13,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 
 PARTIAL = ".*.partial*"  # also matches the journal that SQLite writes beside a file
 ABANDONED_SECONDS = 24 * 3600  # age at which another machine's partial file counts as abandoned
@@ -66,6 +65,15 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def file_version(path: Path) -> tuple[int, int] | None:
+    """Returns what changes whenever a file is replaced or written; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` completely or not at all; raises RunError as `replacing` does."""
     with replacing(path) as partial:
@@ -86,7 +94,7 @@ def make_folder(folder: Path, *, key: str = "output_path") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise _not_writable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), key) from error
+        raise ConfigError(f"{key}: {folder} is a file; expected a folder") from error
     except OSError as error:
         raise _not_writable(folder, error, key) from error
     return folder

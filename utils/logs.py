@@ -23,6 +23,7 @@ IGNORED_WARNINGS = (
     r".*Trying to infer the `batch_size`.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*lr_scheduler.step\(\).*before.*optimizer.step\(\).*",
+    r".*callbacks used to create the checkpoint need to be provided.*",  # the run was resumed without early stopping
     r".*GPU available but not used.*",  # as configured
     r".*Please use the new API settings to control TF32.*",  # caused by Lightning
     r".*TensorFloat32 tensor cores.*",  # the configuration has a key for it

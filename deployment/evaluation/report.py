@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from deployment.calibration import (
@@ -20,6 +21,7 @@ from deployment.trained import TrainedModel
 from utils.files import make_folder, write_csv, write_text
 from utils.machine import versions
 from utils.runs import LAST
+from utils.runs.folder import read_record
 
 MAX_PRINTED_PAIRS = 5
 PAIR_COLUMNS = ("class", "confused_with", "count", "reverse_count", "total")
@@ -127,8 +129,8 @@ def write_report(
                 for pair in pairs[:MAX_PRINTED_PAIRS]
             ),
             f"  report in {folder}: {', '.join([*files, *(['confused_pairs.png'] if pairs else [])])}",
-            f"  next: python predict.py {trained.path} IMAGE … --explain FOLDER   or   "
-            f"python export.py {trained.path} --format onnx",
+            f"  next: python predict.py {quote(str(trained.path))} IMAGE … --explain FOLDER   or   "
+            f"python export.py {quote(str(trained.path))} --format onnx",
         ]
     )
 
@@ -151,7 +153,10 @@ def _calibration(
     error = f"{100 * figures['ece']:7.2f} %   expected calibration error, {figures['ece_method']}"
     if kept is None:
         reason = f"not calibrated: {count} validation images, at least {MIN_IMAGES} are needed"
-        advice = f"not calibrated: python evaluate.py {trained.path} fits temperature and threshold"
+        advice = (
+            f"not calibrated: python evaluate.py {quote(str(trained.path))} fits temperature and threshold, with "
+            f"{MIN_IMAGES} validation images"
+        )
         return reliability, [f"  {'calibration':<16}{error}", f"{'':18}{reason if is_own else advice}"]
     sure = f"{100 * figures['accepted']:7.2f} %   of the answers"
     right = figures["accepted_accuracy"]
@@ -191,7 +196,8 @@ def _caveats(trained: TrainedModel, data: Path | None, split: str) -> list[str]:
     if not uses:
         return ["Neither training nor the choice of the checkpoint used these images: an independent result."]
     source = ", as in the study" if trained.split_digest is None else ""
-    other = "--split test" if trained.split_digest is not None else "--data FOLDER --split all"
+    has_test = trained.split_digest is not None or read_record(trained.folder).get("test_photos")
+    other = "--split test" if has_test else "--data FOLDER --split all"
     return [
         f"These validation images also chose {' and '.join(uses)}{source}: expect slightly lower accuracy on other images.",
         f"For an independent result: {other}.",

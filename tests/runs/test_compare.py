@@ -119,7 +119,7 @@ def test_the_table_shows_the_results_of_each_run(output: Path):
 def test_runs_of_other_photos_are_not_set_against_each_other(output: Path):
     write_run(output / "demo", epochs(0.9), num_classes=15)
     text = describe_runs([read_run(folder) for folder in find_runs([], output)], width=120)
-    assert "These runs differ in num_classes: their accuracies cannot be compared." in text.splitlines()
+    assert "These runs differ in the number of classes: their accuracies cannot be compared." in text.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -452,3 +453,32 @@ def test_a_token_in_a_file_is_warned_of_and_the_end_names_the_next_command(cars,
     said = capfd.readouterr()
     assert "NEPTUNE_API_TOKEN" in said.err and "not-the-place" not in said.err + said.out
     assert f"next: python evaluate.py {folder}" in said.out and "completed after 1 epoch in" in said.out
+
+
+def test_a_signal_while_the_checkpoint_is_read_is_no_damage(cars, four_epochs, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = tmp_path / four_epochs.name
+    shutil.copytree(four_epochs, folder)
+    monkeypatch.setattr(torch, "load", stop)
+    with pytest.raises(Interrupted, match=r"^SIGTERM ended the run before the first step$"):
+        train.main(["--resume", str(folder), "--set", "num_epochs=5"])
+
+
+def test_a_change_that_is_refused_is_not_kept(cars, four_epochs, tmp_path):
+    folder = tmp_path / four_epochs.name
+    shutil.copytree(four_epochs, folder)
+    before = (folder / "config.yml").read_text()
+    with pytest.raises(RunError, match=r"trained on 8 images a step .* with --set batch_size=8"):
+        train.main(["--resume", str(folder), "--set", "num_epochs=5", "--set", "batch_size=4"])
+    assert (folder / "config.yml").read_text() == before
+    with pytest.raises(ConfigError, match="Did you mean 'num_epochs'"):
+        train.main(["--resume", str(folder), "--set", "num_epoch=5"])
+
+
+@pytest.mark.parametrize("words", [["--demo", "-d", "photos"], ["--check", "--stop-after", "3"]])
+def test_options_without_effect_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(words)
+    assert ended.value.code == 2 and re.search("draws its own cars|has no effect", capsys.readouterr().err)

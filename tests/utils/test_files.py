@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 from utils.files import (
     ABANDONED_SECONDS,
     make_folder,
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_key_that_decides_on_it(t
             RunError, match=r"file/below cannot be written: Not a directory; make room, or set another out"
         ):
             make(tmp_path / "file" / "below")
-    with pytest.raises(RunError, match=r"make room, or set another --output$"):
+    with pytest.raises(ConfigError, match=r"^--output: .*file is a file; expected a folder$"):
         make_folder(tmp_path / "file", key="--output")
 
 

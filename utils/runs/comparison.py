@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -35,7 +36,10 @@ RANKED = (
     "valid_mean_class_acc",
 )
 SORTS = (*RANKED, "epochs", "parameters", "duration")
-PHOTOS = ("num_classes", "train_photos", "valid_photos", "valid_from", "split_digest")  # of run.json
+PHOTOS = {  # of run.json
+    "num_classes": "the number of classes", "train_photos": "the training images", "valid_photos": "the validation images",
+    "valid_from": "the source of the validation images", "split_digest": "the split",
+}  # fmt: skip
 MIN_INTERVAL, FIRST_EPOCH = 10, 60  # minutes
 MISSING = object()  # stands for a value that a run does not have
 UNKNOWN = "–"
@@ -118,7 +122,7 @@ def read_run(folder: Path) -> Run:
         # Without a lock, as in old versions, only the time since its last write shows that the process has ended.
         if not is_held(folder) if (folder / LOCK).exists() else silence > 2 * max([60 * interval, *epoch_seconds]):
             status = "killed?"
-            advice = f"; to resume: python train.py --resume {folder}" if (folder / LAST).is_file() else ""
+            advice = f"; to resume: python train.py --resume {quote(str(folder))}" if (folder / LAST).is_file() else ""
             problems.append(f"{folder} was running at its last write, {duration(silence)} ago{advice}")
     elif not isinstance(status, str):
         status = "unknown" if any((folder / name).exists() for name in (RECORD, METRICS, CONFIG)) else "empty"
@@ -183,7 +187,9 @@ def describe_runs(runs: Sequence[Run], *, width: int, sort: str = RANKED[0]) -> 
     elif len(runs) > 1:
         parts.append("All settings are equal.")
     parts.append(textwrap.fill(FOOTER, width))
-    other = [key for key in PHOTOS if len({_text(run.record[key]) for run in runs if key in run.record}) > 1]
+    other = [
+        what for key, what in PHOTOS.items() if len({_text(run.record[key]) for run in runs if key in run.record}) > 1
+    ]
     if other:
         note = f"These runs differ in {', '.join(other)}: their accuracies cannot be compared."
         parts.append(textwrap.fill(note, width))

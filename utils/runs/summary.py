@@ -1,6 +1,7 @@
 """Summarizes a finished run in a few lines."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from utils.runs.folder import BEST, CURVES, LAST, METRICS, read_record
@@ -47,7 +48,7 @@ def summarize(folder: Path) -> str:
             row = next(row for row in rows if row["epoch"] == epoch)
             lines[-1] += f", with {100 * row['valid_acc']:.2f} % accuracy" if metric == "valid_loss" else ""
             lines[-1] += f": {BEST.name}"
-    trained = folder if (folder / BEST).exists() else folder / LAST
+    trained = quote(str(folder if (folder / BEST).exists() else folder / LAST))
     files = [str(name) for name in (CURVES, METRICS, BEST, LAST) if (folder / name).exists()]
     lines += [
         f"  {'chance level':<26}{100 / record['num_classes']:8.2f} %",
