@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ImageOps
 from torch import Tensor
 
@@ -104,11 +105,11 @@ def draw_calibration(reliability: Reliability, path: Path, *, title: str) -> Non
     figure = Figure(figsize=(11, 5), dpi=DPI, layout="constrained")
     figure.suptitle(escape_dollars(title), fontsize=11)
     left, right = figure.subplots(1, 2)
-    left.plot([0, 1], [0, 1], color="#999999", linewidth=1)
-    for name, confidence, color in (
-        ("temperature 1", reliability.raw_confidence, "#999999"),
-        ("with temperature", reliability.confidence, "#0b57a4"),
-    ):
+    left.plot([0, 1], [0, 1], color="#c4c4c4", linewidth=1, linestyle="--", label="perfect")
+    curves = [("temperature 1", reliability.raw_confidence, "#8a6d3b")]
+    if not torch.equal(reliability.raw_confidence, reliability.confidence):
+        curves.append(("with temperature", reliability.confidence, "#0b57a4"))
+    for name, confidence, color in curves:
         means, accuracies, counts = zip(*calibration_bins(confidence, reliability.correct), strict=True)
         left.plot(means, accuracies, color=color, linewidth=1.2, label=name)
         left.scatter(means, accuracies, s=[10 + 300 * count / sum(counts) for count in counts], color=color, alpha=0.6)
