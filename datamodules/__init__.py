@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.readers import read_data
+from datamodules.readers.location import require_path
 from datamodules.readers.records import (
     BoundingBox,
     DataSplits,
@@ -44,6 +45,9 @@ def read_splits(config: "Config", path: Path | None = None) -> DataSplits:
         ConfigError, DataError: As `read_data`.
     """
     extract_path = config.extract_path or (config.cache_path or Path(EXTRACTED)).with_name(EXTRACTED)
+    default = type(config).model_fields["data_path"].default
+    if path is not None or (config.raw_data_path is None and config.data_path != default):
+        require_path(path or config.data_path)
     table_params = config.table_params.model_dump() if config.table_params is not None else None
     if path is not None:  # of any kind; tables of one's own have the same columns
         return read_data(
@@ -56,6 +60,7 @@ def read_splits(config: "Config", path: Path | None = None) -> DataSplits:
         extract_path=extract_path,
         table_params=table_params,
         exif_orientation=config.exif_orientation,
+        to_split=config.validation_fraction is not None,
     )
     return split_as_configured(data, config, config.data_path)
 

@@ -187,6 +187,8 @@ def _open(source: Path | bytes | BinaryIO) -> Image.Image:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         head = _read_bytes(source, 12)
+        if not head:
+            raise ValueError("the file is empty") from None
         if head[4:8] != b"ftyp" or head[8:] not in HEIF_BRANDS:
             raise
         try:
@@ -253,6 +255,8 @@ def _errors_naming(name: str) -> Iterator[None]:
         formats = f"{', '.join(FORMATS)} or HEIC"
         raise DataError(f"{name}: this image cannot be decoded: its first bytes are not those of {formats}") from error
     except FileNotFoundError as error:
+        if (path := Path(name)).is_symlink():
+            raise DataError(f"{name}: broken link to {path.readlink()}; mend or delete it") from error
         raise DataError(
             f"{name}: no such file; restore it and start again, with --resume where there is a checkpoint"
         ) from error

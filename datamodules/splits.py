@@ -53,7 +53,10 @@ def split_data(data: DataSplits, fractions: Fractions, *, cache_path: Path | Non
     pool, test, test_from = data.train, data.valid, data.valid_from
     if data.test:
         pool, test, test_from = data.train + data.valid, data.test, "test"
-        logger.info("%s: its %d validation images are split with its training images", name, len(data.valid))
+        instead = "with its training images" if data.train else "in place of training images, which it lacks"
+        logger.info("%s: its %d validation images are split %s", name, len(data.valid), instead)
+    if not pool:  # an error where it is trained on, and none where another data set is evaluated
+        return data
     shares: dict[Split, float] = {"test": 0.0 if test else _test_share(fractions)}
     shares["valid"] = fractions.validation_fraction
     if sum(shares.values()) >= 1:
@@ -72,17 +75,18 @@ def split_data(data: DataSplits, fractions: Fractions, *, cache_path: Path | Non
         for side in ("train", "valid", "test")
     }
     together = [len(group) for group in groups if len(group) > 1]
+    count = f"{len(together):,} group{'s' * (len(together) > 1)} of copies"
     logger.info(
-        "%s: split by class with seed %d into %s training, %s validation and %s test images (%s); %d groups of copies, %d "
-        "images in all, stay together", name, fractions.seed, f"{len(parts['train']):,}", f"{len(parts['valid']):,}",
-        f"{len(parts['test']) + len(test):,}", f"those of its {test_from} split" if test else "of its own", len(together),
-        sum(together),
+        "%s: split by class with seed %d into %s training, %s validation and %s test images (%s)%s",
+        name, fractions.seed, f"{len(parts['train']):,}", f"{len(parts['valid']):,}",
+        f"{len(parts['test']) + len(test):,}", f"those of its {test_from} split" if test else "split off",
+        f"; {count}, {sum(together):,} images in all, stay together" if together else "",
     )  # fmt: skip
     _warn_of_small_classes(data.class_names, labels, sides, shares, name)
     if copies := len(set(held_out.digests) & set(hashes.digests)):
         logger.warning(
-            "%s: %d images of the %s split are identical to images outside of it; its accuracy includes them",
-            name, copies, test_from,
+            "%s: %d image%s of the %s split %s identical to images outside of it; its accuracy includes them",
+            name, copies, "s" * (copies > 1), test_from, "are" if copies > 1 else "is",
         )  # fmt: skip
     all_sides: list[Split] = [*sides, *["test"] * len(test)]
     return replace(
@@ -188,14 +192,12 @@ def _warn_of_small_classes(
     lines = []
     for label, class_name in enumerate(class_names):
         missing = [side for side in ("valid", "test") if shares[side] and not found[label, side]]
-        if missing:
-            count = sum(found[label, side] for side in ("train", "valid", "test"))
+        count = sum(found[label, side] for side in ("train", "valid", "test"))
+        if missing and count:  # a class of held-out images only was named before
             where = ", ".join(
                 f"{found[label, side]} {side}" for side in ("train", "valid", "test") if found[label, side]
             )
-            lines.append(
-                f"{class_name}: {count} image{'s' * (count != 1)} ({where or 'none'}), none in {' and '.join(missing)}"
-            )
+            lines.append(f"{class_name}: {count} image{'s' * (count != 1)} ({where}), none in {' and '.join(missing)}")
     if lines:
         more = [f"… and {len(lines) - MAX_LISTED_PROBLEMS} more"] if len(lines) > MAX_LISTED_PROBLEMS else []
         logger.warning(

@@ -23,7 +23,7 @@ from datamodules.hashes import ImageHashes, near_pairs, perceptual_hash
 from datamodules.images import read_image, read_size
 from datamodules.mixing import Mixing
 from datamodules.on_device.loader import epoch_params
-from datamodules.readers.records import NO_VALIDATION, THREADS, clip_box, raise_data_errors
+from datamodules.readers.records import NO_VALIDATION, THREADS, clip_box, only_class, raise_data_errors
 from utils.errors import DataError
 from utils.progress import progress_bar
 
@@ -87,7 +87,7 @@ def examine_data(
     """Decodes every image of a data set; the arguments are those of `check_data`.
 
     Raises:
-        DataError: Too few images can be decoded to train with.
+        DataError: There are fewer than two classes, or too few images can be decoded to train with.
     """
     began = time.monotonic()
     data, clipped, broken = _clip_boxes(data)
@@ -95,10 +95,14 @@ def examine_data(
     images, levels, undecodable = _examine_all(data, module)
     broken += undecodable
     train, valid = (sum(image.split == split for image in images) for split in ("train", "valid"))
+    few = []
+    if len(data.class_names) < 2:
+        few.append(f"{only_class(data.class_names)}, expected at least 2 classes")
     if train < 2 or not valid:
-        few = f"{train} training and {valid} validation images can be used, expected at least 2 and 1"
-        few += NO_VALIDATION if train > 2 else ""
-        raise_data_errors([few, *broken], folder)
+        few.append(f"{train} training and {valid} validation images can be used, expected at least 2 and 1")
+        few[-1] += NO_VALIDATION if train > 2 else ""
+    if few:
+        raise_data_errors([*few, *broken], folder)
     usable = {image.path for image in images}
     normalize = module.train.pipeline.augment.transforms[-1]
     return Findings(
@@ -110,6 +114,7 @@ def examine_data(
         images=images,
         broken=broken,
         clipped=clipped,
+        boxes=sum(record.bounding_box is not None for record in data.records),
         near_duplicates=_near_duplicates(images, near_duplicate_distance),
         levels=levels,
         image_size=module.train.resized_shape[1:],

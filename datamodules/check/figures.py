@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 from datamodules.images import box_within, read_image
 from datamodules.readers.records import BoundingBox
 from utils.files import make_folder, replacing
-from utils.runs.curves import COLORS, escape_dollars
+from utils.runs.curves import COLORS, escape_dollars, shortened
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import
     from matplotlib.axes import Axes
@@ -33,6 +33,7 @@ RATIOS = {  # what becomes of images whose aspect ratio is not that of the resiz
     "crop": "left of the line top and bottom are lost, right of it the sides",
     "pad": "left of the line padded at the sides, right of it above and below",
 }
+MAX_NAME = 40  # characters of a name in a picture
 THUMBNAIL = 320  # pixels of the longer side
 
 
@@ -77,7 +78,7 @@ def draw_class_balance(counts: Mapping[str, Sequence[int]], class_names: Sequenc
             axes.bar_label(bars, [str(value) for value in values], padding=2, fontsize=5.5, color="#555555")
             for place in places[np.equal(values, 0)]:
                 axes.plot(0, place, "x", color=MODEL, markersize=4, clip_on=False)
-        axes.set_yticks(range(len(labels)), [escape_dollars(class_names[label]) for label in labels], fontsize=7.5)
+        axes.set_yticks(range(len(labels)), [_short(class_names[label]) for label in labels], fontsize=7.5)
         axes.set(xlim=(0, 1.08 * most), ylim=(length - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         _finish(axes)
@@ -104,7 +105,7 @@ def draw_sizes(
     present = {split: np.array(values) for split, values in sizes.items() if values}
     for split, values in present.items():
         style = {"color": STYLES[split], "label": f"{SPLITS[split]}: {len(values):,} images"}
-        plane.plot(*values.T, ".", markersize=3, alpha=0.35, markeredgewidth=0, **style)
+        plane.plot(*values.T, ".", markersize=6, alpha=0.5, markeredgewidth=0, **style)
     plane.plot(width, height, "s", color=MODEL, markersize=7, label=f"resized to {width}×{height}")
     plane.set(xlabel="width, pixels", ylabel="height, pixels", xscale="log", yscale="log")
     plane.set_title("size", fontsize=11)
@@ -155,9 +156,7 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
             x1, y1, x2, y2 = (factor * side for side in box_within(row.image, row.bounding_box))
             style = {"fill": False, "edgecolor": COLORS[3], "linewidth": 1.6}
             places[0].add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, clip_on=False, **style))
-        caption = places[0].set_title(
-            f"{escape_dollars(class_names[row.label])}\n{escape_dollars(row.name)}", fontsize=8, pad=3
-        )
+        caption = places[0].set_title(f"{_short(class_names[row.label])}\n{_short(row.name)}", fontsize=8, pad=3)
         caption.set_in_layout(False)  # there is room for it between the rows
         for epoch, (axes, draw) in enumerate(zip(places[1:], row.draws, strict=True)):
             axes.imshow(np.repeat(draw, 3, axis=2) if draw.shape[2] == 1 else draw, interpolation="antialiased")
@@ -165,8 +164,9 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
                 axes.set_title(f"epoch {epoch}", fontsize=10)
         for axes in places:
             axes.axis("off")
+    boxes = " with their boxes" if any(row.bounding_box for row in rows) else ""
     figure.suptitle(
-        f"training images with their boxes, and what the model will see of them: {escape_dollars(title)}", fontsize=12
+        f"training images{boxes}, and what the model will see of them: {escape_dollars(title)}", fontsize=12
     )
     _save(figure, path)
 
@@ -190,7 +190,7 @@ def draw_mixed(rows: Sequence[Sequence[MixedSample]], class_names: Sequence[str]
         for axes, sample in zip(places, row, strict=False):
             image = sample.image
             axes.imshow(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image, interpolation="antialiased")
-            names = [f"{100 * share:.0f} % {escape_dollars(class_names[label])}" for label, share in sample.shares]
+            names = [f"{100 * share:.0f} % {_short(class_names[label])}" for label, share in sample.shares]
             axes.set_title("\n".join(names), fontsize=6, pad=3)
         places[0].text(
             -0.06, 0.5, f"batch {number}", transform=places[0].transAxes, rotation=90, va="center", ha="right"
@@ -218,7 +218,7 @@ def draw_contact_sheets(
         rows = -(-count // columns)
         sheet = Image.new("RGB", (columns * SHEET_THUMBNAIL, rows * (SHEET_THUMBNAIL + caption) + caption), "white")
         draw = ImageDraw.Draw(sheet)
-        draw.text((4, 2), f"{name}: {count} of {len(own)} images", fill="black")
+        draw.text((4, 2), f"{shortened(name, MAX_NAME)}: {count} of {len(own)} images", fill="black")
         for place in range(count):
             image = own[place * len(own) // count]
             thumbnail = read_image(image.path, size=SHEET_THUMBNAIL, upright=upright)
@@ -230,6 +230,10 @@ def draw_contact_sheets(
         safe = re.sub(r"[^\w .-]", "_", name)[:60]
         with replacing(folder / f"{label:03d} {safe}.jpg") as partial:
             sheet.save(partial, "JPEG", quality=88)
+
+
+def _short(name: str) -> str:
+    return escape_dollars(shortened(name, MAX_NAME))
 
 
 def _plain_logarithmic(axis: "Axis") -> None:

@@ -21,6 +21,7 @@ from datamodules.check.figures import (
     draw_samples,
     draw_sizes,
 )
+from datamodules.readers.records import WRONG_BOXES, are_most
 from datamodules.transforms import Aspect
 from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
@@ -83,6 +84,7 @@ class Findings:
         valid_from: As in `DataSplits`.
         upright: Whether images are turned by their EXIF orientation.
         clipped: A line for each box that extended beyond its image.
+        boxes: Number of images with a box.
         levels: (C, 256), histogram of the resized training images, before any augmentation.
         image_size: Height and width of the resized images, pixels.
         aspect: What the resize does to images of another aspect ratio.
@@ -100,6 +102,7 @@ class Findings:
     images: list[CheckedImage]
     broken: list[str]
     clipped: list[str]
+    boxes: int
     levels: np.ndarray
     image_size: tuple[int, int]
     crop: str
@@ -198,15 +201,15 @@ def summary_lines(findings: Findings) -> list[str]:
     return [
         f"{len(images) + len(findings.broken):,} images of {len(findings.class_names):,} classes in {findings.folder}, "
         f"checked in {duration(time.monotonic() - findings.began)}",
-        _line("damaged", f"{len(findings.broken):,} images cannot be used" if findings.broken else "none"),
+        _line("damaged", f"{_counted(len(findings.broken), 'image')} cannot be used" if findings.broken else "none"),
         *(_line(SPLITS[split], text) for split, text in _balance(findings)),
         *(_line(name, _range(image.size[axis] for image in images)) for axis, name in enumerate(("width", "height"))),
         _line("colors", f"{modes}; {gray:,} {'is' if gray == 1 else 'are'} gray in content"),
-        *([_line("incomplete", f"{lacking:,} JPEGs lack only their end marker")] if lacking else []),
-        _line("boxes", f"{len(findings.clipped):,} extended beyond their images and were clipped"),
+        *([_line("incomplete", f"{_counted(lacking, 'JPEG')} without end marker")] if lacking else []),
+        _line("boxes", _boxes(findings)),
         _line(
             "identical files",
-            f"{len(duplicates):,} group{'s' * (len(duplicates) > 1)}, {len(findings.in_two_classes):,} under two labels, "
+            f"{_counted(len(duplicates), 'group')}, {len(findings.in_two_classes):,} under two labels, "
             f"{len(findings.in_several_splits):,} in several splits"
             if duplicates
             else "none",
@@ -230,11 +233,16 @@ def advice(findings: Findings) -> list[str]:
         if findings.valid_from == "train"
         else ", or set validation_fraction: a split made here keeps copies together"
     )
+    clipped = len(findings.clipped)
+    balanced = ", or sampler: balanced" * (len(set(findings.class_counts["train"])) > 1)
     found = {
         "damaged images (#): replace or delete them": len(findings.broken),
         "identical files under two labels (#): keep the right one of each and delete the others": len(
             findings.in_two_classes
         ),
+        f"boxes that extend beyond their images (#): {WRONG_BOXES}": clipped
+        if are_most(clipped, findings.boxes)
+        else 0,
         f"identical files in several splits (#), which flatter the accuracy: {split}": len(findings.in_several_splits),
         f"groups of {MIN_PLACEHOLDERS} or more identical files (#): delete them if they are placeholders, not photos": sum(
             len(group) >= MIN_PLACEHOLDERS for group in findings.duplicates
@@ -242,11 +250,17 @@ def advice(findings: Findings) -> list[str]:
         "pairs under two labels that look alike (#): see whether one is mislabeled or a placeholder": near_labels,
         f"pairs in several splits that look alike (#): if they show the same car, {split}": near_splits,
         "odd images (#): look at them in the report and delete what shows no car": len(findings.odd),
-        f"classes with fewer than {MIN_CLASS_IMAGES} training images (#): add images, or sampler: balanced": len(
+        f"classes with fewer than {MIN_CLASS_IMAGES} training images (#): add images{balanced}": len(
             findings.small_classes
         ),
     }
     return [text.replace("#", f"{count:,}") for text, count in found.items() if count] or ["nothing"]
+
+
+def _boxes(findings: Findings) -> str:
+    text = f"{findings.boxes:,}" if findings.boxes else "none"
+    count = len(findings.clipped)
+    return text + (f", {count:,} of them clipped to {'their images' if count > 1 else 'its image'}" if count else "")
 
 
 def _near(findings: Findings) -> str:
@@ -256,7 +270,7 @@ def _near(findings: Findings) -> str:
     labels, splits = (
         sum(getattr(one, name) != getattr(other, name) for one, other, _ in pairs) for name in ("label", "split")
     )
-    return f"{len(pairs):,} pair{'s' * (len(pairs) > 1)}, {labels:,} under two labels, {splits:,} in several splits"
+    return f"{_counted(len(pairs), 'pair')}, {labels:,} under two labels, {splits:,} in several splits"
 
 
 def _oddities(findings: Findings) -> str:
@@ -305,7 +319,7 @@ def _balance(findings: Findings) -> Iterable[tuple[str, str]]:
         if not present:
             yield split, "no images"
             continue
-        text = f"{sum(counts):,} images, {min(present)} per class"
+        text = f"{_counted(sum(counts), 'image')}, {min(present)} per class"
         if min(present) < max(present):
             text = f"{sum(counts):,} images, {min(present)} … {max(present)} per class, median {_middle(present)}"
             least, most = (_named(findings, counts, number) for number in (min(present), max(present)))
@@ -329,6 +343,10 @@ def _range(values: Iterable[int]) -> str:
 
 def _middle(values: Sequence[int]) -> str:
     return f"{statistics.median(values):,g}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _line(name: str, text: str) -> str:

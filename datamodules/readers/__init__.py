@@ -10,7 +10,7 @@ from datamodules.readers import class_folders, parquet, stanford_cars, table
 from datamodules.readers.archives import ARCHIVE_SUFFIXES
 from datamodules.readers.layouts import is_near_release, missing_data
 from datamodules.readers.location import Location
-from datamodules.readers.records import DataSplits
+from datamodules.readers.records import DataSplits, warn_of_untrained_classes
 from utils.errors import ConfigError, DataError
 
 Reader = Callable[[Location, Mapping[str, Any]], DataSplits | None]
@@ -34,6 +34,7 @@ def read_data(
     extract_path: Path | None = None,
     table_params: Mapping[str, Any] | None = None,
     exif_orientation: Literal["auto"] | bool = "auto",
+    to_split: bool = False,
 ) -> DataSplits:
     """Reads the records of a data set; the images are not opened.
 
@@ -45,6 +46,7 @@ def read_data(
         table_params: Delimiter, columns and box convention of tables, where they are not recognized.
         exif_orientation: Whether images are turned by their EXIF orientation; "auto": all but those of Stanford Cars,
             whose boxes were drawn on the images as they are stored.
+        to_split: Whether the training images will be split (`validation_fraction`); for messages only.
 
     Raises:
         ConfigError: The data set is of another kind.
@@ -82,11 +84,14 @@ def read_data(
             raise DataError(f"{path}: its images are not in class folders, and no table has their classes")
         raise missing_data(location)
     upright = data.kind != stanford_cars.KIND if exif_orientation == "auto" else exif_orientation
-    counts = ", ".join(
-        f"{len(getattr(data, split)):,} {split}" for split in ("train", "valid", "test") if getattr(data, split)
-    )
-    logger.info("%s: %s, %d classes, images: %s", path, data.description, len(data.class_names), counts)
-    if data.valid_from == "test" and data.kind != stanford_cars.KIND:
+    names = {"train": "train", "valid": "test" if to_split and data.valid_from == "test" else "valid", "test": "test"}
+    counts = ", ".join(f"{len(images):,} {name}" for split, name in names.items() if (images := getattr(data, split)))
+    classes = f"{len(data.class_names):,} class{'es' * (len(data.class_names) != 1)}"
+    logger.info("%s: %s, %s, images: %s", path, data.description, classes, counts)
+    if any(value is not None for value in params.values()) and data.kind not in (table.KIND, parquet.KIND):
+        logger.info("%s: table_params has no effect on %s", path, data.description)
+    warn_of_untrained_classes(data, path, to_split=to_split)
+    if data.valid_from == "test" and data.kind != stanford_cars.KIND and not to_split:
         logger.info("%s has no validation split: its test split is used for validation", path)
     return replace(data, upright=upright)
 

@@ -1,7 +1,7 @@
 """Reads class folders: `<split>/<class>/…` or `<class>/…`, at any depth below the folder of the data set."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from datamodules.readers.records import (
     label_images,
     normalized,
 )
+from datamodules.readers.table import split_of_name
+from utils.errors import DataError
 
 KIND = "class_folders"
 
@@ -47,14 +49,29 @@ def read_class_folders(location: Location, params: Mapping[str, Any]) -> DataSpl
             class_name = normalized(parts[len(top)])
             splits[split] += (NamedImage(folder / name, class_name) for name in names)
     if left_out:
-        logger.warning(
-            "%s: %d images lie outside the class folders and are left out, such as %s",
-            location.folder, len(left_out), left_out[0],
-        )  # fmt: skip
+        text = (
+            f"{location.folder}: images outside the class folders are left out: {len(left_out):,}, such as {left_out[0]}"
+            f"{_hint(_children(images, root), split_of)}"
+        )
+        if not any(splits.values()):
+            if location.files.tables:
+                return None
+            raise DataError(text)
+        logger.warning("%s", text)
     if empty := [path for path in location.files.empty if len(path.relative_to(location.folder).parts) > len(root)]:
         named = ", ".join(map(str, empty[:MAX_LISTED_PROBLEMS])) + (" …" if len(empty) > MAX_LISTED_PROBLEMS else "")
         logger.warning("folders without images: %d (%s)", len(empty), named)
     return label_images(splits, kind=KIND, description="class folders", where=location.folder)
+
+
+def _hint(children: Sequence[str], split_of: Mapping[str, Split]) -> str:
+    """Returns what the names of folders beside or instead of split folders may mean."""
+    near = [f"{name}/ to {split}/" for name in children if name not in split_of and (split := split_of_name(name))]
+    if split_of and near:
+        return f"; rename {', '.join(near)}"
+    if split_of and "train" not in split_of.values():
+        return f"; read as splits: {', '.join(f'{name}/' for name in split_of)} (rename a class of such a name)"
+    return ""
 
 
 def _children(images: Mapping[Parts, list[str]], root: Parts) -> list[str]:

@@ -1,5 +1,6 @@
 """Where a data set lies: its folder, the files below it, and where its archives are extracted to."""
 
+import difflib
 import functools
 import hashlib
 import logging
@@ -86,6 +87,24 @@ def scan(root: Path) -> Files:
     with_images = {parts[:depth] for parts in files.images for depth in range(len(parts) + 1)}
     files.empty = sorted(root.joinpath(*parts) for parts in folders if parts not in with_images)
     return files
+
+
+def require_path(path: Path) -> None:
+    """Checks that a path exists.
+
+    Raises:
+        DataError: It does not; names the nearest path that does.
+    """
+    try:
+        if path.exists():
+            return
+        missing = next(part for part in (path, *path.absolute().parents) if (part.parent).exists())
+        names = sorted(each.name for each in missing.parent.iterdir() if not each.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    hint = f"; did you mean {missing.with_name(close[0])}?" if close else f"; the nearest folder is {missing.parent}"
+    raise DataError(f"{path} does not exist{hint}")
 
 
 def path_inside(root: Path, folder: Path, text: str) -> Path | None:

@@ -27,6 +27,7 @@ SPLIT_NAMES: dict[str, Split] = {
 }  # fmt: skip
 MAX_LISTED_PROBLEMS = 10
 NO_VALIDATION = ". To split validation images off, set validation_fraction, as in --set validation_fraction=0.15"
+WRONG_BOXES = "see whether the boxes belong to images of this size, and table_params.box_format and box_unit"
 THREADS = 16  # disks and network drives serve several readers at once
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,7 @@ def label_images(
     Raises:
         DataError: Two classes differ by case or white space only.
     """
-    used = {split: {image.class_name for image in images} for split, images in splits.items() if images}
-    names = tuple(class_names or _sorted(set().union(*used.values())))
+    names = tuple(class_names or _sorted({image.class_name for images in splits.values() for image in images}))
     similar: dict[str, str] = {}
     problems = []
     for name in names:
@@ -133,13 +133,6 @@ def label_images(
                 f"the classes {other!r} and {name!r} differ by case or white space only; give them one name"
             )
     raise_data_errors(problems, where)
-    trained = used.get("train", set())
-    for split, found in used.items():
-        if trained and (unknown := _sorted(found - trained)):
-            logger.warning(
-                "%s: the %s split has %d class%s without training images, which no prediction can hit: %r.%s",
-                where, split, len(unknown), "es" * (len(unknown) > 1), unknown[0], nearest(unknown[0], _sorted(trained))[:200],
-            )  # fmt: skip
     label_of = {name: label for label, name in enumerate(names)}
     train, valid, test = (
         tuple(ImageRecord(path, label_of[name], box) for path, name, box in splits.get(split, ()))
@@ -150,6 +143,21 @@ def label_images(
     return DataSplits(train, valid, names, kind, description, test)
 
 
+def warn_of_untrained_classes(data: DataSplits, where: object, *, to_split: bool) -> None:
+    """Warns of the classes of other splits that have no training images; `to_split` as in `read_data`."""
+    splits = {"train": data.train, data.valid_from: data.valid}
+    if data.test:  # with which validation images join the training images, where they are split
+        splits = ({"train": data.train + data.valid} if to_split else splits) | {"test": data.test}
+    used = {split: {data.class_names[image.label] for image in images} for split, images in splits.items()}
+    trained = used.pop("train")
+    for split, found in used.items():
+        if trained and (unknown := _sorted(found - trained)):
+            logger.warning(
+                "%s: the %s split has %d class%s without training images, which no prediction can hit: %r.%s",
+                where, split, len(unknown), "es" * (len(unknown) > 1), unknown[0], nearest(unknown[0], _sorted(trained))[:200],
+            )  # fmt: skip
+
+
 def require_trainable(data: DataSplits, where: object) -> None:
     """Checks that there is enough to train on.
 
@@ -157,12 +165,17 @@ def require_trainable(data: DataSplits, where: object) -> None:
         DataError: There are fewer than two classes or training images, or no validation image.
     """
     if len(data.class_names) < 2:
-        raise DataError(f"{where} has only the class {data.class_names[0]!r}; expected at least 2 classes")
+        raise DataError(f"{where} has {only_class(data.class_names)}; expected at least 2 classes")
     if len(data.train) < 2 or not data.valid:
         raise DataError(
             f"{where} has {len(data.train):,} training and {len(data.valid):,} validation images; expected at least 2 and 1"
             f"{NO_VALIDATION if len(data.train) > 2 else ''}"
         )
+
+
+def only_class(class_names: Sequence[str]) -> str:
+    """Returns the words for less than two classes."""
+    return f"only the class {class_names[0]!r}" if class_names else "no images"
 
 
 def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
@@ -181,10 +194,17 @@ def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
     raise_data_errors([result for result in checked if isinstance(result, str)], "the images")
     count = sum(new is not old for new, old in zip(checked, records, strict=True))
     if count:
-        logger.info("%d of %d boxes extended beyond their images and were clipped", count, len(records))
+        boxes = sum(record.bounding_box is not None for record in records)
+        level, hint = (logging.WARNING, f": {WRONG_BOXES}") if are_most(count, boxes) else (logging.INFO, "")
+        logger.log(level, "%d of %d boxes extended beyond their images and were clipped%s", count, boxes, hint)
     first, second = len(data.train), len(data.train) + len(data.valid)
     train, valid, test = checked[:first], checked[first:second], checked[second:]
     return replace(data, train=tuple(train), valid=tuple(valid), test=tuple(test)), count
+
+
+def are_most(clipped: int, boxes: int) -> bool:
+    """Returns whether so many of the boxes were clipped that their unit, format or images may be wrong."""
+    return 2 * clipped > boxes
 
 
 def require_boxes(records: Iterable[ImageRecord], key: str) -> None:

@@ -13,7 +13,7 @@ from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
-from datamodules.images import read_size
+from datamodules.images import IMAGE_SUFFIXES, read_size
 from datamodules.readers.archives import check_download
 from datamodules.readers.location import Location, path_inside
 from datamodules.readers.records import (
@@ -141,7 +141,9 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
         for row in rows
         if (first := first_rows.setdefault(row.path, row.where)) != row.where
     ]
-    raise_data_errors(problems, location.folder)
+    folders = len(location.files.images) > 1 and not rows
+    hint = " (if its folders are the classes, set dataset: class_folders, which ignores tables)" if folders else ""
+    raise_data_errors(problems, f"{location.folder}{hint}")
     box_format = next((found.box_format for found in usable.values() if found.box), None)
     names = ", ".join(table.name for table in usable)
     return build_splits(rows, params, box_format, kind=KIND, description=f"table {names}", location=location)
@@ -153,7 +155,10 @@ def describe_tables(location: Location, params: Mapping[str, Any]) -> list[str]:
         check_download(table)
     headers = {table: _read_file(table, params)[0] for table in location.files.tables}
     return [
-        f"{table} has the columns {', '.join(header)[:300]}: name those of paths and classes by table_params, as in "
+        f"{table} has no header row: its first line names an image, {', '.join(header)[:300]}; add a line such as "
+        f"path,class above it"
+        if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header)
+        else f"{table} has the columns {', '.join(header)[:300]}: name those of paths and classes by table_params, as in "
         f"{{path: {header[0]}, label: {header[-1]}}}"
         for table, header in headers.items()
         if header
@@ -204,10 +209,12 @@ def parse_row(where: str, values: Mapping[str, Any], columns: Columns, split: Sp
 
     Args:
         where: The row, for messages.
-        values: By column.
+        values: By column; those beyond the last column under None.
         columns: Those to read.
         split: That of rows without a split of their own.
     """
+    if any(more := values.get(None, ())):
+        return f"{where}: {', '.join(more)!r:.100} has no column; quote values that contain the delimiter"
     path, class_name = values[columns.path], values[columns.label]
     for name, value in ((columns.path, path), (columns.label, class_name)):
         if value is None or value == "":
@@ -297,7 +304,7 @@ def _convert(row: Row, scale: tuple[int, int] | str, box_format: str | None) -> 
     return BoundingBox(floor(x1), floor(y1), ceil(x2), ceil(y2))
 
 
-def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], Iterator[tuple[str, dict[str | None, Any]]]]:
     """Returns the column names of a table, and its rows: where they stand, and their values by column.
 
     Raises:
@@ -317,7 +324,7 @@ def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], Iterat
     lines = _lines(path, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
     _, header = next(lines, ("", []))
     rows = (
-        (where, dict(itertools.zip_longest(header, row[: len(header)], fillvalue="")))
+        (where, {**dict(itertools.zip_longest(header, row[: len(header)], fillvalue="")), None: row[len(header) :]})
         for where, row in lines
         if any(row)
     )

@@ -103,9 +103,10 @@ def _draw_legend(axes: "Axes", names: list[str], colors: list) -> None:
 
     shown = min(len(names), 2 * LEGEND_LINES)
     lines = [Line2D([], [], color=color, linewidth=2.4) for color in colors[:shown]]
-    room = 60 if shown <= LEGEND_LINES else 40  # characters; longer names are shortened in the middle
-    cut = [name if len(name) <= room else f"{name[: room // 2]}…{name[1 - room // 2 :]}" for name in names[:shown]]
-    labels = [f"{number}  {escape_dollars(name)}" for number, name in enumerate(cut, start=1)]
+    room = 60 if shown <= LEGEND_LINES else 40  # characters
+    labels = [
+        f"{number}  {escape_dollars(shortened(name, room))}" for number, name in enumerate(names[:shown], start=1)
+    ]
     if shown < len(names):
         labels[-1] += f"   … and {len(names) - shown} more"
     axes.axis("off")
@@ -149,6 +150,11 @@ def _finish(axes: "Axes", runs: list[list[Row]], metric: str, *, title: str) -> 
             axes.set_ylim(0, limit)
             title += " (higher values are cut off)"
     axes.set_title(title, fontsize=11)
+
+
+def shortened(text: str, room: int) -> str:
+    """Returns `text` without its middle where it has more than `room` characters."""
+    return text if len(text) <= room else f"{text[: room // 2]}…{text[1 - room // 2 :]}"
 
 
 def escape_dollars(text: str) -> str:

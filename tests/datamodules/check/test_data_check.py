@@ -160,7 +160,7 @@ def test_a_box_outside_its_image_and_a_jpeg_without_its_end_are_listed(tmp_path,
     assert section(text, "JPEGs that lack only their end marker") == [f"{open_ended.name} (validation, BMW B)"]
     (problem,) = section(text, "Images that cannot be used")
     assert problem.startswith(f"{tmp_path / 'data' / outside.name}: its box (900, 900, 950, 950) lies outside")
-    assert "1 images cannot be used" in said and "1 JPEGs lack only their end marker" in said
+    assert "1 image cannot be used" in said and "1 JPEG without end marker" in said
 
 
 def test_data_without_boxes_and_with_a_test_split(tmp_path, photos):

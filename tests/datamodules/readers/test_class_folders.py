@@ -96,7 +96,7 @@ def test_folders_without_images_and_images_without_a_class_are_named(tmp_path: P
     data = read_data(tmp_path)
     assert data.class_names == ("a", "b")
     assert warnings_of(caplog) == [
-        f"{tmp_path}: 2 images lie outside the class folders and are left out, such as {tmp_path / 'extra/c/1.jpg'}",
+        f"{tmp_path}: images outside the class folders are left out: 2, such as {tmp_path / 'extra/c/1.jpg'}",
         f"folders without images: 1 ({tmp_path / 'train/empty'})",
     ]
 
