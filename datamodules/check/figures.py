@@ -105,7 +105,7 @@ def draw_sizes(
     present = {split: np.array(values) for split, values in sizes.items() if values}
     for split, values in present.items():
         style = {"color": STYLES[split], "label": f"{SPLITS[split]}: {len(values):,} images"}
-        plane.plot(*values.T, ".", markersize=6, alpha=0.5, markeredgewidth=0, **style)
+        plane.plot(*values.T, "o", markersize=4, alpha=0.5, markeredgewidth=0, **style)
     plane.plot(width, height, "s", color=MODEL, markersize=7, label=f"resized to {width}×{height}")
     plane.set(xlabel="width, pixels", ylabel="height, pixels", xscale="log", yscale="log")
     plane.set_title("size", fontsize=11)

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 import evaluate
-from datamodules import read_data
+from datamodules import read_data, read_splits
 from datamodules.hashes import ImageHashes, hash_images, near_pairs
 from datamodules.readers.records import DataSplits
 from datamodules.splits import Fractions, group_images, split_data
 from tests.support.small_runs import run
 from training.checkpoints import ABOUT, read_checkpoint
+from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.runs.folder import BEST, read_record
 
@@ -98,6 +99,38 @@ def test_held_out_images_stay_and_become_the_test_split(folder, tmp_path, caplog
     assert len(data.test) == 30 and all("test" in record.path.parts for record in data.test)
     assert (len(data.train), len(data.valid), data.test_from) == (24, 6, "test")
     assert "28 images of the test split are identical to images outside of it" in caplog.text
+
+
+def split_as_configured(folder: Path, caplog) -> tuple[DataSplits, str]:
+    """Returns the data as a training reads it, and the messages."""
+    with caplog.at_level(logging.INFO):
+        changes = {"data_path": folder, "validation_fraction": 0.2, "cache_path": None}
+        data = read_splits(load_config().model_copy(update=changes))
+    return data, caplog.text
+
+
+def test_a_test_split_that_is_kept_apart_is_named_as_one(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "data" / "train")
+    write_noise(tmp_path / "data" / "test" / "a" / "new.jpg", 999)
+    data, said = split_as_configured(tmp_path / "data", caplog)
+    assert "images: 30 train, 1 test" in said and "and 1 test images (those of its test split)" in said
+    assert "is used for validation" not in said and len(data.test) == 1
+
+
+def test_a_class_of_the_validation_images_is_trained_and_one_of_the_test_images_named_once(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "data" / "train")
+    for number in range(6):
+        write_noise(tmp_path / "data" / "val" / "c" / f"{number}.jpg", 500 + number)
+        write_noise(tmp_path / "data" / "test" / "d" / f"{number}.jpg", 600 + number)
+    data, said = split_as_configured(tmp_path / "data", caplog)
+    assert data.class_counts[2] == 5 and said.count("no prediction can hit: 'd'") == 1
+    assert "'c'" not in said.split("Allowed")[0] and "too few distinct images" not in said
+    shutil.rmtree(tmp_path / "data" / "train")
+    caplog.clear()
+    assert (
+        "its 6 validation images are split in place of training images"
+        in split_as_configured(tmp_path / "data", caplog)[1]
+    )
 
 
 def test_a_class_with_too_few_images_is_named(tmp_path, caplog):

@@ -172,6 +172,7 @@ def test_data_without_boxes_and_with_a_test_split(tmp_path, photos):
     (report,) = (tmp_path / "output").glob("check_*/report.md")
     text = report.read_text(encoding="utf-8")
     assert re.search(r"\n +test +3 images, 1 … 2 per class", text)
+    assert re.search(r"\n +boxes +none\n", text) and "training images (3): add images\n" in text  # all have four
     assert text.endswith("| class | training | validation | test |\n|---|---:|---:|---:|\n"
                          "| Audi A | 4 | 2 | 0 |\n| BMW B | 4 | 1 | 1 |\n| Fiat C | 4 | 0 | 2 |\n")  # fmt: skip
 
@@ -201,6 +202,7 @@ def test_a_rare_class_a_missing_class_and_a_clipped_box_are_named(tmp_path, phot
     training = r"training +10 images, 2 … 4 per class, median 4; fewest: Audi A; most: BMW B, Fiat C\n"
     assert re.search(training + r" +validation +4 images, 2 per class; none: BMW B\n", said)
     assert text.endswith("| Audi A | 2 | 2 |\n| BMW B | 4 | 0 |\n| Fiat C | 4 | 2 |\n")
+    assert "boxes           14, 1 of them clipped to its image\n" in said and "boxes that extend" not in said
     assert section(text, "Clipped boxes") == [
         f"{Path(wide.name).name}: {(0, 0, width + 9, height)} to {(0, 0, width, height)}"
     ]
@@ -312,6 +314,14 @@ def test_images_that_look_alike_or_wrong_are_listed_with_what_to_do(tmp_path):
     assert section(text, "Classes with fewer than 10 training images") == ["b"]
     assert "pairs under two labels that look alike (1):" in text and "odd images (3): look at them" in text
     assert "validation_fraction, by class and content; copies stay together" in text
+
+
+def test_a_check_of_one_class_is_an_error(tmp_path, photos):
+    data = read_data(tmp_path / "data")
+    train, valid = (tuple(each for each in split if each.label == 0) for split in (data.train, data.valid))
+    one = replace(data, train=train, valid=valid, class_names=NAMES[:1])
+    with pytest.raises(DataError, match="only the class 'Audi A', expected at least 2 classes"):
+        examine_data(one, partial(assembly.build_data, configuration(tmp_path)), folder=tmp_path / "data")
 
 
 def test_data_without_a_validation_split_says_how_to_make_one(tmp_path):

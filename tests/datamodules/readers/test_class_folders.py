@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import clip_boxes, read_data, require_boxes, require_trainable
+from datamodules import clip_boxes, read_data, read_splits, require_boxes, require_trainable
 from tests.support.data_sets import pack, write_images
+from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -101,6 +102,33 @@ def test_folders_without_images_and_images_without_a_class_are_named(tmp_path: P
     ]
 
 
+def test_a_class_folder_named_as_a_split_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write_images(tmp_path, "test/1.jpg", "a/1.jpg", "b/1.jpg")
+    with pytest.raises(DataError) as error:
+        read_data(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: images outside the class folders are left out: 3, such as {tmp_path / 'a/1.jpg'}; read as splits: test/ "
+        "(rename a class of such a name)"
+    )
+
+
+def test_a_folder_with_nearly_the_name_of_a_split_is_named(tmp_path: Path, caplog) -> None:
+    write_images(tmp_path, "Training Set/a/1.jpg", "Training Set/b/1.jpg", "Testing/a/1.jpg", "Testing/b/1.jpg")
+    data = read_data(tmp_path)
+    assert warnings_of(caplog)[0].endswith("Training Set/a/1.jpg; rename Training Set/ to train/")
+    with pytest.raises(DataError, match="has 0 training and 2 validation images"):
+        require_trainable(data, tmp_path)
+
+
+def test_parameters_of_tables_have_no_effect_on_class_folders(tmp_path: Path, caplog) -> None:
+    write_images(tmp_path, "a/1.jpg", "b/1.jpg")
+    with caplog.at_level(logging.INFO):
+        read_data(tmp_path, table_params={"path": None})
+        assert "no effect" not in caplog.text
+        read_data(tmp_path, table_params={"path": "picture", "label": None})
+    assert f"{tmp_path}: table_params has no effect on class folders" in caplog.messages
+
+
 @pytest.mark.parametrize("other", ["Audi a4", "Audi  A4"])
 def test_classes_that_differ_by_case_or_white_space_are_an_error(tmp_path: Path, other: str) -> None:
     write_images(tmp_path, "Audi A4/1.jpg", f"{other}/1.jpg")
@@ -127,6 +155,18 @@ def test_too_little_to_train_on_is_an_error(tmp_path: Path) -> None:
     write_images(tmp_path, "b/1.jpg")
     with pytest.raises(DataError, match=r"has 3 training and 0 validation images; expected at least 2 and 1"):
         require_trainable(read_data(tmp_path), tmp_path)
+
+
+def test_a_path_that_does_not_exist_is_answered_with_the_nearest_one(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "photos").mkdir()
+    config = load_config()
+    for name, hint in (("fotos", f"did you mean {tmp_path / 'photos'}?"), ("x/y", f"the nearest folder is {tmp_path}")):
+        with pytest.raises(DataError) as error:
+            read_splits(config.model_copy(update={"data_path": tmp_path / name}))
+        assert str(error.value) == f"{tmp_path / name} does not exist; {hint}"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no data set here"):  # the default folder: what to download
+        read_splits(config.model_copy(update={"data_path": Path("input/stanford")}))
 
 
 def test_images_side_by_side_are_an_error(tmp_path: Path) -> None:

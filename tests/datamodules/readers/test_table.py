@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import BoundingBox, read_data
+from datamodules import BoundingBox, clip_boxes, read_data
 from tests.support.data_sets import write_images
 from utils.errors import ConfigError, DataError
 
@@ -164,6 +164,36 @@ def test_tables_of_something_else_beside_class_folders_are_no_obstacle(tmp_path:
     write(tmp_path, "width,height", "20,10", name="sizes.csv")
     (tmp_path / "empty.csv").touch()
     assert read_data(tmp_path).kind == "class_folders"
+
+
+def test_a_table_without_its_images_names_the_way_to_the_class_folders(tmp_path: Path) -> None:
+    write_images(tmp_path, "a/1.jpg", "b/1.jpg")
+    write(tmp_path, "path,class", "images/a/1.jpg,a", "images/b/1.jpg,b")
+    with pytest.raises(DataError, match=r"^2 problems in .* set dataset: class_folders, which ignores tables\):\n"):
+        read_data(tmp_path)
+    assert read_data(tmp_path, kind="class_folders").class_names == ("a", "b")
+
+
+def test_a_table_without_a_header_row_is_named(folder: Path) -> None:
+    write(folder, "images/1.jpg,a", "images/2.jpg,b")
+    with pytest.raises(DataError, match=r"has no header row: its first line names an image, images/1\.jpg, a;"):
+        read_data(folder)
+
+
+def test_more_values_than_columns_are_an_error_unless_they_are_empty(folder: Path) -> None:
+    write(folder, "path,class", "images/1.jpg,a,,", "images/2.jpg,VW, Golf")
+    with pytest.raises(DataError, match=r"^1 problem in .*\n  labels\.csv, line 3: 'Golf' has no column; quote"):
+        read_data(folder)
+
+
+@pytest.mark.parametrize(("wide", "level"), [(1, "INFO"), (2, "WARNING")])
+def test_boxes_of_which_most_are_clipped_are_a_warning(folder: Path, caplog, wide: int, level: str) -> None:
+    boxes = ["5,5,900,700"] * wide + ["5,5,9,9"] * (3 - wide)
+    write(folder, "path,class,x1,y1,x2,y2", *(f"{name},a,{box}" for name, box in zip(NAMES, boxes, strict=True)))
+    with caplog.at_level("INFO"):
+        clip_boxes(read_data(folder))
+    (record,) = (record for record in caplog.records if "extended beyond" in record.getMessage())
+    assert record.levelname == level and ("table_params.box_format" in record.getMessage()) == (wide == 2)
 
 
 def test_a_missing_first_image_does_not_hide_where_the_others_are(folder: Path) -> None:
