@@ -276,8 +276,8 @@ def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
 
 def test_an_output_that_cannot_be_written_and_a_wrong_configuration(tmp_path, photos, capsys):
     (tmp_path / "output").write_text("a file")
-    assert check(tmp_path) == 1
-    assert "cannot be written: Not a directory; make room, or set another output_path" in capsys.readouterr().err
+    assert check(tmp_path) == 2
+    assert f"output_path: {tmp_path / 'output'} is a file; expected a folder" in capsys.readouterr().err
     assert check(tmp_path, "optimizer_params.momentum=0.9") == 2
     assert "momentum" in capsys.readouterr().err
 
