@@ -104,7 +104,7 @@ def require_path(path: Path) -> None:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     close = difflib.get_close_matches(missing.name, names, n=1)
     hint = f"; did you mean {missing.with_name(close[0])}?" if close else f"; the nearest folder is {missing.parent}"
-    raise DataError(f"{path} does not exist{hint}")
+    raise DataError(f"data_path (-d): {path} does not exist{hint}")
 
 
 def path_inside(root: Path, folder: Path, text: str) -> Path | None:

@@ -163,7 +163,7 @@ def test_a_path_that_does_not_exist_is_answered_with_the_nearest_one(tmp_path: P
     for name, hint in (("fotos", f"did you mean {tmp_path / 'photos'}?"), ("x/y", f"the nearest folder is {tmp_path}")):
         with pytest.raises(DataError) as error:
             read_splits(config.model_copy(update={"data_path": tmp_path / name}))
-        assert str(error.value) == f"{tmp_path / name} does not exist; {hint}"
+        assert str(error.value) == f"data_path (-d): {tmp_path / name} does not exist; {hint}"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no data set here"):  # the default folder: what to download
         read_splits(config.model_copy(update={"data_path": Path("input/stanford")}))
