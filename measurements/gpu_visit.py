@@ -50,7 +50,7 @@ from utils.machine import PROJECT
 from utils.runs.folder import BEST, METRICS, RECORD, read_record
 
 PYTEST = ("-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-m", "cuda")
-LITE0 = ("image_size=[224, 224]", "image_augmentations.RandomResizedCrop.size=[224, 224]")
+LITE0 = ("image_size=[224, 224]", "resize_size=[256, 256]")
 TRAININGS = {"c50": "experiments/C-50.yml", "long": "experiments/beyond/long.yml",
              "lite0": "experiments/beyond/finetune-lite0.yml"}  # fmt: skip
 PARTS = ("tests", "throughput", *TRAININGS)

@@ -107,7 +107,7 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
             "validation_fraction=null",
             "warmup_epochs=0",
             "freeze_epochs=0",
-            "image_augmentations.RandomResizedCrop.size=[32, 32]",
+            "resize_size=[40, 40]",
         )
         changes += [word for change in shorter for word in ("--set", change)]
     if script == "train.py" and "--resume" in arguments:
