@@ -13,12 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import psutil
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from tests.support.data_sets import write_updated_release
 from utils.config import CONFIG_FILE
@@ -101,6 +99,8 @@ class Colab:
         machine = self.folder / f"machine{len(list(self.folder.glob('machine*')))}"
         machine.mkdir()
         self.notebook = filled_in(form)
+        from nbclient import NotebookClient
+
         client = NotebookClient(
             self.notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": str(machine)}}
         )
@@ -129,9 +129,17 @@ class Colab:
         return folder
 
 
-def filled_in(form: dict[str, str]) -> nbformat.NotebookNode:
-    """Returns the notebook with other values in its form, each of which it must have."""
+def read_notebook() -> Any:
+    import nbformat  # takes three seconds, which no other test should wait for
+
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def filled_in(form: dict[str, str]) -> Any:
+    """Returns the notebook with other values in its form, each of which it must have."""
+    notebook = read_notebook()
     (settings,) = (cell for cell in notebook.cells if cell.id == "settings")
     for name, value in form.items():
         settings.source, count = re.subn(
@@ -179,6 +187,8 @@ def archives(colab) -> Path:
 @pytest.mark.slow
 def test_a_training_goes_on_after_a_disconnect(colab, archives):
     form = {"data_source": "Drive", "experiment": "experiments/C-14.yml"}
+    from nbclient.exceptions import DeadKernelError
+
     with pytest.raises(DeadKernelError):
         colab.run_all(after_first_epoch=disconnect, overrides=f"{FAST} num_epochs=500", **form)
     folder = colab.the_run()
@@ -238,6 +248,8 @@ def test_a_training_goes_on_after_a_disconnect(colab, archives):
 @pytest.mark.slow
 def test_the_stop_button_saves_the_demos_training_and_ends_the_notebook(colab):
     settings = FAST.replace("batch_size=8", "batch_size=100")
+    from nbclient.exceptions import CellExecutionError
+
     with pytest.raises(CellExecutionError, match="exit code 130"):
         colab.run_all(after_first_epoch=press_stop, overrides=f"{settings} num_epochs=500 trackers=[]")
     folder = colab.the_run()
@@ -249,9 +261,9 @@ def test_the_stop_button_saves_the_demos_training_and_ends_the_notebook(colab):
     assert executed[-2:] == ["data", "train"]
 
 
+@pytest.mark.slow
 def test_the_notebook_is_valid_and_empty():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
+    notebook = read_notebook()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
     assert [cell.id for cell in cells] == [
@@ -260,8 +272,9 @@ def test_the_notebook_is_valid_and_empty():
     assert notebook.metadata["accelerator"] == "GPU" and notebook.metadata["colab"]["gpuType"] == "T4"
 
 
+@pytest.mark.slow
 def test_there_are_no_curves_before_the_first_epoch(tmp_path, capsys):
-    (cell,) = (cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "curves")
+    (cell,) = (cell for cell in read_notebook().cells if cell.id == "curves")
     (tmp_path / "ghost_20261123000000").mkdir()
     exec(cell.source, {"output": tmp_path})
     assert capsys.readouterr().out == f"no run in {tmp_path} has completed an epoch yet\n"

@@ -80,7 +80,9 @@ def test_commands_that_are_only_shown_can_be_read(command):
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(each, marks=pytest.mark.slow if each.split()[1] in LONG or each in RECIPE else ())
+        pytest.param(
+            each, marks=pytest.mark.slow if each.split()[1] in LONG or "finetune-own" in each or each in RECIPE else ()
+        )
         for each in PYTHON
     ],
 )

@@ -125,6 +125,7 @@ def test_a_damaged_calibration_is_named_and_replaced(tmp_path, caplog, text):
     assert load_calibration(tmp_path, tmp_path / "net.ckpt") == good
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_a_calibration_that_prediction_follows(checkpoint, car_photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("deployment.evaluation.report.MIN_IMAGES", 10)
     monkeypatch.setattr(calibration, "MIN_ACCEPTED", 1)

@@ -113,6 +113,7 @@ def test_the_tables_hold_the_models_outputs_for_each_image(trained_run, car_phot
     assert sum(int(row["total"]) for row in table(tmp_path / "confused_pairs.csv")) == wrong
 
 
+@pytest.mark.slow
 def test_other_weights_do_not_equal_the_trainings_metrics(trained_run, tmp_path, capsys):
     def disturb(checkpoint):
         checkpoint["state_dict"]["model.fc.weight"] *= 1.1

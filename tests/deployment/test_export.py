@@ -291,6 +291,7 @@ class Shifted(torch.nn.Module):
         return self.model(images) + self.shift
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.01, float("nan")])
 def test_a_file_that_disagrees_is_not_kept_and_an_older_one_stays(trained_run, tmp_path, monkeypatch, shift):
     def write(model, images, metadata, path):
@@ -367,6 +368,7 @@ def image_file(trained_run, tmp_path_factory):
     return export.main([str(checkpoint), "--format", "onnx", "--input", "image"])
 
 
+@pytest.mark.slow
 def test_a_file_with_preprocessing_inside_gives_the_probabilities_of_predict(image_file, car_photos):
     import onnxruntime
 

@@ -96,6 +96,7 @@ def test_parameter_count_and_dropout(name: str):
         assert probabilities == ([probability] if has_dropout else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GIANTS)
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_logits_of_giants(name: str, in_channels: int):
@@ -103,6 +104,7 @@ def test_logits_of_giants(name: str, in_channels: int):
         assert build(name, in_channels=in_channels)(torch.zeros(2, in_channels, 64, 64)).shape == (2, 196)
 
 
+@pytest.mark.slow
 def test_smallest_image(network: tuple[str, nn.Module]):
     name, model = network
     size = ARCHITECTURE_LIMITS[name].min_image_size
@@ -156,6 +158,7 @@ def test_training_step(network: tuple[str, nn.Module]):
     assert before.item() - loss().item() == pytest.approx(decrease, rel=0.05)
 
 
+@pytest.mark.slow
 def test_gray_images_and_checkpoint(network: tuple[str, nn.Module], tmp_path):
     name = network[0]
     model = build(name, in_channels=1)

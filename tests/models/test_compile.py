@@ -89,6 +89,7 @@ def test_a_run_that_goes_on_keeps_its_compile(trained_run):
         load_run_config(trained_run, overrides=[COMPILED])
 
 
+@pytest.mark.slow
 def test_a_batch_of_any_other_size_is_never_compiled(counter):
     config = load_config(overrides=[*SMALL, COMPILED, "batch_size=4"])
     classifier = assembly.build_classifier(config, num_classes=4)
@@ -100,6 +101,7 @@ def test_a_batch_of_any_other_size_is_never_compiled(counter):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_every_training_of_a_process_is_compiled(counter):
     for number in range(1, 13):
         FullBatches(nn.Linear(3, 2), "default", 4)(torch.zeros(4, 3))

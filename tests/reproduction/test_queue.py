@@ -144,6 +144,7 @@ def work(folder: Path, log: Path, barrier) -> None:
     assert not run_jobs(jobs, folder, start=start).failed
 
 
+@pytest.mark.slow
 def test_processes_share_a_list_without_doing_a_run_twice(tmp_path):
     barrier, log, folder = SPAWN.Barrier(2), tmp_path / "log.txt", tmp_path / "runs"
     processes = [SPAWN.Process(target=work, args=(folder, log, barrier)) for _ in range(2)]

@@ -283,7 +283,8 @@ def test_the_command_ends_though_the_server_is_silent(output, server, monkeypatc
     assert done.stdout == "ended\n"
 
 
-@pytest.mark.parametrize("mode", [slow("offline"), "online"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["offline", "online"])
 def test_a_resumed_run_is_one_run_with_the_epochs_that_count(output, server, caplog, monkeypatch, mode):
     first = new_run(output)
     if mode == "offline":

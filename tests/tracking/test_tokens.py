@@ -202,6 +202,7 @@ def test_no_log_message_shows_a_token_of_the_environment(tmp_path, monkeypatch, 
         assert "sent" in text and "refused" in text and WANDB_KEY not in text
 
 
+@pytest.mark.slow
 def test_an_error_is_printed_and_recorded_without_its_token(cars, tmp_path, monkeypatch, capsys):
     def refused(*_):
         raise RunError(f"refused: {WANDB_KEY}")

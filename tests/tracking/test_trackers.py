@@ -47,6 +47,7 @@ def test_mlflow_may_be_missing(tmp_path, caplog, monkeypatch):
     assert not (tmp_path / STORE).exists()
 
 
+@pytest.mark.slow
 def test_a_copy_in_another_process_logs_nothing_and_the_end_logs_its_epochs(output):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     run = Run(output)

@@ -37,6 +37,7 @@ def test_copies_from_every_kind_of_device_are_waited_for(monkeypatch):
     assert waited == [torch.device("mps")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="no workers are forked here")
 def test_no_checkpoint_is_being_written_when_workers_are_forked(cars, tmp_path, monkeypatch):
     forked, launch, save = [], popen_fork.Popen._launch, torch.save

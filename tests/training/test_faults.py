@@ -104,7 +104,8 @@ def _validated_to_infinity(original):
 
 
 @pytest.mark.parametrize(
-    ("room", "advice"), [(3, "--set batch_size=2 fits"), (1, "set a smaller batch_size or image_size")]
+    ("room", "advice"),
+    [(3, "--set batch_size=2 fits"), pytest.param(1, "set a smaller batch_size or image_size", marks=pytest.mark.slow)],
 )
 def test_a_device_that_is_out_of_memory_names_the_batch_that_fits(cars, tmp_path, monkeypatch, room, advice):
     """Activations of a device with room for so many images; freed where a batch is over, kept by what is at fault."""
@@ -189,7 +190,8 @@ def test_a_worker_that_the_system_ends_is_explained_and_the_run_goes_on(cars, fo
     assert_same_run(four_epochs, folder)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_they_are_back(
     cars, four_epochs, tmp_path, monkeypatch, workers
 ):
@@ -213,6 +215,7 @@ def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_t
     assert_same_run(four_epochs, folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_another_photo_says_so(cars, tmp_path, capsys):
     data, moved = shutil.copytree(cars, tmp_path / "data"), tmp_path / "moved"
     folder = run(data, tmp_path / "output", "num_epochs=1")

@@ -54,6 +54,7 @@ def fill(disk: Path, *, but: int) -> None:
             assert error.errno == errno.ENOSPC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("but", "file"), [pytest.param(200_000, r"(last|best)\.ckpt", marks=pytest.mark.slow), (0, r"metrics\.csv")]
 )

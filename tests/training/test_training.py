@@ -142,7 +142,7 @@ def broken_off(cars, output, monkeypatch, step, *changes):
 @pytest.mark.parametrize(
     ("step", "workers"),  # of 12; 3, 6, 9 and 12 are the last of their epochs
     [
-        (3, 0),
+        pytest.param(3, 0, marks=pytest.mark.slow),
         (8, 2),
         *(pytest.param(step, 0, marks=pytest.mark.slow) for step in (1, 2, 4, 5, 8, 10, 12)),
         pytest.param(4, 2, marks=pytest.mark.slow),
@@ -308,6 +308,7 @@ def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):
     assert written == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_checkpoint_of_the_weights_before_is_written(cars, four_epochs, tmp_path, monkeypatch):
     seen, stepped, original = [], threading.Event(), torch.save
 

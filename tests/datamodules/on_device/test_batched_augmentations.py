@@ -485,6 +485,7 @@ def test_no_call_synchronizes_with_the_device():
     assert noisy(noise(4).to("meta"), noisy.draw(4, torch.Generator()).to("meta")).shape == (4, 3, *SIZE)
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph():
     augmentations = build(C_50 | EVERYTHING, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     rows, images = augmentations.draw(4, torch.Generator()), noise(4)

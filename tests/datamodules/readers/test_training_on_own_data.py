@@ -28,6 +28,7 @@ def trained(folders) -> Path:
     return run(folders, folders.parent / "output")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "changes"),
     [(write_parquet, ["cache_path=null", "num_workers=2"]), pytest.param(write_table, [], marks=pytest.mark.slow)],
