@@ -16,7 +16,7 @@ from torch import Tensor
 
 from losses.auxiliary import GROUPS_CHANGED
 from utils.errors import ConfigError, DamagedCheckpoint, UserError
-from utils.files import file_version, replacing
+from utils.files import replacing
 from utils.runs.folder import ABOUT, BEST
 
 FORMAT = 1  # raised when older checkpoints cannot be read as they are
@@ -135,6 +135,15 @@ def resume_guard(path: Path | None, last: Path) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise DamagedCheckpoint(f"{path}: this checkpoint cannot be resumed ({reason})") from error
+
+
+def file_version(path: Path) -> tuple[int, int] | None:
+    """Returns what changes whenever a file is replaced or written; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

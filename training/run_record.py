@@ -11,9 +11,10 @@ from typing import Any, Literal, Self
 
 from pytorch_lightning import Trainer
 
+from training.checkpoints import file_version
 from utils.config import Config
 from utils.errors import DamagedCheckpoint, Interrupted, RunError
-from utils.files import file_version, remove_partial, write_text
+from utils.files import remove_partial, write_text
 from utils.logs import without_secrets
 from utils.machine import commit, runtime, versions
 from utils.runs.curves import draw_curves

@@ -65,15 +65,6 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def file_version(path: Path) -> tuple[int, int] | None:
-    """Returns what changes whenever a file is replaced or written; None without one."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` completely or not at all; raises RunError as `replacing` does."""
     with replacing(path) as partial:
