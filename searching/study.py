@@ -212,8 +212,11 @@ class Search:
             is_unclaimed = place is None and (self.storage is None or age > UNCLAIMED_SECONDS)
             if place != self.place and not is_unclaimed:
                 continue
-            if (lock := self._lock_of(trial.number)) is not None:
+            if (lock := self._lock_of(trial.number)) is None:
+                continue
+            if trial.number in {each.number for each in self.trials(TrialState.RUNNING)}:
                 return self._claimed(Trial(self.study, trial._trial_id), lock)
+            lock.release()  # its process has ended it in the meantime
         return None
 
     def _next(self) -> Claim | None:

@@ -51,9 +51,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             RunError: The one before could not be written.
         """
         self.wait()
-        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.writing = thread.submit(write_checkpoint, _on_host(checkpoint), Path(path), **(storage_options or {}))
-        thread.shutdown(wait=False)  # the thread ends with its work: none should run where processes are forked
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing = self.thread.submit(write_checkpoint, _on_host(checkpoint), Path(path), **(storage_options or {}))
 
     def wait(self) -> None:
         """Waits until the last checkpoint is on the disk.
@@ -63,6 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         writing, self.writing = self.writing, None
         if writing is not None:
+            self.thread.shutdown()  # until it has ended: no thread should run where processes are forked
             writing.result()
 
     def teardown(self) -> None:
