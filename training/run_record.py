@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -126,31 +127,28 @@ class RunRecord:
             "best": best_values(rows),
         }
         if error is not None:
-            self._write()
+            self._attempt(write_record, self.folder, self.values)
             if self.configured_before and file_version(self.folder / LAST) == self.checkpoint_before:
                 # Nothing of this attempt is kept, so a change that may have been the fault is not kept either.
-                write_text(self.folder / CONFIG, self.configured_before)
-        self._draw(rows)
+                self._attempt(write_text, self.folder / CONFIG, self.configured_before)
+        if rows:
+            self._attempt(draw_curves, {self.folder.name: rows}, self.folder / CURVES, title=self._title())
         timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
         self.trackers.end(self.values, [self.folder / CURVES] if rows else [], timeout=timeout)
         if error is None:
-            self._write()  # last: a run that is killed before this line can be resumed
+            self._attempt(
+                write_record, self.folder, self.values
+            )  # last: a run that is killed before this line can be resumed
         self.trackers.release()
         if error is not None and (self.folder / LAST).is_file() and not isinstance(error, DamagedCheckpoint):
             change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""
             logger.warning("to resume: python train.py --resume %s%s", quote(str(self.folder)), change)
         return False
 
-    def _write(self) -> None:
+    def _attempt(self, write: Callable[..., None], *arguments: Any, **settings: Any) -> None:
+        """Writes something at the end of a training; a full disk must not hide the training's own error or result."""
         try:
-            write_record(self.folder, self.values)
-        except RunError as problem:  # a full disk must not hide the training's own error or result
-            logger.error("%s", problem)
-
-    def _draw(self, rows: list[Row]) -> None:
-        try:
-            if rows:
-                draw_curves({self.folder.name: rows}, self.folder / CURVES, title=self._title())
+            write(*arguments, **settings)
         except RunError as problem:
             logger.error("%s", problem)
 

@@ -478,6 +478,21 @@ def test_a_change_that_is_refused_is_not_kept(cars, four_epochs, tmp_path):
         train.main(["--resume", str(folder), "--set", "num_epoch=5"])
 
 
+def test_a_full_disk_does_not_hide_why_a_change_was_refused(cars, four_epochs, tmp_path, monkeypatch):
+    folder, written = tmp_path / four_epochs.name, []
+    shutil.copytree(four_epochs, folder)
+
+    def fill(path, text):
+        written.append(path.name)
+        if len(written) > 1:
+            raise RunError(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(run_record, "write_text", fill)
+    with pytest.raises(RunError, match="trained on 8 images a step"):
+        train.main(["--resume", str(folder), "--set", "num_epochs=5", "--set", "batch_size=4"])
+    assert written == ["config.yml", "config.yml"]
+
+
 @pytest.mark.parametrize("words", [["--demo", "-d", "photos"], ["--check", "--stop-after", "3"]])
 def test_options_without_effect_are_refused(words, capsys):
     with pytest.raises(SystemExit) as ended:
