@@ -218,9 +218,8 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._freeze()
         self.nonfinite_step = None
-        self.train_sums = self.train_more = (
-            None  # an epoch that is resumed in its middle skips this hook and keeps its sums
-        )
+        # An epoch that is resumed in its middle skips this hook and keeps its sums
+        self.train_sums = self.train_more = None
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.batch_of_step = [batch_index] if self.accumulate_batches > 1 else []

@@ -14,19 +14,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from reproduction.evaluation import FACTS
 from reproduction.planning import Job, Key, RunIndex
 from reproduction.published import read_published
 from training.signals import SignalHandler
-from utils.errors import Interrupted, RunError
+from utils.errors import Interrupted
 from utils.files import make_folder
 from utils.machine import PROJECT
 from utils.processes import end_with_parent
 from utils.progress import is_watched, progress_bar
 from utils.runs.folder import SPEED, has_ended
-from utils.runs.lock import is_held
+from utils.runs.lock import is_held, try_lock
 from utils.runs.metrics import read_rows
 
 QUEUE = "queue"  # folder of the lock files and of the output of each training
@@ -110,13 +108,8 @@ class _Queue:
     def _try(self, job: Job) -> bool:
         """Trains `job` and returns True, unless another process has it."""
         self._check_interruption()
-        lock = FileLock(self.folder / f"{job.key}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
+        if (lock := try_lock(self.folder / f"{job.key}.lock")) is None:
             return False
-        except (OSError, NotImplementedError) as error:
-            raise RunError(f"{lock.lock_file} cannot be locked: {error}; give another --output folder") from error
         try:
             # The list of a training that is still going on may have been killed.
             if any(is_held(run) for run in self.index.runs().get(job.key, [])):

@@ -1,9 +1,9 @@
 """A search as a study of Optuna: which trial is next, and what became of each.
 
-Optuna draws the settings, decides what is pruned, and stores everything: https://optuna.readthedocs.io. What it leaves to its
-caller is here. A trial that was broken off is taken up again under its own number. A pruned trial that later belongs to the
-best of its rung is promoted: a new trial of Optuna with the same settings resumes its run. This happens once no new settings
-are drawn any more, so that the sampler meets each setting once.
+Optuna draws the settings, decides what is pruned, and stores everything: https://optuna.readthedocs.io. It leaves resuming to
+its caller. An interrupted trial resumes under its own number. A pruned trial that later belongs to the best of its rung is
+promoted: a new trial of Optuna with the same settings resumes its run. This happens once no new settings are drawn any more,
+so that the sampler meets each setting once.
 """
 
 import time
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -30,6 +30,7 @@ from searching.space import Space
 from utils.errors import ConfigError, RunError
 from utils.files import make_folder, write_text
 from utils.runs.folder import LAST, RECORD, has_ended, read_record
+from utils.runs.lock import try_lock
 
 STORE = "trials.db"
 MAX_RACES = 2
@@ -196,14 +197,7 @@ class Search:
 
     def _lock_of(self, number: int) -> FileLock | None:
         """Returns the acquired lock of a trial, or None if another process has it."""
-        lock = FileLock(self.queue / f"{self.space.name}-{number}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return None
-        except (OSError, NotImplementedError) as error:
-            raise RunError(f"{lock.lock_file} cannot be locked: {error}; give another --output folder") from error
-        return lock
+        return try_lock(self.queue / f"{self.space.name}-{number}.lock")
 
     def _abandoned(self) -> Claim | None:
         """Takes up a trial whose process was killed."""

@@ -67,12 +67,12 @@ def test_cudnn_tries_its_kernels_unless_the_same_ones_are_wanted(tmp_path, monke
 
 
 def test_a_key_that_the_other_way_of_augmenting_leaves_unused_is_named():
-    def said(*changes: str) -> str:
+    def messages(*changes: str) -> str:
         return assembly.augmentation_path(load_config(overrides=["accelerator=cpu", *changes]))
 
-    assert said("cache_on_device=True").endswith("no CUDA device is used; cache_on_device has no effect")
-    assert said("augmentation_device=device", "num_workers=3").endswith("is device; num_workers has no effect")
-    assert "no effect" not in said("num_workers=3") + said("augmentation_device=device", "cache_on_device=True")
+    assert messages("cache_on_device=True").endswith("no CUDA device is used; cache_on_device has no effect")
+    assert messages("augmentation_device=device", "num_workers=3").endswith("is device; num_workers has no effect")
+    assert "no effect" not in messages("num_workers=3") + messages("augmentation_device=device", "cache_on_device=True")
 
 
 def test_the_defaults_are_the_fast_ones_that_change_no_result():

@@ -60,14 +60,11 @@ class CheckedImage:
     @property
     def oddity(self) -> str | None:
         """What looks wrong with the image; None if nothing does."""
-        width, height = self.size
         if self.has_one_color:
             return "one color"
-        if min(width, height) < MIN_SIDE:
-            return f"{width}×{height} pixels"
-        return (
-            f"{width}×{height} pixels, long and narrow" if max(width, height) > MAX_RATIO * min(width, height) else None
-        )
+        if min(self.size) < MIN_SIDE:
+            return "tiny"
+        return "long and narrow" if max(self.size) > MAX_RATIO * min(self.size) else None
 
 
 @dataclass(frozen=True)
@@ -274,11 +271,13 @@ def _near(findings: Findings) -> str:
 
 
 def _oddities(findings: Findings) -> str:
-    kinds = Counter(
-        "one color" if image.has_one_color else "tiny" if min(image.size) < MIN_SIDE else "long and narrow"
-        for image in findings.odd
-    )
-    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(image.oddity for image in findings.odd).items())
+
+
+def _oddity(image: CheckedImage) -> str:
+    """Returns what looks wrong with an image, with its size where that is it."""
+    pixels = f"{image.size[0]}×{image.size[1]} pixels"
+    return {"tiny": pixels, "long and narrow": f"{pixels}, long and narrow"}.get(image.oddity, image.oddity)
 
 
 def yaml_lines(findings: Findings) -> list[str]:
@@ -389,7 +388,7 @@ def full_report(findings: Findings, lines: Sequence[str]) -> str:
             *listed("Identical files under two labels", groups(findings.in_two_classes)),
             *listed("Identical files under one label", groups(same_label)),
             *listed(f"Pairs that look alike (at most {MAX_LISTED_PAIRS} are listed)", near),
-            *listed("Odd images", (f"{describe(image)}: {image.oddity}" for image in findings.odd)),
+            *listed("Odd images", (f"{describe(image)}: {_oddity(image)}" for image in findings.odd)),
             *listed(f"Classes with fewer than {MIN_CLASS_IMAGES} training images", findings.small_classes),
             *listed("Images that are gray in content", (describe(image) for image in findings.images if image.is_gray)),
             *listed("Clipped boxes (x1, y1, x2, y2 from 0, x2 and y2 exclusive)", findings.clipped),

@@ -112,9 +112,9 @@ def split_as_configured(folder: Path, caplog) -> tuple[DataSplits, str]:
 def test_a_test_split_that_is_kept_apart_is_named_as_one(folder, tmp_path, caplog):
     shutil.copytree(folder, tmp_path / "data" / "train")
     write_noise(tmp_path / "data" / "test" / "a" / "new.jpg", 999)
-    data, said = split_as_configured(tmp_path / "data", caplog)
-    assert "images: 30 train, 1 test" in said and "and 1 test images (those of its test split)" in said
-    assert "is used for validation" not in said and len(data.test) == 1
+    data, messages = split_as_configured(tmp_path / "data", caplog)
+    assert "images: 30 train, 1 test" in messages and "and 1 test images (those of its test split)" in messages
+    assert "is used for validation" not in messages and len(data.test) == 1
 
 
 def test_a_class_of_the_validation_images_is_trained_and_one_of_the_test_images_named_once(folder, tmp_path, caplog):
@@ -122,9 +122,9 @@ def test_a_class_of_the_validation_images_is_trained_and_one_of_the_test_images_
     for number in range(6):
         write_noise(tmp_path / "data" / "val" / "c" / f"{number}.jpg", 500 + number)
         write_noise(tmp_path / "data" / "test" / "d" / f"{number}.jpg", 600 + number)
-    data, said = split_as_configured(tmp_path / "data", caplog)
-    assert data.class_counts[2] == 5 and said.count("no prediction can hit: 'd'") == 1
-    assert "'c'" not in said.split("Allowed")[0] and "too few distinct images" not in said
+    data, messages = split_as_configured(tmp_path / "data", caplog)
+    assert data.class_counts[2] == 5 and messages.count("no prediction can hit: 'd'") == 1
+    assert "'c'" not in messages.split("Allowed")[0] and "too few distinct images" not in messages
     shutil.rmtree(tmp_path / "data" / "train")
     caplog.clear()
     assert (

@@ -1,4 +1,4 @@
-"""A lock that shows whether a run is still being trained."""
+"""Locks between processes: of a run that is being trained, of a piece of work that several may take."""
 
 import logging
 from pathlib import Path
@@ -11,6 +11,22 @@ LOCK = ".training"
 WAIT_SECONDS = 10  # longer than `is_held` takes, and than the workers of a killed training outlive it
 
 logger = logging.getLogger(__name__)
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Locks a file that processes share, and returns the lock, or None if another process has it.
+
+    Raises:
+        RunError: The file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        raise RunError(f"{path} cannot be locked: {error}; give another --output folder") from error
+    return lock
 
 
 def hold(folder: Path) -> FileLock | None:

@@ -94,17 +94,19 @@ def test_sound_data_passes_and_nothing_is_trained(tmp_path, photos, capsys):
     with Image.open(sheets[0]) as image:
         assert image.width == 6 * 140 and np.asarray(image.convert("L")).std() > 10
     assert not (tmp_path / "cache").exists()
-    said = capsys.readouterr().out
-    assert "18 images of 3 classes" in said
-    assert re.search(r"damaged +none\n +training +12 images, 4 per class\n +validation +6 images, 2 per class\n", said)
+    messages = capsys.readouterr().out
+    assert "18 images of 3 classes" in messages
+    assert re.search(
+        r"damaged +none\n +training +12 images, 4 per class\n +validation +6 images, 2 per class\n", messages
+    )
     widths, heights = zip(*(photo.size for photo in photos), strict=True)
     for name, values in (("width", widths), ("height", heights)):
         expected = f"{name} +{min(values)} … {max(values)} pixels, median {statistics.median(values):g}\n"
-        assert re.search(expected, said)
-    assert "RGB 18; 0 are gray" in said
-    assert re.search(r"identical files +none\n", said)
-    assert f"full report: {folder}/report.md" in said
-    assert said.endswith("\n  next: the same command without --check\n")
+        assert re.search(expected, messages)
+    assert "RGB 18; 0 are gray" in messages
+    assert re.search(r"identical files +none\n", messages)
+    assert f"full report: {folder}/report.md" in messages
+    assert messages.endswith("\n  next: the same command without --check\n")
 
 
 def test_duplicates_photos_in_both_splits_and_gray_photos_are_named(tmp_path, photos):
@@ -117,7 +119,7 @@ def test_duplicates_photos_in_both_splits_and_gray_photos_are_named(tmp_path, ph
     noise = np.random.default_rng(0).integers(0, 256, (first.size[1], first.size[0]), dtype=np.uint8)
     for photo, mode in ((third, "L"), (also_gray, "RGB")):
         Image.fromarray(noise).resize(photo.size).convert(mode).save(data / photo.name, quality=70)
-    said, text = examine(tmp_path)
+    messages, text = examine(tmp_path)
     pair = f"{first.name} (training, Audi A) = {other.name} (training, BMW B)"
     assert section(text, "Identical files under two labels") == [pair]
     both = f"{second.name} (training, Audi A) = {again.name} (validation, Audi A)"
@@ -125,8 +127,8 @@ def test_duplicates_photos_in_both_splits_and_gray_photos_are_named(tmp_path, ph
     assert section(text, "Identical files under one label") == [both]
     gray = [f"{third.name} (training, Audi A)", f"{also_gray.name} (training, BMW B)"]
     assert section(text, "Images that are gray in content") == gray
-    assert "2 groups, 1 under two labels, 1 in several splits" in said
-    assert "RGB 17, L 1; 2 are gray in content" in said
+    assert "2 groups, 1 under two labels, 1 in several splits" in messages
+    assert "RGB 17, L 1; 2 are gray in content" in messages
 
 
 def test_every_broken_photo_is_listed_at_the_end_with_exit_code_2(tmp_path, photos, capsys):
@@ -136,15 +138,15 @@ def test_every_broken_photo_is_listed_at_the_end_with_exit_code_2(tmp_path, phot
     for path in truncated:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert check(tmp_path) == 2
-    said = capsys.readouterr()
-    assert "18 images" in said.out
-    assert "11 images cannot be used" in said.out
-    assert "3 images, 1 per class" in said.out
-    assert re.search(r"validation +4 images, 2 per class; none: Fiat C\n", said.out)
-    assert "next: replace the damaged images" in said.out
-    assert "\nerror: 11 problems in the images" in said.err
-    assert "… and 1 more" in said.err
-    assert sum(path.name in said.err for path in (empty, *truncated)) == 10
+    messages = capsys.readouterr()
+    assert "18 images" in messages.out
+    assert "11 images cannot be used" in messages.out
+    assert "3 images, 1 per class" in messages.out
+    assert re.search(r"validation +4 images, 2 per class; none: Fiat C\n", messages.out)
+    assert "next: replace the damaged images" in messages.out
+    assert "\nerror: 11 problems in the images" in messages.err
+    assert "… and 1 more" in messages.err
+    assert sum(path.name in messages.err for path in (empty, *truncated)) == 10
     (report,) = (tmp_path / "output").glob("check_*/report.md")
     listed = section(report.read_text(encoding="utf-8"), "Images that cannot be used")
     assert {Path(line.partition(": ")[0]) for line in listed} == {empty, *truncated}
@@ -156,11 +158,11 @@ def test_a_box_outside_its_image_and_a_jpeg_without_its_end_are_listed(tmp_path,
     path.write_bytes(path.read_bytes()[:-2])
     rows = [replace(photo, box=(900, 900, 950, 950)) if photo is outside else photo for photo in photos]
     write_mat(tmp_path / "data" / "cars_annos.mat", [each.row for each in rows], UPDATED_FIELDS, class_names=NAMES)
-    said, text = examine(tmp_path)
+    messages, text = examine(tmp_path)
     assert section(text, "JPEGs that lack only their end marker") == [f"{open_ended.name} (validation, BMW B)"]
     (problem,) = section(text, "Images that cannot be used")
     assert problem.startswith(f"{tmp_path / 'data' / outside.name}: its box (900, 900, 950, 950) lies outside")
-    assert "1 image cannot be used" in said and "1 JPEG without end marker" in said
+    assert "1 image cannot be used" in messages and "1 JPEG without end marker" in messages
 
 
 def test_data_without_boxes_and_with_a_test_split(tmp_path, photos):
@@ -198,11 +200,11 @@ def test_a_rare_class_a_missing_class_and_a_clipped_box_are_named(tmp_path, phot
         if photo not in absent
     ]
     write_mat(tmp_path / "data" / "cars_annos.mat", [each.row for each in kept], UPDATED_FIELDS, class_names=NAMES)
-    said, text = examine(tmp_path)
+    messages, text = examine(tmp_path)
     training = r"training +10 images, 2 … 4 per class, median 4; fewest: Audi A; most: BMW B, Fiat C\n"
-    assert re.search(training + r" +validation +4 images, 2 per class; none: BMW B\n", said)
+    assert re.search(training + r" +validation +4 images, 2 per class; none: BMW B\n", messages)
     assert text.endswith("| Audi A | 2 | 2 |\n| BMW B | 4 | 0 |\n| Fiat C | 4 | 2 |\n")
-    assert "boxes           14, 1 of them clipped to its image\n" in said and "boxes that extend" not in said
+    assert "boxes           14, 1 of them clipped to its image\n" in messages and "boxes that extend" not in messages
     assert section(text, "Clipped boxes") == [
         f"{Path(wide.name).name}: {(0, 0, width + 9, height)} to {(0, 0, width, height)}"
     ]

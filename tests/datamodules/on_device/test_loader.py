@@ -1,4 +1,4 @@
-"""The loader of whole batches on the device, where classes are balanced: one image comes several times an epoch."""
+"""The loader of whole batches on the device, where classes are balanced and an image may be drawn several times in an epoch."""
 
 from collections import defaultdict
 
@@ -28,7 +28,7 @@ def test_balanced_batches_hold_the_drawn_images_each_augmented_anew(tmp_path):
     (path := tmp_path / "photos").write_bytes(stored.numpy().tobytes())
     for on_device in (True, False):
         drawn, images, labels = epoch(path, {}, on_device=on_device)
-        assert max(drawn) >= 10 and labels.count(1) >= 3  # the one image of the rare class comes again
+        assert max(drawn) >= 10 and labels.count(1) >= 3  # the only image of the rare class is drawn again
         assert labels == [LABELS[draw % 10] for draw in drawn]
         torch.testing.assert_close(images, stored[[draw % 10 for draw in drawn]] / 255)
 
