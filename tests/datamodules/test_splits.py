@@ -201,7 +201,7 @@ def test_fractions_that_leave_nothing_are_an_error(folder):
 
 def test_the_test_split_of_a_run_is_what_it_never_saw(folder, tmp_path, caplog, capsys):
     changes = ("validation_fraction=0.2", "best_metric=valid_acc", "class_weights=balanced", "sampler=balanced")
-    trained = run(folder, tmp_path / "output", *changes, "out_channels=32", "width_multiplier=0.2")
+    trained = run(folder, tmp_path / "output", *changes)
     out = capsys.readouterr().out
     record = read_record(trained)
     assert (record["train_photos"], record["valid_photos"], record["test_photos"]) == (18, 6, 6)

@@ -11,7 +11,7 @@ import train
 from models import build_model
 from models.finetuning.lite0_weights import lite0_weights, main
 from models.finetuning.pretrained import PretrainedWeights, load_pretrained, published_weights, weights_of_file
-from tests.support.small_runs import NAMES, only_run, run
+from tests.support.small_runs import ARCHITECTURE, NAMES, only_run, run
 from training.checkpoints import read_checkpoint
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError
@@ -149,7 +149,9 @@ def test_a_run_trains_on_from_another_with_its_normalization_and_never_needs_it_
 
 def test_another_normalization_than_that_of_the_weights_is_warned_of(four_epochs, caplog):
     other = "normalization_params_rgb={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}"
-    config = load_config(overrides=[f"pretrained={four_epochs}", other, "width_multiplier=0.35"])
+    config = load_config(
+        overrides=[f"pretrained={four_epochs}", other, f"architecture={ARCHITECTURE}", "out_channels=null"]
+    )
     assembly.load_pretrained_weights(config, assembly.build_classifier(config, num_classes=4), NAMES)
     assert "were trained with mean [0.4707, 0.4602, 0.455]" in caplog.text
 

@@ -9,7 +9,7 @@ from utils.runs.summary import summarize
 def test_a_run_without_a_finite_validation_loss_ends_with_a_summary(cars, tmp_path, capsys):
     folder = run(
         cars, tmp_path, "optimizer=SGD", "optimizer_params={lr: 1.0e+30}", "lr_scheduler=null", "lr_scheduler_params=null",
-        "stop_on_nonfinite_loss=False", "width_multiplier=0.2", "out_channels=32",
+        "stop_on_nonfinite_loss=False",
     )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert read_record(folder)["status"] == "completed" and not (folder / BEST).exists()

@@ -1,22 +1,25 @@
-"""Trains a narrow GhostNet on a handful of photos, and compares two such runs."""
+"""Trains a network of a few layers on a handful of photos, and compares two such runs."""
 
 import csv
 from pathlib import Path
 
 import train
 
+# Batch norm, dropout, stochastic depth and a head, as GhostNet has, in a fifth of its layers.
+ARCHITECTURE = "timm/test_efficientnet"
+
 NAMES = ("Alpha Sedan 2001", "Beta Coupe 2002", "Gamma Van 2003", "Delta SUV 2004")
 
 
 def run(cars: Path, output: Path, *changes: str, extra: tuple[str, ...] = ()) -> Path:
-    """Trains GhostNet ×0.35 for two epochs of three steps and returns the run's folder."""
-    narrow = not any(change.startswith("architecture=") for change in changes)
+    """Trains a small EfficientNet for two epochs of three steps and returns the run's folder."""
+    given = any(change.startswith("architecture=") for change in changes)
     settings = [
         "image_size=[32, 32]", "batch_size=8", "num_epochs=2", "num_workers=0",
         "early_stopping_patience=null",
         "optimizer_params.lr=0.003", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[]",
         f"output_path={output}", f"cache_path={cars.parent / 'cache'}",
-        *(["width_multiplier=0.35"] if narrow else []), *changes,
+        *([] if given else [f"architecture={ARCHITECTURE}", "out_channels=null"]), *changes,
     ]  # fmt: skip
     before = set(output.glob("*")) if output.exists() else set()
     try:
@@ -56,5 +59,5 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 def only_run(output: Path) -> Path:
     """Returns the folder of the one run in `output`."""
-    (folder,) = output.glob("ghost_*")
-    return folder
+    (folder,) = output.glob("*/train.log")
+    return folder.parent

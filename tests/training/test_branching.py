@@ -7,17 +7,9 @@ import pytest
 
 import train
 from tests.support.small_runs import assert_same_run, rows, run
-from training import run_record
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.config import load_branch_config
 from utils.errors import ConfigError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_record, "draw_curves", lambda *_, **__: None)  # half of the time of so small a run
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +47,7 @@ BY_STEP = (
 @pytest.mark.slow
 def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars, tmp_path, capfd):
     """Of so wide a model losses rise from the first epoch on: the best one is the trunk's, and both rules count there."""
-    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]", "width_multiplier=1.0")
+    averaged = ("ema_decay=0.8", "keep_checkpoints=[2]", "architecture=ghost")
     trunk = run(cars, tmp_path / "trunk", *averaged, *CONSTANT, "num_epochs=3")
     for at, name, changes in (
         (2, "plateau", (*PLATEAU, "num_epochs=9", "early_stopping_patience=3")),

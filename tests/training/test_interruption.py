@@ -119,7 +119,7 @@ def test_a_hanging_tracker_does_not_delay_the_end_after_a_signal(tmp_path, monke
 def test_a_real_training_ends_within_ten_seconds_its_trackers_closed_and_the_way_on_said(cars, tmp_path, number, code):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     process = start(cars, tmp_path, "trackers=[mlflow]")
-    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    wait_for(lambda: list(tmp_path.glob("*/metrics.csv")))
     process.send_signal(number)
     began = time.monotonic()
     output, _ = process.communicate(timeout=30)
@@ -137,7 +137,7 @@ def test_a_real_training_ends_within_ten_seconds_its_trackers_closed_and_the_way
 @pytest.mark.slow
 def test_ctrl_c_ends_a_training_with_130_although_its_tee_is_gone(cars, tmp_path):
     process = start(cars, tmp_path, "trackers=[]")
-    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    wait_for(lambda: list(tmp_path.glob("*/metrics.csv")))
     process.stdout.close()  # Ctrl-C ends tee first
     process.send_signal(signal.SIGINT)
     folder = only_run(tmp_path)
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_training_with_130_although_its_tee_is_gone(cars, tmp_path
 @pytest.mark.slow
 def test_a_signal_to_all_processes_that_comes_twice_is_one(cars, tmp_path):
     process = start(cars, tmp_path, "trackers=[]", start_new_session=True)
-    wait_for(lambda: list(tmp_path.glob("ghost_*/metrics.csv")))
+    wait_for(lambda: list(tmp_path.glob("*/metrics.csv")))
     for _ in range(2):
         os.killpg(process.pid, signal.SIGTERM)
         time.sleep(0.02)

@@ -13,19 +13,11 @@ from deployment.trained import load_trained
 from models import build_model, count_parameters
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from tests.training.test_training import broken_off
-from training import run_record
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
 
 SMALL = ("architecture=sq_11", "dropout=null", "out_channels=null", "num_epochs=2")  # of three steps
 LABELS = ("mixup_alpha=0.4", "class_weights=balanced", "ema_decay=0.8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_record, "draw_curves", lambda *_, **__: None)  # half of the time of so small a run
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +29,7 @@ def table(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(cars, four_epochs, tmp_path_factory) -> Path:
-    """A copy of the run of GhostNet at 32×32."""
+    """A copy of the run of four epochs at 32×32."""
     return shutil.copytree(four_epochs, tmp_path_factory.mktemp("teacher") / "ghost")
 
 
