@@ -27,7 +27,7 @@ from datamodules.on_device.loader import DeviceLoader
 from datamodules.sampler import EpochBatchSampler, Item
 from datamodules.transforms import Pipeline, Transform
 from utils.errors import RunError
-from utils.machine import worker_count
+from utils.machine import release_freed_memory, worker_count
 from utils.processes import ignore_signals
 from utils.seeding import generator, seeded
 
@@ -69,6 +69,11 @@ class WorkerLoader(DataLoader):
 
     def __iter__(self) -> Iterator:
         return super().__iter__() if self.persistent_workers else self._iterate_once()
+
+    def _get_iterator(self) -> Iterator:
+        if self.num_workers:
+            release_freed_memory()
+        return super()._get_iterator()
 
     def _iterate_once(self) -> Iterator:
         self._iterator = self._get_iterator()

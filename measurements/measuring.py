@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from utils.files import write_text
-from utils.machine import available_cores, commit, versions
+from utils.machine import available_cores
+from utils.runs.provenance import commit, versions
 
 Step = Callable[[Tensor, Tensor], None]
 WARM_UP_BATCHES = 3  # while the processes of a loader fill their queues

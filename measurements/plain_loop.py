@@ -1,14 +1,16 @@
 """Images per second of whole training epochs: the study's training in a plain loop, and this trainer, in turns.
 
-    python -m measurements.plain_loop -d FOLDER [--rounds 3] [--epochs 3] [--images 1018] [--set KEY=VALUE]
+    python -m measurements.plain_loop -d FOLDER [--rounds 3] [--epochs 3] [--images 1018] [--allocator] [--set KEY=VALUE]
 
 Both train C-50 on the same images in a process of their own, on all cores. The plain loop is the study's: each image is
 decoded and augmented anew by torchvision, in four workers; batches are NCHW in 32 bit. The trainer runs as `train.py` does,
-with its cache built before. Each epoch counts from its start to its last training step; validation does not count.
+with its cache built before. The plain loop leaves the memory and the threads of the process as the C library and OpenMP have
+them; with --allocator, so does a second train.py with its memory. Each epoch counts from its start to its last training step; validation does not count.
 """
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,10 @@ from utils.runs.metrics import read_rows
 C_50 = PROJECT / "experiments" / "C-50.yml"
 WORKERS = 4  # of the plain loop, as in the study
 VARIANTS = ("plain loop", "train.py")
+RETURNING = "train.py, memory returned"
+OWN_MEMORY = {
+    "MALLOC_CHECK_": "0"
+}  # any such variable makes our commands leave the memory as it is; this one has no effect
 
 
 def write_table(splits: DataSplits, folder: Path, count: int) -> Path:
@@ -92,14 +98,17 @@ def train_plainly(config: Config) -> list[float]:
 
 def run_turn(variant: str, overrides: Sequence[str], folder: Path) -> list[float]:
     """Trains in a process of its own, and returns the images per second of each epoch."""
-    if variant == "train.py":
-        words = command("train.py", "--config", str(C_50), *settings([*overrides, f"output_path={folder}"]))
-    else:
+    environment = dict(os.environ)
+    if variant == "plain loop":
+        environment.pop("OMP_WAIT_POLICY", None)  # set by this command
         words = command("-m", "measurements.plain_loop", "--turn", *settings(overrides))
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
+    else:
+        environment |= OWN_MEMORY if variant == RETURNING else {}
+        words = command("train.py", "--config", str(C_50), *settings([*overrides, f"output_path={folder}"]))
+    done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"{variant} failed: {done.stderr.strip()[-2000:]}")
-    if variant == "train.py":
+    if variant != "plain loop":
         return [row["images_per_second"] for row in read_rows(next(folder.glob(f"*/{SPEED}")))]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -109,14 +118,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--epochs", type=at_least(2), default=3)
     parser.add_argument("--images", type=at_least(2), default=1018, help="training images")
+    parser.add_argument("--allocator", action="store_true", help=f"train as '{RETURNING}' too")
     arguments = parser.parse_args(argv)
+    variants = (*VARIANTS, *([RETURNING] if arguments.allocator else []))
     chosen = [data_override(arguments.data), *arguments.set]
     config = load_config(C_50, overrides=chosen)
     stated = conditions(
         best_device(), data=Path(arguments.data).name, images=arguments.images, epochs=arguments.epochs,
         image_size=config.image_size, batch_size=config.batch_size, changes=arguments.set,
     )  # fmt: skip
-    found: dict[str, list[list[float]]] = {variant: [] for variant in VARIANTS}
+    found: dict[str, list[list[float]]] = {variant: [] for variant in variants}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = write_table(assembly.load_annotations(config), folder, arguments.images)
@@ -125,15 +136,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
             data_override(str(table)), f"num_epochs={arguments.epochs}",
         ]  # fmt: skip
         run_turn("train.py", [*overrides, "num_epochs=1"], folder / "warm-up")  # fills the cache
-        turns = [(number, variant) for number in range(arguments.rounds) for variant in VARIANTS]
+        turns = [(number, variant) for number in range(arguments.rounds) for variant in variants]
         for number, variant in progress_bar(turns, description="training", unit=" turns"):
-            found[variant].append(run_turn(variant, overrides, folder / f"run-{number}"))
+            found[variant].append(run_turn(variant, overrides, folder / f"{variant} {number}"))
             rows = tabulate(found)
             write_report(arguments.output, stated, rows)
-    print(f"{'images/s':<12}{'first epoch':>24}{'later epochs':>24}{'× plain loop, later':>24}")
+    print(f"{'images/s':<26}{'first epoch':>24}{'later epochs':>24}{'× plain loop, later':>24}")
     for row in rows:
         cells = (f"{cell['median']} ({cell['min']} … {cell['max']})" for cell in list(row.values())[1:])
-        print(f"{row['variant']:<12}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{row['variant']:<26}" + "".join(f"{cell:>24}" for cell in cells))
     print_conditions(stated)
     return rows
 
@@ -162,5 +173,6 @@ def turn(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--turn"]:
-        sys.exit(run_command(lambda _: turn(sys.argv[2:])))
-    sys.exit(run_command(main))
+        turn(sys.argv[2:])
+    else:
+        sys.exit(run_command(main))

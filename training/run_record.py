@@ -17,10 +17,11 @@ from utils.config import Config
 from utils.errors import DamagedCheckpoint, Interrupted, RunError
 from utils.files import remove_partial, write_text
 from utils.logs import without_secrets
-from utils.machine import commit, runtime, versions
+from utils.machine import runtime
 from utils.runs.curves import draw_curves
 from utils.runs.folder import CONFIG, CURVES, LAST, METRICS, SPEED, has_ended, read_record, write_record
 from utils.runs.metrics import Row, best_values, read_rows
+from utils.runs.provenance import commit, versions
 from utils.tracking.trackers import SIGNAL_SECONDS, Trackers
 
 logger = logging.getLogger(__name__)

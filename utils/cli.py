@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from utils.errors import UserError
 from utils.logs import without_secrets
-from utils.machine import set_thread_policy
+from utils.machine import keep_freed_memory, set_thread_policy
 
 READER_GONE = 141  # 128 + SIGPIPE, the exit code of `cat` or `grep` whose reader has gone
 
@@ -24,6 +24,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any], *, outlives_termina
             gone, as a training must. Any other command then ends with exit code 141.
     """
     set_thread_policy()
+    keep_freed_memory()
     if outlives_terminal and hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     originals = sys.stdout, sys.stderr

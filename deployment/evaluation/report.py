@@ -19,9 +19,9 @@ from deployment.evaluation.evaluation import Evaluation, class_rows, confused_pa
 from deployment.evaluation.figures import draw_calibration, draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import TrainedModel
 from utils.files import make_folder, write_csv, write_text
-from utils.machine import versions
 from utils.runs import LAST
 from utils.runs.folder import read_record
+from utils.runs.provenance import versions
 
 MAX_PRINTED_PAIRS = 5
 PAIR_COLUMNS = ("class", "confused_with", "count", "reverse_count", "total")

@@ -33,9 +33,10 @@ from measurements.measuring import at_least, build_parser, command, settings
 from measurements.proofs.run_differences import count_epochs, differences, unexpected_files
 from utils.cli import run_command
 from utils.files import write_text
-from utils.machine import PROJECT, available_cores, versions
+from utils.machine import PROJECT, available_cores
 from utils.progress import progress_bar
 from utils.runs.folder import LAST
+from utils.runs.provenance import versions
 
 NUM_EPOCHS = 4
 IMAGES = {"training_photos": 12, "validation_photos": 5}  # of each of 15 models

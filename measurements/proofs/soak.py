@@ -28,10 +28,11 @@ from measurements.measuring import at_least, build_parser, command, settings
 from utils.cli import run_command
 from utils.errors import RunError
 from utils.files import write_text
-from utils.machine import PROJECT, available_cores, versions
+from utils.machine import PROJECT, available_cores
 from utils.progress import progress_bar
 from utils.runs.folder import METRICS
 from utils.runs.metrics import read_rows
+from utils.runs.provenance import versions
 
 IMAGES = {"training_photos": 4, "validation_photos": 1}  # of each of 15 models
 WORKERS = 2  # of the training; those of the validation end with it

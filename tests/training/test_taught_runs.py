@@ -30,12 +30,12 @@ def table(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(cars, four_epochs, tmp_path_factory) -> Path:
     """A copy of the run of four epochs at 32×32."""
-    return shutil.copytree(four_epochs, tmp_path_factory.mktemp("teacher") / "ghost")
+    return shutil.copytree(four_epochs, tmp_path_factory.mktemp("teacher") / "teacher")
 
 
 @pytest.fixture(scope="module")
 def taught(cars, table, teacher, tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
-    """The folder of a run of SqueezeNet at 40×36 that GhostNet taught, and its settings."""
+    """The folder of a run of SqueezeNet at 40×36 that it taught, and its settings."""
     changes = (*SMALL, *LABELS, "image_size=[40, 36]", f"teacher={teacher}", f"auxiliary_targets=[{table}]")
     return run(cars, tmp_path_factory.mktemp("taught"), *changes), changes
 

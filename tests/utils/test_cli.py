@@ -155,6 +155,33 @@ def test_idle_threads_sleep_from_before_torch_is_imported():
     assert done.stdout.splitlines() == ["False", "PASSIVE"], done.stderr
 
 
+ALLOCATIONS = """
+import resource
+from utils.machine import keep_freed_memory, release_freed_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 50_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+kept = resident()
+release_freed_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux keeps freed memory")
+@pytest.mark.parametrize(("variables", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_until_it_is_released_unless_the_user_decides(variables, kept):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATIONS], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    faults, released = map(float, done.stdout.split())
+    pages = 50_000_000 / 4096
+    assert (faults < pages / 20 and released > 45) if kept else (faults > pages * 0.9 and released < 5), done
+
+
 @pytest.mark.parametrize("name", SPIN_VARIABLES)
 def test_the_user_decides_how_long_idle_threads_spin(monkeypatch, name):
     for other in SPIN_VARIABLES:
