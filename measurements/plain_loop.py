@@ -4,8 +4,8 @@
 
 Both train C-50 on the same images in a process of their own, on all cores. The plain loop is the study's: each image is
 decoded and augmented anew by torchvision, in four workers; batches are NCHW in 32 bit. The trainer runs as `train.py` does,
-with its cache built before. The plain loop leaves the memory and the threads of the process as the C library and OpenMP have
-them; with --allocator, so does a second train.py with its memory. Each epoch counts from its start to its last training step; validation does not count.
+with its cache built before. The plain loop leaves memory and threads to the C library and OpenMP; with --allocator, a second
+train.py leaves them its memory. Each epoch counts from its start to its last training step; validation does not count.
 """
 
 import csv
