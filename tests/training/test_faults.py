@@ -365,12 +365,9 @@ def test_a_run_that_is_killed_when_it_has_stopped_early_ends_without_another_epo
 @pytest.mark.slow
 def test_a_run_that_is_killed_between_its_two_checkpoints_has_its_best_epoch_again(cars, tmp_path, monkeypatch):
     settings = (
-        "num_epochs=4",
-        "optimizer=SGD",
-        "optimizer_params={lr: 0.01}",
-        "lr_scheduler=null",
-        "lr_scheduler_params=null",
-    )
+        "architecture=ghost", "width_multiplier=0.35", "num_epochs=4", "optimizer=SGD", "optimizer_params={lr: 0.01}",
+        "lr_scheduler=null", "lr_scheduler_params=null",
+    )  # fmt: skip
     whole = run(cars, tmp_path / "whole", *settings)
     lowest = json.loads((whole / "run.json").read_text())["best"]["best_valid_loss_epoch"]
     original = checkpoints._link

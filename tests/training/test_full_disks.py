@@ -17,7 +17,7 @@ from utils.errors import ConfigError, DataError, RunError
 from utils.files import replacing
 from utils.logs import start_logging
 
-SMALL = ("width_multiplier=0.2", "out_channels=32", "num_epochs=3")
+SMALL = ("architecture=ghost", "width_multiplier=0.2", "out_channels=32", "num_epochs=3")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_an_output_that_can_only_be_read_is_refused_with_one_line(cars, disk, tm
 @pytest.mark.slow
 def test_a_run_whose_disk_has_become_read_only_goes_on_when_it_can_be_written(cars, three_epochs, disk):
     output = disk("30m") / "output"
-    folder = run(cars, output, *SMALL[:2], "num_epochs=1")
+    folder = run(cars, output, *SMALL[:3], "num_epochs=1")
     start_logging("INFO")
     subprocess.run(["mount", "-o", "remount,ro", output.parent], check=True)
     with pytest.raises(RunError, match=r"train\.log cannot be written: Read-only file system"):
