@@ -1,4 +1,4 @@
-"""Images per second of a training alone and of two at once, with OpenMP's idle threads spinning or sleeping.
+"""Images per second of a training alone and of two at once, with OpenMP's idle threads spinning or sleeping, or none.
 
     python -m measurements.company [--rounds 2] [--epochs 3] [--images 40]
 
@@ -33,8 +33,13 @@ from utils.runs.folder import SPEED
 from utils.runs.metrics import read_rows
 
 DEMO = PROJECT / "experiments" / "demo.yml"
-# GNU OpenMP's default, and what the commands set where the user has set nothing.
-VARIANTS = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}}
+# Threads that spin, what the commands set where the user has set nothing, and trainings of one thread each.
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
+VARIANTS = {
+    "spinning": {"GOMP_SPINCOUNT": "300000"},
+    "sleeping": SLEEPING,
+    "one thread": SLEEPING | {"OMP_NUM_THREADS": "1"},
+}
 
 
 def measure_trainings(overrides: Sequence[str], folder: Path, *, count: int, variables: dict[str, str]) -> list[float]:
