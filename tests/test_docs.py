@@ -28,8 +28,6 @@ COMMANDS = list(dict.fromkeys(command for path in GUIDES for command in commands
 PYTHON = [command for command in COMMANDS if command.startswith("python ") and "dashboard" not in command]
 SET_UP = [command for command in COMMANDS if command.startswith("pip ")]
 OTHERS = [command for path in GUIDES for command in commands_of(path, "text") if "train.py " in command]
-LONG = ("benchmark.py", "export.py", "phone.py", "reproduce.py", "search.py")  # CI runs the tests marked as slow too
-RECIPE = commands_of(PROJECT / "docs" / "recipe.md", "bash")
 SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]")
 
 
@@ -77,15 +75,8 @@ def test_commands_that_are_only_shown_can_be_read(command):
         assert words == ["python"] and config.num_nodes == 1 and config.devices != 1
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(
-            each, marks=pytest.mark.slow if each.split()[1] in LONG or "finetune-own" in each or each in RECIPE else ()
-        )
-        for each in PYTHON
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PYTHON)
 def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypatch, capsys):
     script, *arguments = shlex.split(command)[1:]
     Image.new("RGB", (64, 48), "red").save(tmp_path / "photo.jpg")

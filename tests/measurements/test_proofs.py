@@ -1,5 +1,6 @@
 """The proofs that kill trainings and that train for long work on a small scale."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import pytest
 
 from utils.machine import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="they read /proc")]
-pytest.importorskip("mlflow", reason="mlflow is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="they read /proc"),
+    pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="mlflow is not installed"),
+]
 
 
 def run_proof(name, report, *arguments):

@@ -23,6 +23,7 @@ from utils.tracking.mlflow import STORE, import_runs, open_store
 pytest.importorskip("mlflow", reason="mlflow is not installed")
 
 
+@pytest.mark.slow
 def test_a_damaged_store_gets_one_message_with_the_remedy(output):
     write_record(Run(output, trackers=[]).folder, {"name": "any"})
     store = output / STORE

@@ -141,7 +141,7 @@ def test_no_value_is_of_a_type_that_the_client_drops(value, stored):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({}, "NEPTUNE_API_TOKEN is not set"),
+        slow({}, "NEPTUNE_API_TOKEN is not set"),
         slow({"neptune_api_token": "canary-7"}, "the server did not open the run (the API token is not valid; "),
         slow(
             {"neptune_api_token": "canary-7", "neptune_username": None},
