@@ -62,6 +62,11 @@ def serve_kernel_port_as_iframe(port, path="/", width="100%", height="400", cach
 }
 
 
+def _other_files(_: str, names: list[str]) -> set[str]:
+    """Returns what nobody copies with the project."""
+    return {name for name in names if name in ("input", "output", "cache") or (name[0] == "." and name != ".gitignore")}
+
+
 class Colab:
     """Google Drive, which lasts, and machines with a notebook, which do not."""
 
@@ -74,7 +79,7 @@ class Colab:
             path = folder / "stand_ins" / "google" / "colab" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        shutil.copytree(PROJECT, self.cars / "project", ignore=shutil.ignore_patterns("input", "output", "cache", ".*"))
+        shutil.copytree(PROJECT, self.cars / "project", ignore=_other_files)
 
     def environment(self) -> dict[str, str]:
         return os.environ | {
