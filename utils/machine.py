@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next allocation, unless the user has set one of its variables (`MALLOC_…`).
 
     By default it returns the memory of activations to the system after each training step, and takes it again page by page
-    in the next one, which takes up to a third of the time of a step on a CPU. Without glibc this does nothing.
+    in the next one, which takes a fifth of the time of a step on a CPU. Without glibc this does nothing.
     """
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         with suppress(AttributeError):  # another C library
