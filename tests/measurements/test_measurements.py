@@ -11,7 +11,16 @@ import torch
 
 from datamodules import read_data
 from deployment.trained import load_trained
-from measurements import batched_augmentations, generated, gpu_visit, plain_loop, start_up, throughput, variants
+from measurements import (
+    batched_augmentations,
+    convolutions,
+    generated,
+    gpu_visit,
+    plain_loop,
+    start_up,
+    throughput,
+    variants,
+)
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from measurements.recipe_cost import __main__ as recipe_cost
@@ -292,3 +301,11 @@ def test_the_plain_loop_and_the_trainer_take_turns(cars, tmp_path):
     assert [row["variant"] for row in rows] == ["plain loop", "train.py"]
     assert all(row["later_epochs"]["min"] > 0 for row in rows) and rows[0]["times_plain"]["median"] == 1
     assert conditions_of(report)["images"] == 8
+
+
+def test_the_convolutions_are_timed_in_both_precisions(tmp_path, capsys):
+    rows = convolutions.main(["--rounds", "2", "--output", str(tmp_path / "convolutions.json")])
+    assert [row["precision"] for row in rows] == ["fp32", "bf16"] * 3
+    assert all(row[key]["min"] > 0 for row in rows for key in ("forward", "backward"))
+    assert conditions_of(tmp_path / "convolutions.json")["rounds"] == 2
+    assert "5×5 depthwise   bf16" in capsys.readouterr().out

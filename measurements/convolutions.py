@@ -1,0 +1,70 @@
+"""Why bf16 does not pay on a CPU: convolutions of GhostNet forward and backward, in 32 bit and in bf16, in turns.
+
+    python -m measurements.convolutions [--rounds 5]
+
+Each convolution has 240 output channels and a batch of 32 images of 16×16, channels last, on one thread.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from measurements.measuring import at_least, build_parser, conditions, print_conditions, spread, write_report
+from utils.cli import run_command
+
+SIZE, CHANNELS, BATCH = 16, 240, 32
+CONVOLUTIONS = {
+    "1×1, 80 → 240": (80, {"kernel_size": 1}),
+    "3×3 depthwise": (CHANNELS, {"kernel_size": 3, "padding": 1, "groups": CHANNELS}),
+    "5×5 depthwise": (CHANNELS, {"kernel_size": 5, "padding": 2, "groups": CHANNELS}),
+}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def time_convolution(convolution: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Returns the milliseconds of the forward and of the backward pass."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        started = time.perf_counter()
+        outputs = convolution(images)
+    gradients = torch.ones_like(outputs)
+    middle = time.perf_counter()
+    outputs.backward(gradients)
+    return 1000 * (middle - started), 1000 * (time.perf_counter() - middle)
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
+    parser = build_parser(__doc__, data=False, overrides=False)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    arguments = parser.parse_args(argv)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = []
+    for name, (channels, settings) in CONVOLUTIONS.items():
+        convolution = nn.Conv2d(channels, CHANNELS, bias=False, **settings).to(memory_format=torch.channels_last)
+        images = torch.randn(BATCH, channels, SIZE, SIZE).to(memory_format=torch.channels_last).requires_grad_()
+        turns = [
+            (key, time_convolution(convolution, images, PRECISIONS[key]))
+            for key in [*PRECISIONS] * (arguments.rounds + 1)
+        ]
+        for precision in PRECISIONS:
+            forward, backward = zip(
+                *[times for key, times in turns[len(PRECISIONS) :] if key == precision], strict=True
+            )
+            rows.append(
+                {"convolution": name, "precision": precision, "forward": spread(forward), "backward": spread(backward)}
+            )
+    torch.set_num_threads(threads)
+    stated = conditions(torch.device("cpu"), rounds=arguments.rounds)
+    write_report(arguments.output, stated, rows)
+    for row in rows:
+        cells = (f"{row[key]['median']} ({row[key]['min']} … {row[key]['max']})" for key in ("forward", "backward"))
+        print(f"{row['convolution']:<16}{row['precision']:<6}" + "".join(f"{cell:>24} ms" for cell in cells))
+    print_conditions(stated)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
