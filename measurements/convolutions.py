@@ -21,12 +21,12 @@ CONVOLUTIONS = {
     "3×3 depthwise": (CHANNELS, {"kernel_size": 3, "padding": 1, "groups": CHANNELS}),
     "5×5 depthwise": (CHANNELS, {"kernel_size": 5, "padding": 2, "groups": CHANNELS}),
 }
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf16")
 
 
-def time_convolution(convolution: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
+def time_convolution(convolution: nn.Module, images: torch.Tensor, precision: str) -> tuple[float, float]:
     """Returns the milliseconds of the forward and of the backward pass."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         started = time.perf_counter()
         outputs = convolution(images)
     gradients = torch.ones_like(outputs)
@@ -45,17 +45,13 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     for name, (channels, settings) in CONVOLUTIONS.items():
         convolution = nn.Conv2d(channels, CHANNELS, bias=False, **settings).to(memory_format=torch.channels_last)
         images = torch.randn(BATCH, channels, SIZE, SIZE).to(memory_format=torch.channels_last).requires_grad_()
-        turns = [
-            (key, time_convolution(convolution, images, PRECISIONS[key]))
-            for key in [*PRECISIONS] * (arguments.rounds + 1)
+        rounds = [
+            [time_convolution(convolution, images, precision) for precision in PRECISIONS]
+            for _ in range(arguments.rounds + 1)
         ]
-        for precision in PRECISIONS:
-            forward, backward = zip(
-                *[times for key, times in turns[len(PRECISIONS) :] if key == precision], strict=True
-            )
-            rows.append(
-                {"convolution": name, "precision": precision, "forward": spread(forward), "backward": spread(backward)}
-            )
+        for precision, times in zip(PRECISIONS, zip(*rounds[1:], strict=True), strict=True):  # the first one warms up
+            forward, backward = map(spread, zip(*times, strict=True))
+            rows.append({"convolution": name, "precision": precision, "forward": forward, "backward": backward})
     torch.set_num_threads(threads)
     stated = conditions(torch.device("cpu"), rounds=arguments.rounds)
     write_report(arguments.output, stated, rows)

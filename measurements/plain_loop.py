@@ -49,9 +49,8 @@ C_50 = PROJECT / "experiments" / "C-50.yml"
 WORKERS = 4  # of the plain loop, as in the study
 VARIANTS = ("plain loop", "train.py")
 RETURNING = "train.py, memory returned"
-OWN_MEMORY = {
-    "MALLOC_CHECK_": "0"
-}  # any such variable makes our commands leave the memory as it is; this one has no effect
+# Any variable of glibc's allocator makes our commands leave the memory to it; this one has no other effect.
+OWN_MEMORY = {"MALLOC_CHECK_": "0"}
 
 
 def write_table(splits: DataSplits, folder: Path, count: int) -> Path:

@@ -63,7 +63,7 @@ def serve_kernel_port_as_iframe(port, path="/", width="100%", height="400", cach
 
 
 def _other_files(_: str, names: list[str]) -> set[str]:
-    """Returns what nobody copies with the project."""
+    """Returns the names that are not part of the project."""
     return {name for name in names if name in ("input", "output", "cache") or (name[0] == "." and name != ".gitignore")}
 
 

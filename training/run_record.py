@@ -137,9 +137,8 @@ class RunRecord:
         timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
         self.trackers.end(self.values, [self.folder / CURVES] if rows else [], timeout=timeout)
         if error is None:
-            self._attempt(
-                write_record, self.folder, self.values
-            )  # last: a run that is killed before this line can be resumed
+            # Last: a run that is killed before this line can be resumed.
+            self._attempt(write_record, self.folder, self.values)
         self.trackers.release()
         if error is not None and (self.folder / LAST).is_file() and not isinstance(error, DamagedCheckpoint):
             change = f" --set {error.change}" if isinstance(error, RunError) and error.change else ""

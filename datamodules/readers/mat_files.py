@@ -1,18 +1,24 @@
 """Reads .mat files with scipy, in a child process: some damaged files crash scipy with a segmentation fault."""
 
+import functools
 import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 VARIABLES = ("annotations", "class_names")
 MAX_SECONDS = 120  # for the files of a release; the published ones take two
-MAX_KEPT = 16  # releases whose contents are kept, as a child takes 0.3 s to start
 
-_read_before: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by the digests of the files
+
+@dataclass(frozen=True)
+class _MatFile:
+    """A file that equals any other with the same content."""
+
+    path: Path = field(compare=False)
+    digest: str
 
 
 def read_mat_files(*paths: Path) -> list[dict[str, Any]]:
@@ -28,17 +34,14 @@ def read_mat_files(*paths: Path) -> list[dict[str, Any]]:
 
     for path in paths:
         check_download(path)
-    digests = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
-    if digests not in _read_before:
-        if len(_read_before) == MAX_KEPT:
-            del _read_before[next(iter(_read_before))]
-        _read_before[digests] = _read(paths)
-    return _read_before[digests]
+    return _read(*(_MatFile(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths))
 
 
-def _read(paths: Sequence[Path]) -> list[dict[str, Any]]:
+@functools.lru_cache(maxsize=16)  # a child takes 0.3 s to start
+def _read(*files: _MatFile) -> list[dict[str, Any]]:
     from utils.errors import DataError
 
+    paths = [file.path for file in files]
     command = [sys.executable, "-P", __file__, *map(str, paths)]
     try:
         child = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=MAX_SECONDS)

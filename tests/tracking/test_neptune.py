@@ -138,12 +138,13 @@ def test_no_value_is_of_a_type_that_the_client_drops(value, stored):
     assert (type(_storable(value)), _storable(value)) == (type(stored), stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        slow({}, "NEPTUNE_API_TOKEN is not set"),
-        slow({"neptune_api_token": "canary-7"}, "the server did not open the run (the API token is not valid; "),
-        slow(
+        ({}, "NEPTUNE_API_TOKEN is not set"),
+        ({"neptune_api_token": "canary-7"}, "the server did not open the run (the API token is not valid; "),
+        (
             {"neptune_api_token": "canary-7", "neptune_username": None},
             "neptune_username and neptune_project_name are not both set",
         ),

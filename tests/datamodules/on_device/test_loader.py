@@ -1,4 +1,4 @@
-"""The loader of whole batches on the device, where classes are balanced and an image may be drawn several times in an epoch."""
+"""The loader of whole batches on the device with balanced classes, which draws some images several times an epoch."""
 
 from collections import defaultdict
 

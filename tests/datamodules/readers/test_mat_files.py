@@ -66,7 +66,7 @@ def test_a_file_that_crashes_scipy_is_an_error_and_ends_nothing(tmp_path: Path, 
     crash = tmp_path / "crash.py"
     crash.write_text(f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})")
     monkeypatch.setattr(mat_files, "__file__", str(crash))
-    monkeypatch.setattr(mat_files, "_read_before", {})
+    mat_files._read.cache_clear()
     with pytest.raises(DataError, match=r"a\.mat is not a MATLAB 5 file, .* \(scipy crashed with signal 11\)"):
         read_mat_files(tmp_path / "a.mat")
 
