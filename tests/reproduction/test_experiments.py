@@ -122,7 +122,10 @@ def test_learning_rates_and_the_early_stop_come_out_as_published(name, tmp_path)
     assert trainer.should_stop or len(CURVES[name]) == config.num_epochs
 
 
-@pytest.mark.parametrize("name", ["drop-134", "drop-67-strong", "long", "scratch", "student", pytest.param("finetune", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["drop-134", "drop-67-strong", "long", "scratch", "student", pytest.param("finetune", marks=pytest.mark.slow)],
+)
 def test_experiments_beyond_the_study_can_be_built(name):
     config = load_config(EXPERIMENTS / "beyond" / f"{name}.yml", overrides=["trackers=[]", "accelerator=cpu"])
     assembly.check_buildable(assembly.resolve_pretrained(config))

@@ -1,0 +1,255 @@
+"""Adds finished runs to the table and the picture of docs/results.md: python -m measurements.trained RUN …
+
+Without a run it writes both again from trained.csv. Accuracies are those of the validation split, which also chose the best
+epoch; the last epoch was chosen by nothing. Latency is of one image in onnxruntime on one thread.
+"""
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from deployment.evaluation.evaluation import wilson_interval
+from deployment.profiling.benchmark import build_profiles, measure
+from reproduction.figures import new_figure, save_figure
+from reproduction.published import Published, read_published
+from reproduction.report import NONE, markdown_table
+from utils.cli import run_command
+from utils.config import load_config, read_config_file
+from utils.errors import ConfigError, RunError
+from utils.files import write_csv, write_text
+from utils.machine import PROJECT, available_cores, cpu_name
+from utils.runs.curves import COLORS
+from utils.runs.folder import CONFIG, METRICS, has_ended, read_record
+from utils.runs.metrics import best, read_rows
+from utils.runs.resolve import resolve_run
+
+TRAINED = PROJECT / "measurements" / "trained.csv"
+RESULTS = PROJECT / "docs" / "results.md"
+PICTURE = "trained.png"
+BEGIN, END = "<!-- python -m measurements.trained: table -->", "<!-- end: table -->"
+COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in epoch:", "last, %:", "raw, best / last, %:",
+           "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
+ROUNDS = 2
+PUBLISHED_TASK = "227×227, whole photos, 8,041 test images"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, a row of trained.csv; accuracies in percent.
+
+    Attributes:
+        experiment: `experiment_id`.
+        size: Height × width of the images in evaluation.
+        first_drop: First milestone of the learning rate within the training; None without one.
+        best_percent, last_percent: Of the averaged weights where there are some.
+        raw_best_percent, raw_last_percent: Of the weights that are not averaged; None without averaged ones.
+        top5_percent: In the best epoch.
+        latency_ms: Of one image in onnxruntime on one thread of `device`.
+        hours: Of training.
+        device: The machine of the latency.
+    """
+
+    experiment: str
+    description: str
+    seed: int
+    data: str
+    train_images: int
+    valid_images: int
+    size: str
+    epochs: int
+    first_drop: int | None
+    best_percent: float
+    best_epoch: int
+    last_percent: float
+    raw_best_percent: float | None
+    raw_last_percent: float | None
+    top5_percent: float
+    parameters: int
+    multiply_adds: int
+    latency_ms: float
+    hours: float
+    device: str
+    torch: str
+    commit: str
+    date: str
+    run: str
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the best accuracy, in percent."""
+        low, high = wilson_interval(round(self.best_percent / 100 * self.valid_images), self.valid_images)
+        return 100 * low, 100 * high
+
+    @property
+    def task(self) -> str:
+        return f"{self.size}, {self.data}, {self.train_images:,} / {self.valid_images:,}"
+
+
+def main(argv: Sequence[str] | None = None) -> list[Trained]:
+    """Adds the runs to trained.csv, writes the table and the picture, and returns all rows."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="a finished run: folder or name")
+    arguments = parser.parse_args(argv)
+    known, published = read_trained(TRAINED), read_published()
+    text = RESULTS.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ConfigError(f"{RESULTS}: the lines '{BEGIN}' and '{END}' are missing")
+    output_path = load_config().output_path if arguments.runs else Path()
+    new = read_runs([resolve_run(name, output_path) for name in arguments.runs])
+    rows = {row.run: row for row in (*known, *new)}
+    ordered = sorted(rows.values(), key=lambda row: (row.size, row.experiment, row.epochs, row.run))
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    write_csv(TRAINED, [asdict(row) for row in ordered], [field.name for field in fields(Trained)])
+    write_text(RESULTS, f"{before}{BEGIN}\n\n{table(ordered, published)}\n{END}{after}")
+    draw(ordered, published, RESULTS.parent / PICTURE)
+    print(f"{len(ordered)} runs in {TRAINED}, shown in {RESULTS}; picture: {RESULTS.parent / PICTURE}")
+    return ordered
+
+
+def read_runs(folders: Iterable[Path]) -> list[Trained]:
+    """Returns the rows of finished runs; measures the latency of each.
+
+    Raises:
+        RunError: A run is not finished.
+    """
+    folders = list(folders)
+    for folder in folders:
+        if not has_ended(folder):
+            raise RunError(f"{folder} is not finished: {read_record(folder).get('status')}")
+    profiles = build_profiles([str(folder) for folder in folders], (0, 0)) if folders else []
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(profiles, Path(scratch), rounds=ROUNDS)
+    found = []
+    for folder, profile in zip(folders, profiles, strict=True):
+        record, values = read_record(folder), read_config_file(folder / CONFIG).values
+        rows = read_rows(folder / METRICS)
+        accuracy, epoch = best(rows, "valid_acc") or (float("nan"), 0)
+        raw = best(rows, "valid_raw_acc")
+        milestones = (values.get("lr_scheduler_params") or {}).get("milestones") or []
+        found.append(Trained(
+            experiment=record["experiment_id"] or "",
+            description=record["description"] or "",
+            seed=values["seed"],
+            data=Path(values["data_path"]).name,
+            train_images=record["train_photos"],
+            valid_images=record["valid_photos"],
+            size="×".join(map(str, profile.image.shape[2:])),
+            epochs=len(rows),
+            first_drop=milestones[0] if milestones and milestones[0] < len(rows) else None,
+            best_percent=_percent(accuracy),
+            best_epoch=epoch,
+            last_percent=_percent(rows[-1]["valid_acc"]),
+            raw_best_percent=_percent(raw[0]) if raw else None,
+            raw_last_percent=_percent(rows[-1]["valid_raw_acc"]) if raw else None,
+            top5_percent=_percent(rows[epoch]["valid_top5_acc"]),
+            parameters=profile.parameters,
+            multiply_adds=profile.multiply_adds,
+            latency_ms=round(1e3 * profile.seconds["onnxruntime", 1].median, 2),
+            hours=round(record["seconds"] / 3600, 2),
+            device=f"{cpu_name()}, {available_cores()} cores",
+            torch=record["versions"]["torch"],
+            commit=record["commit"] or "unknown",
+            date=record["started"][:10],
+            run=folder.resolve().name,
+        ))  # fmt: skip
+    return found
+
+
+def read_trained(path: Path) -> list[Trained]:
+    """Reads trained.csv; no rows if there is no such file.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                Trained(**{field.name: _value(row[field.name], field.type) for field in fields(Trained)})
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); restore it from git") from error
+
+
+def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
+    """Returns the runs as a table, numbered as in the picture, with the conditions below it."""
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        known = published.get(row.experiment)
+        has_raw = row.raw_best_percent is not None
+        lines.append((
+            str(number), ": ".join(filter(None, (row.experiment, row.description))), row.task, str(row.epochs),
+            NONE if row.first_drop is None else str(row.first_drop),
+            f"{row.best_percent:.2f} ({row.interval[0]:.2f} … {row.interval[1]:.2f})", str(row.best_epoch),
+            f"{row.last_percent:.2f}", f"{row.raw_best_percent:.2f} / {row.raw_last_percent:.2f}" if has_raw else NONE,
+            f"{row.top5_percent:.2f}", f"{known.valid_acc_percent:.2f}" if known else NONE,
+            f"{row.parameters / 1e6:.2f}", f"{row.latency_ms:.1f}", f"{row.hours:.1f}",
+        ))  # fmt: skip
+    facts = [", ".join(sorted({getattr(row, name) for row in rows})) for name in ("device", "torch", "date")]
+    seeds = ", ".join(sorted({str(row.seed) for row in rows}))
+    notes = (
+        f"Published: on {PUBLISHED_TASK}; another task than any above. Validation images chose the best epoch, and nothing "
+        "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
+        f"Latency: one image, onnxruntime, one thread. One run each, seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
+    )
+    return (
+        f"{markdown_table(COLUMNS, lines)}\n{notes}\n\n![accuracy against epochs, parameters and latency]({PICTURE})\n"
+    )
+
+
+def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -> None:
+    """Draws best accuracy against epochs, parameters and latency, a color for each task; published results are hollow."""
+    figure = new_figure(15, 5.4)
+    panels = figure.subplots(1, 3, sharey=True)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    axes_of = {"epochs": lambda row: row.epochs, "million parameters": lambda row: row.parameters / 1e6,
+               "ms an image, one CPU thread": lambda row: row.latency_ms}  # fmt: skip
+    for panel, (label, value) in zip(panels, axes_of.items(), strict=True):
+        for task, color in zip(tasks, COLORS * len(tasks), strict=False):
+            members = [(number, row) for number, row in enumerate(rows, start=1) if row.task == task]
+            errors = [
+                [abs(row.interval[side] - row.best_percent) for _, row in members] for side in (0, 1)
+            ]  # fmt: skip
+            panel.errorbar(
+                [value(row) for _, row in members], [row.best_percent for _, row in members], yerr=errors,
+                fmt="o", markersize=5, color=color, elinewidth=1.1, label=task if panel is panels[0] else None,
+            )  # fmt: skip
+            for number, row in members:
+                panel.annotate(
+                    str(number), (value(row), row.best_percent), (5, 3), textcoords="offset points", fontsize=8,
+                    color=color,
+                )  # fmt: skip
+        panel.set(xlabel=label, ylim=(0, 100))
+    known = [published[name] for name in dict.fromkeys(row.experiment for row in rows) if name in published]
+    for panel, attribute, factor in ((panels[0], "epochs", 1), (panels[1], "num_params", 1e-6)):
+        if known:
+            panel.plot(
+                [factor * getattr(each, attribute) for each in known], [each.valid_acc_percent for each in known], "o",
+                markersize=7, markerfacecolor="none", color="black",
+                label=f"published, {PUBLISHED_TASK}" if panel is panels[0] else None,
+            )  # fmt: skip
+    panels[0].set_ylabel("best validation accuracy, %")
+    panels[0].set_xscale("log")
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, alignment="left", ncols=2)
+    save_figure(figure, list(panels), path)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def _value(text: str, kind: Any) -> Any:
+    if text == "" and kind not in (str, int, float):
+        return None
+    return {int | None: int, float | None: float}.get(kind, kind)(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

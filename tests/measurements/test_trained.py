@@ -1,0 +1,65 @@
+"""The table and the picture of whole trainings hold what the runs recorded."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+
+from measurements import trained
+from reproduction.published import read_published
+from utils.errors import ConfigError, RunError
+from utils.runs.metrics import read_rows
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A guide with the two marks; trained.csv does not exist yet."""
+    path = tmp_path / "results.md"
+    path.write_text(f"before\n\n{trained.BEGIN}\nold\n{trained.END}\n\nafter\n")
+    monkeypatch.setattr(trained, "RESULTS", path)
+    monkeypatch.setattr(trained, "TRAINED", tmp_path / "trained.csv")
+    return path
+
+
+def test_a_run_is_added_once_with_its_figures(trained_run, results):
+    (row,) = trained.main([str(trained_run)])
+    epochs = read_rows(trained_run / "metrics.csv")
+    accuracies = [epoch["valid_acc"] for epoch in epochs]
+    assert row.best_percent == round(100 * max(accuracies), 2)
+    assert row.best_epoch == accuracies.index(max(accuracies))
+    assert row.last_percent == round(100 * accuracies[-1], 2)
+    assert row.top5_percent == round(100 * epochs[row.best_epoch]["valid_top5_acc"], 2)
+    assert (row.epochs, row.size, row.valid_images, row.raw_best_percent) == (15, "64×48", 14, None)
+    assert row.latency_ms > 0
+    assert trained.read_trained(trained.TRAINED) == [row]  # every value survives the file
+    trained.main([str(trained_run)])
+    (kept,) = csv.DictReader((results.parent / "trained.csv").open(encoding="utf-8"))
+    assert kept["run"] == trained_run.name
+    text = results.read_text()
+    assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "old" not in text
+    assert f"{row.best_percent:.2f} ({row.interval[0]:.2f} … {row.interval[1]:.2f})" in text
+    assert (results.parent / trained.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_published_results_stand_beside_their_own_experiment_only(trained_run, results):
+    (row,) = trained.main([str(trained_run)])
+    rows = [replace(row, experiment="C-50", first_drop=67), replace(row, raw_best_percent=50.0, raw_last_percent=40.0)]
+    first, second = trained.table(rows, read_published()).splitlines()[2:4]
+    assert "| 67 |" in first and "| 83.79 |" in first
+    assert "83.79" not in second and "| 50.00 / 40.00 |" in second
+
+
+def test_what_cannot_be_added_changes_nothing(trained_run, results, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(RunError, match="not finished: running"):
+        trained.main([str(unfinished)])
+    results.write_text("no marks")
+    with pytest.raises(ConfigError, match="are missing"):
+        trained.main([str(trained_run)])
+    assert not (results.parent / "trained.csv").exists()
+    results.write_text(f"{trained.BEGIN}{trained.END}")
+    (results.parent / "trained.csv").write_text("run\nmine\n")
+    with pytest.raises(ConfigError, match=r"trained\.csv is damaged"):
+        trained.main([])
