@@ -236,7 +236,7 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
                 label=f"published, {PUBLISHED_TASK}" if panel is panels[0] else None,
             )  # fmt: skip
     panels[0].set_ylabel("best validation accuracy, %")
-    panels[0].set_xscale("log")
+    panels[0].set_xlim(left=0)
     figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, alignment="left", ncols=2)
     save_figure(figure, list(panels), path)
 

@@ -33,7 +33,8 @@ def test_a_run_is_added_once_with_its_figures(trained_run, results):
     assert row.latency_ms > 0
     assert trained.read_trained(trained.TRAINED) == [row]  # every value survives the file
     trained.main([str(trained_run)])
-    (kept,) = csv.DictReader((results.parent / "trained.csv").open(encoding="utf-8"))
+    with (results.parent / "trained.csv").open(encoding="utf-8") as file:
+        (kept,) = csv.DictReader(file)
     assert kept["run"] == trained_run.name
     text = results.read_text()
     assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "old" not in text
