@@ -78,6 +78,7 @@ class Claim:
     Attributes:
         values: The values of the axes.
         resumed_at: The rung's step at which a promoted trial had been pruned, else 0.
+        reported: The rungs' steps that it has reported already; not empty after a kill.
     """
 
     trial: Trial
@@ -85,6 +86,7 @@ class Claim:
     lock: FileLock
     root: int
     resumed_at: int
+    reported: set[int]
 
 
 class Search:
@@ -239,7 +241,8 @@ class Search:
         if root != trial.number:
             before = [each for each in self.trials() if root_of(each) == root and each.number < trial.number]
             resumed_at = max((each.last_step or 0 for each in before), default=0)
-        return Claim(trial, values, lock, root, resumed_at)
+        reported = {step for each in self.trials() if each.number == trial.number for step in each.intermediate_values}
+        return Claim(trial, values, lock, root, resumed_at, reported)
 
     def _drawn(self) -> list[FrozenTrial]:
         """Returns the trials whose settings were drawn, not promoted."""

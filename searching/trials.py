@@ -170,7 +170,8 @@ class _Runner:
             if epochs is None or has_ended(run):
                 break
             found = best(read_rows(run / METRICS)[:epochs], space.metric)
-            trial.report(float("nan") if found is None else found[0], step)
+            if step not in claim.reported:
+                trial.report(float("nan") if found is None else found[0], step)
             if trial.should_prune() and step > claim.resumed_at:
                 self._describe(claim, run)
                 search.study.tell(trial, state=TrialState.PRUNED)

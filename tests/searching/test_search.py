@@ -25,14 +25,14 @@ import search, searching.trials
 from searching.trials import run_trials
 from tests.support.search_runs import train_here
 from training.checkpoint_callback import Checkpoints
-started = []
+moment, started = sys.argv.pop(1).split(), []
 def start(arguments, output, environment):
     started.append(output.stem)
     return train_here(arguments, output, environment)
 original = Checkpoints.on_train_batch_end
 def kill(self, trainer, *arguments):
     original(self, trainer, *arguments)
-    if started == ["s-0", "s-0", "s-1"] and trainer.global_step == 4:  # in the second epoch of two before the rung
+    if [*started, str(trainer.global_step)] == moment:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.on_train_batch_end = kill
 searching.trials.run_trials.__kwdefaults__["start"] = start
@@ -118,11 +118,19 @@ def test_a_promoted_trial_equals_one_that_was_never_pruned(undisturbed, tmp_path
     assert_same_run(straight, run_of(undisturbed, 1))
 
 
-def test_a_search_that_was_killed_in_a_training_ends_as_an_undisturbed_one(undisturbed, cars, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "moment",
+    ["s-0 s-0 s-1 4", "s-0 s-0 6"],  # trials that were started, and the step
+    ids=["before the rung", "after a value was reported"],
+)
+def test_a_search_that_was_killed_in_a_training_ends_as_an_undisturbed_one(
+    moment, undisturbed, cars, tmp_path, monkeypatch
+):
     write(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(CONFIG_FILE.parent)}
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments(tmp_path, cars)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", KILLED, moment, *arguments(tmp_path, cars)],
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run(tmp_path, cars, monkeypatch)
