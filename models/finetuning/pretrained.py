@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from models.finetuning.parameter_groups import head_names
+from models.finetuning.parameter_groups import head_modules, head_names
 from models.torchvision_models import TORCHVISION_MODELS
 from utils.config.architectures import TIMM
 from utils.errors import ConfigError
@@ -137,7 +137,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_pretrained(model: nn.Module, weights: PretrainedWeights, class_names: Sequence[str]) -> str:
-    """Loads the backbone, and the head's rows of classes with the same name; the other rows stay new.
+    """Loads the backbone, and the head's rows of classes with the same name; the other rows are new.
+
+    New rows are drawn as torch draws those of a linear layer, from ± 1 / √inputs. timm draws those of EfficientNet from
+    ± 1 / √classes, which is larger and disturbs the backbone: measured in docs/fine-tuning.md.
 
     Weights of color images fit a model of gray ones: its first convolution gets their sum over the channels.
 
@@ -166,6 +169,9 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, class_names: S
             f"pretrained: {weights.source} does not fit the backbone: {len(wrong)} of {len(backbone)} weights are missing or "
             f"have another shape: {_listed(wrong)}"
         )
+    for module in head_modules(model).values():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
     rows = {new: weights.class_names.index(name) for new, name in enumerate(class_names) if name in weights.class_names}
     kept = 0
     for name, value in state.items():
