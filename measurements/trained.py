@@ -10,13 +10,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from deployment.evaluation.evaluation import wilson_interval
 from deployment.profiling.benchmark import build_profiles, measure
 from reproduction.figures import new_figure, save_figure
-from reproduction.published import Published, read_published
+from reproduction.published import Published, first_drops, read_published
 from reproduction.report import NONE, markdown_table
 from utils.cli import run_command
 from utils.config import load_config, read_config_file
@@ -34,6 +35,8 @@ PICTURE = "trained.png"
 BEGIN, END = "<!-- python -m measurements.trained: table -->", "<!-- end: table -->"
 COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in epoch:", "last, %:", "raw, best / last, %:",
            "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
+DROPS = "drops.png"
+MIN_WEIGHT_DECAY = 0.6  # of the published runs beside which the measured drops stand
 ROUNDS = 2
 PUBLISHED_TASK = "227×227, whole photos, 8,041 test images"
 
@@ -107,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> list[Trained]:
     write_csv(TRAINED, [asdict(row) for row in ordered], [field.name for field in fields(Trained)])
     write_text(RESULTS, f"{before}{BEGIN}\n\n{table(ordered, published)}\n{END}{after}")
     draw(ordered, published, RESULTS.parent / PICTURE)
+    if series := drop_series(ordered):
+        draw_drops(series, RESULTS.parent / DROPS)
     print(f"{len(ordered)} runs in {TRAINED}, shown in {RESULTS}; picture: {RESULTS.parent / PICTURE}")
     return ordered
 
@@ -199,9 +204,30 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
         "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
         f"Latency: one image, onnxruntime, one thread. One run each, seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
     )
-    return (
-        f"{markdown_table(COLUMNS, lines)}\n{notes}\n\n![accuracy against epochs, parameters and latency]({PICTURE})\n"
-    )
+    parts = [markdown_table(COLUMNS, lines), notes, f"\n![accuracy against epochs, parameters and latency]({PICTURE})"]
+    if series := drop_series(rows):
+        lines = [f"- {name}: {slope_text(members)}" for name, members in series.items()]
+        parts += [f"\n![accuracy against the epoch of the first drop]({DROPS})\n", *lines]
+    return "\n".join(parts) + "\n"
+
+
+def drop_series(rows: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """Returns the runs of each experiment that was branched at several epochs, by the epoch of the first drop."""
+    series: dict[str, dict[int, Trained]] = {}
+    for row in rows:
+        if row.first_drop is not None:
+            series.setdefault(f"{row.experiment}, {row.size}", {})[row.first_drop] = row
+    return {name: [runs[drop] for drop in sorted(runs)] for name, runs in series.items() if len(runs) > 1}
+
+
+def slope_text(runs: Sequence[Trained]) -> str:
+    """Returns the accuracy after each first drop, and the slope between neighbors, in percentage points an epoch."""
+    steps = [
+        f"{(after.best_percent - before.best_percent) / (after.first_drop - before.first_drop):+.3f}"
+        for before, after in pairwise(runs)
+    ]
+    reached = ", ".join(f"{run.best_percent:.2f} % (drop at {run.first_drop})" for run in runs)
+    return f"{reached}; {', '.join(steps)} points an epoch in between"
 
 
 def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -> None:
@@ -239,6 +265,29 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
     panels[0].set_xlim(left=0)
     figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, alignment="left", ncols=2)
     save_figure(figure, list(panels), path)
+
+
+def draw_drops(series: dict[str, list[Trained]], path: Path) -> None:
+    """Draws best accuracy against the epoch of the first drop of the learning rate, beside the published runs in gray."""
+    figure = new_figure(10, 6)
+    axes = figure.subplots()
+    drops, _, line = first_drops(MIN_WEIGHT_DECAY)
+    axes.plot(
+        *zip(*(drop.point for drop in drops), strict=True), "o", color="0.6", markersize=5,
+        label=f"published, {PUBLISHED_TASK}: {line.slope:+.3f} points an epoch, {len(drops)} runs that differ in more",
+    )  # fmt: skip
+    for (name, runs), color in zip(series.items(), COLORS * len(series), strict=False):
+        errors = [[abs(run.interval[side] - run.best_percent) for run in runs] for side in (0, 1)]
+        axes.errorbar(
+            [run.first_drop for run in runs], [run.best_percent for run in runs], yerr=errors, fmt="o-", color=color,
+            markersize=5, linewidth=1.2, label=f"{name}: runs that differ in the schedule alone",
+        )  # fmt: skip
+    axes.set(
+        xlabel="epoch of the first drop of the learning rate", ylabel="best validation accuracy, %", xlim=(0, None),
+        ylim=(0, 100),
+    )  # fmt: skip
+    axes.legend(loc="lower right", frameon=False, fontsize=9.5)
+    save_figure(figure, [axes], path)
 
 
 def _percent(share: float) -> float:

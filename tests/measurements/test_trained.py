@@ -50,6 +50,21 @@ def test_published_results_stand_beside_their_own_experiment_only(trained_run, r
     assert "83.79" not in second and "| 50.00 / 40.00 |" in second
 
 
+def test_runs_that_differ_in_their_first_drop_are_a_series(trained_run, results):
+    (row,) = trained.main([str(trained_run)])
+    runs = [
+        replace(row, run=str(drop), first_drop=drop, best_percent=value) for drop, value in ((34, 12.0), (17, 10.3))
+    ]
+    series = trained.drop_series([*runs, row, replace(runs[0], experiment="alone")])
+    (found,) = series.values()
+    assert [run.first_drop for run in found] == [17, 34]
+    assert trained.slope_text(found) == "10.30 % (drop at 17), 12.00 % (drop at 34); +0.100 points an epoch in between"
+    assert trained.slope_text(found) in trained.table(runs, read_published())
+    assert trained.DROPS not in results.read_text()  # a single run has none
+    trained.draw_drops(series, results.parent / trained.DROPS)
+    assert (results.parent / trained.DROPS).read_bytes().startswith(b"\x89PNG")
+
+
 def test_what_cannot_be_added_changes_nothing(trained_run, results, tmp_path):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
