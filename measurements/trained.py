@@ -286,7 +286,7 @@ def draw_drops(series: dict[str, list[Trained]], path: Path) -> None:
         xlabel="epoch of the first drop of the learning rate", ylabel="best validation accuracy, %", xlim=(0, None),
         ylim=(0, 100),
     )  # fmt: skip
-    axes.legend(loc="lower right", frameon=False, fontsize=9.5)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, alignment="left")
     save_figure(figure, [axes], path)
 
 
