@@ -140,7 +140,7 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, class_names: S
     """Loads the backbone, and the head's rows of classes with the same name; the other rows are new.
 
     New rows are drawn as torch draws those of a linear layer, from ± 1 / √inputs. timm draws those of EfficientNet from
-    ± 1 / √classes, which is larger and disturbs the backbone: measured in docs/fine-tuning.md.
+    ± 1 / √classes, which is larger and disturbs the backbone: measured in docs/results.md.
 
     Weights of color images fit a model of gray ones: its first convolution gets their sum over the channels.
 
