@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from measurements import trained
+from measurements import beside_published, trained
 from reproduction.published import read_published
 from utils.errors import ConfigError, RunError
 from utils.runs.metrics import read_rows
@@ -79,3 +79,29 @@ def test_what_cannot_be_added_changes_nothing(trained_run, results, tmp_path):
     (results.parent / "trained.csv").write_text("run\nmine\n")
     with pytest.raises(ConfigError, match=r"trained\.csv is damaged"):
         trained.main([])
+
+
+def test_a_run_beside_the_published_curve(trained_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"experiment_id": "C-50"}')
+    metrics = [(0, 0.1, 0.001), (1, 0.1, 0.001), (2, 0.4, 0.0001), (3, 0.3, 0.0001)]
+    columns = "epoch,train_loss,train_acc,valid_loss,valid_acc,lr,train_top5_acc,valid_top5_acc,valid_mean_class_acc\n"
+    lines = [f"{epoch},1,0.5,1,{accuracy},{rate},1,1,1\n" for epoch, accuracy, rate in metrics]
+    (run / "metrics.csv").write_text(columns + "".join(lines))
+    curves = tmp_path / "curves.csv"
+    curves.write_text(
+        "id,epoch,train_loss,train_acc,valid_loss,valid_acc,lr\nC-50,0,1,0.2,1,0.25,0.001\nC-1,0,1,1,1,1,1\n"
+    )
+    picture = tmp_path / "picture.png"
+    assert beside_published.main([str(run), str(curves), "--output", str(picture)]) == [
+        "C-50 published: best 25.00 % in epoch 0 of 1; the learning rate was never lowered",
+        "C-50 measured: best 40.00 % in epoch 2 of 4, 0 after the first drop; mean of 3 epochs before it 10.00 %, after it "
+        "35.00 %",
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (run / "run.json").write_text('{"experiment_id": "C-2"}')
+    with pytest.raises(ConfigError, match="no curve of 'C-2'"):
+        beside_published.main([str(run), str(curves)])
+    with pytest.raises(ConfigError, match="is not a CSV file of curves"):
+        beside_published.main([str(run), str(run)])
