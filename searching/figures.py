@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, RED, GRAY = "#1b6ca8", "#d1495b", "0.6"
-COLUMNS = 3
+MAX_COLUMNS = 3
 MAX_LABEL = 10  # characters that are not rotated
 COSTS = {
     "multiply_adds": ("million multiply-adds", 1e-6),
@@ -37,9 +37,10 @@ def draw_search(
         RunError: The file cannot be written.
     """
     count = len(space.axes) + 1
-    rows = -(-count // COLUMNS)
-    figure = new_figure(4.2 * min(count, COLUMNS), 3.4 * rows + 0.5)
-    panels = list(figure.subplots(rows, min(count, COLUMNS), squeeze=False).flat)
+    columns = 2 if count == 4 else min(count, MAX_COLUMNS)
+    rows = -(-count // columns)
+    figure = new_figure(4.2 * columns, 3.4 * rows + 0.5)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[count:]:
         panel.remove()
     for axis, panel in zip(space.axes, panels, strict=False):
