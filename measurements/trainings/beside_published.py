@@ -1,6 +1,6 @@
 """Draws a run's accuracy by epoch beside the published curve of its experiment.
 
-    python -m measurements.beside_published RUN CURVES
+    python -m measurements.trainings.beside_published RUN CURVES
 
 CURVES is a CSV file of the study's record: id, epoch, train_loss, train_acc, valid_loss, valid_acc, lr. Where sizes or data
 differ, the shapes can be compared, not the heights.

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from measurements import beside_published, trained
+from measurements.trainings import beside_published
+from measurements.trainings import table as trained
 from reproduction.published import read_published
 from utils.errors import ConfigError, RunError
 from utils.runs.metrics import read_rows

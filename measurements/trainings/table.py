@@ -1,4 +1,4 @@
-"""Adds finished runs to the table and the picture of docs/results.md: python -m measurements.trained RUN …
+"""Adds finished runs to the table and the picture of docs/results.md: python -m measurements.trainings.table RUN …
 
 Without a run it writes both again from trained.csv. Accuracies are those of the validation split, which also chose the best
 epoch; the last epoch was chosen by nothing. Latency is of one image in onnxruntime on one thread.
@@ -29,10 +29,10 @@ from utils.runs.folder import CONFIG, METRICS, has_ended, read_record
 from utils.runs.metrics import best, read_rows
 from utils.runs.resolve import resolve_run
 
-TRAINED = PROJECT / "measurements" / "trained.csv"
+TRAINED = Path(__file__).parent / "trained.csv"
 RESULTS = PROJECT / "docs" / "results.md"
 PICTURE = "trained.png"
-BEGIN, END = "<!-- python -m measurements.trained: table -->", "<!-- end: table -->"
+BEGIN, END = "<!-- python -m measurements.trainings.table: table -->", "<!-- end: table -->"
 COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in epoch:", "last, %:", "raw, best / last, %:",
            "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
 DROPS = "drops.png"
