@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from searching.final import test_accuracy
     from searching.report import Findings, terminal_text, write_report
     from searching.results import BEST_FEW, judge, pareto_front, ranked, read_trials, repeats_of
-    from searching.study import Search
+    from searching.study import STORE, Search
     from searching.trials import device_environments, run_trials
 
     if not arguments.report:
@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             "validation_fraction, such as 0.15, in the space"
         )
     folder = (arguments.output or load_config().output_path) / FOLDER
+    if arguments.report and arguments.storage is None and not (folder / STORE).exists():
+        raise RunError(f"{folder} has no search yet; without --report the same command starts one")
     digest = digest_of_data(splits)
     search = Search(space, folder, data=digest, storage=arguments.storage)
     environments = [] if arguments.report else device_environments(config)

@@ -19,10 +19,11 @@ from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.runs.curves import COLORS
-from utils.runs.folder import METRICS, read_record
+from utils.runs.folder import METRICS, RECORD, read_record
 from utils.runs.metrics import Row, best, read_rows
 from utils.runs.resolve import resolve_run
 
+COLUMNS = ("epoch", "train_acc", "valid_acc", "lr")
 AROUND = 3  # epochs before and after a drop that are averaged
 OUTPUT = Path("beside_published.png")
 
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
     )
     arguments = parser.parse_args(argv)
     folder = resolve_run(arguments.run, load_config().output_path)
-    experiment = read_record(folder).get("experiment_id") or ""
+    experiment = read_record(folder).get("experiment_id")
+    if not experiment:
+        raise ConfigError(f"{folder / RECORD} names no experiment_id, by which the published curve is found")
     curves = {"published": read_curve(arguments.curves, experiment), "measured": read_rows(folder / METRICS)}
     if not curves["measured"]:
         raise ConfigError(f"{folder} has no finished epoch")
@@ -56,9 +59,13 @@ def read_curve(path: Path, experiment: str) -> list[Row]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["id"] == experiment]
-            found = [{key: float(value) for key, value in row.items() if key != "id"} for row in rows]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is not a CSV file of curves: {error}") from error
+            found = [{key: float(row[key]) for key in COLUMNS} for row in rows]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: expected a CSV file with numbers in the columns id, {', '.join(COLUMNS)}"
+        ) from error
     if not found:
         raise ConfigError(f"{path} has no curve of '{experiment}', the run's experiment_id")
     return found

@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, or is damaged, and is not loaded"
         ) from error
     except Exception as error:  # torch and safetensors raise a dozen kinds of errors for damaged bytes
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path} is empty, damaged or no file of weights ({error!r})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no weights")
     return content

@@ -70,7 +70,7 @@ def test_what_cannot_be_added_changes_nothing(trained_run, results, tmp_path):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "run.json").write_text('{"status": "running"}')
-    with pytest.raises(RunError, match="not finished: running"):
+    with pytest.raises(RunError, match="not finished: status running"):
         trained.main([str(unfinished)])
     results.write_text("no marks")
     with pytest.raises(ConfigError, match="are missing"):
@@ -104,5 +104,13 @@ def test_a_run_beside_the_published_curve(trained_run, tmp_path, capsys):
     (run / "run.json").write_text('{"experiment_id": "C-2"}')
     with pytest.raises(ConfigError, match="no curve of 'C-2'"):
         beside_published.main([str(run), str(curves)])
-    with pytest.raises(ConfigError, match="is not a CSV file of curves"):
+    with pytest.raises(ConfigError, match=r"run cannot be read: Is a directory"):
         beside_published.main([str(run), str(run)])
+    curves.write_text("id,epoch\nC-2,0\n")
+    with pytest.raises(
+        ConfigError, match=r"curves\.csv: expected a CSV file with numbers in the columns id, epoch, train_acc"
+    ):
+        beside_published.main([str(run), str(curves)])
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"run\.json names no experiment_id"):
+        beside_published.main([str(run), str(curves)])

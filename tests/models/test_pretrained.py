@@ -93,7 +93,8 @@ def test_files_of_all_common_layouts_are_read(tmp_path, layout):
         (nn.Linear(2, 2), "holds more than tensors and plain values"),
         ([1, 2], "holds no weights"),
         ({"epoch": 3}, "holds no weights"),
-        (b"torn", "cannot be read"),
+        (b"torn", "is empty, damaged or no file of weights"),
+        (b"", "is empty, damaged or no file"),
     ],
 )
 def test_a_file_without_weights_is_one_line(tmp_path, content, message):
@@ -170,6 +171,7 @@ def test_another_normalization_than_that_of_the_weights_is_warned_of(four_epochs
     ("changes", "message"),
     [
         (["pretrained=nowhere"], "pretrained: invalid value 'nowhere': nowhere: no such run"),
+        (["pretrained=nowhere.pth"], "pretrained: invalid value 'nowhere.pth': nowhere.pth: no such file"),
         (["pretrained=True"], "pretrained: invalid value True: there are no published weights for ghost"),
         (["drop_path=0.1"], "drop_path: ghost has no stochastic depth"),
         (

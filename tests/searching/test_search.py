@@ -16,6 +16,7 @@ from searching.trials import run_trials
 from tests.support.search_runs import Trainings, train_here, write_space
 from tests.support.small_runs import assert_same_run
 from utils.config import CONFIG_FILE, load_config
+from utils.errors import RunError
 
 pytestmark = pytest.mark.slow
 RATES = [1e-6, 0.01, 0.1, 1.0]  # each worse than the one before after two epochs
@@ -107,6 +108,13 @@ def test_repeats_are_reported_and_survive_another_call(cars, tmp_path, monkeypat
     assert len(trainings.started) == 8 + 6
     assert search.main([*arguments(tmp_path, cars), "--confirm", "2", "--report"]).read_text() == report
     assert len(trainings.started) == 8 + 6
+
+
+def test_a_report_before_anything_ran_writes_nothing(cars, tmp_path):
+    write(tmp_path)
+    with pytest.raises(RunError, match="has no search yet; without --report the same command starts one"):
+        search.main([*arguments(tmp_path, cars), "--report"])
+    assert not (tmp_path / "searches").exists()
 
 
 def test_a_promoted_trial_equals_one_that_was_never_pruned(undisturbed, tmp_path):
