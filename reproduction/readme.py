@@ -56,18 +56,29 @@ def update_readme(
     rows = read_measured(measured)
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     for name in ("first drop", "table"):
-        if not all(mark.format(name) in text for mark in (BEGIN, END)):
-            raise ConfigError(f"{readme}: the lines '{BEGIN.format(name)}' and '{END.format(name)}' are missing")
+        split_at_section(readme, text, BEGIN.format(name), END.format(name))
     write_measured(measured, [*rows, *new])
     rows = read_measured(measured)
     for name, content in (("first drop", first_drop_text()), ("table", table_text(rows))):
-        before, begin, rest = text.partition(BEGIN.format(name))
-        _, end, after = rest.partition(END.format(name))
-        text = f"{before}{begin}\n\n{content}\n{end}{after}"
+        before, after = split_at_section(readme, text, BEGIN.format(name), END.format(name))
+        text = f"{before}\n\n{content}\n{after}"
     drops, others, line = first_drops(MIN_WEIGHT_DECAY)
     draw_first_drops(drops, others, line, picture or readme.parent / PICTURE)
     write_text(readme, text)
     return len(rows)
+
+
+def split_at_section(file: Path, text: str, begin: str, end: str) -> tuple[str, str]:
+    """Returns the text of `file` up to and with the line `begin`, and from the line `end` on.
+
+    Raises:
+        ConfigError: A line is missing.
+    """
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ConfigError(f"{file}: the lines '{begin}' and '{end}' are missing")
+    return before + begin, end + after
 
 
 def first_drop_text() -> str:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from reproduction.evaluation import read_facts
 from reproduction.planning import Key, RunIndex, changes_of, data_set_of
@@ -14,6 +14,8 @@ from utils.config import read_config_file
 from utils.errors import ConfigError
 from utils.files import write_csv
 from utils.runs.folder import CONFIG, has_ended, read_record
+
+Row = TypeVar("Row")
 
 
 class Setup(NamedTuple):
@@ -157,7 +159,12 @@ def by_setup(measured: Sequence[Measured]) -> dict[Setup, dict[str, Summary]]:
 
 
 def read_measured(path: Path) -> list[Measured]:
-    """Reads the rows of measured.csv; none if there is no such file.
+    """Reads the rows of measured.csv, as `read_table` does."""
+    return read_table(path, Measured)
+
+
+def read_table(path: Path, kind: type[Row]) -> list[Row]:
+    """Reads a CSV file of this project whose rows are dataclasses of this kind; no rows if there is no such file.
 
     Raises:
         ConfigError: The file is not valid.
@@ -167,7 +174,7 @@ def read_measured(path: Path) -> list[Measured]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [
-                Measured(**{field.name: _value(row[field.name], field.type) for field in fields(Measured)})
+                kind(**{field.name: _value(row[field.name], field.type) for field in fields(kind)})
                 for row in csv.DictReader(file)
             ]
     except (KeyError, ValueError, TypeError) as error:
@@ -225,4 +232,4 @@ def _rounded(value: float | None) -> float | None:
 def _value(text: str, kind: Any) -> Any:
     if kind in (str, int, float):
         return kind(text)
-    return float(text) if text else None
+    return get_args(kind)[0](text) if text else None  # of int | None or float | None

@@ -18,7 +18,7 @@ from reproduction.figures import new_figure, save_figure
 from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError
-from utils.runs.curves import COLORS
+from utils.runs.curves import COLORS, SPLITS
 from utils.runs.folder import METRICS, RECORD, read_record
 from utils.runs.metrics import Row, best, read_rows
 from utils.runs.resolve import resolve_run
@@ -100,7 +100,7 @@ def draw(experiment: str, curves: dict[str, list[Row]], path: Path) -> None:
         for split, style in (("valid", "-"), ("train", ":")):
             axes.plot(
                 [row["epoch"] for row in rows], [100 * row[f"{split}_acc"] for row in rows], style, color=color,
-                linewidth=1.4 if split == "valid" else 1.0, label=f"{name}, {'validation' if split == 'valid' else 'training'}",
+                linewidth=1.4 if split == "valid" else 1.0, label=f"{name}, {SPLITS[split]}",
             )  # fmt: skip
         if (drop := first_drop(rows)) is not None:
             axes.axvline(drop, color=color, linewidth=0.8, alpha=0.5)

@@ -5,23 +5,23 @@ epoch; the last epoch was chosen by nothing. Latency is of one image in onnxrunt
 """
 
 import argparse
-import csv
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from deployment.evaluation.evaluation import wilson_interval
 from deployment.profiling.benchmark import build_profiles, measure
 from reproduction.figures import new_figure, save_figure
 from reproduction.published import Published, first_drops, read_published
+from reproduction.readme import MIN_WEIGHT_DECAY, split_at_section
 from reproduction.report import NONE, markdown_table
+from reproduction.results import read_table
 from utils.cli import run_command
 from utils.config import load_config, read_config_file
-from utils.errors import ConfigError, RunError
+from utils.errors import RunError
 from utils.files import write_csv, write_text
 from utils.machine import PROJECT, available_cores, cpu_name
 from utils.runs.curves import COLORS
@@ -36,7 +36,6 @@ BEGIN, END = "<!-- python -m measurements.trainings.table: table -->", "<!-- end
 COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in epoch, from 0:", "last, %:",
            "raw, best / last, %:", "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
 DROPS = "drops.png"
-MIN_WEIGHT_DECAY = 0.6  # of the published runs beside which the measured drops stand
 ROUNDS = 2
 PUBLISHED_TASK = "227×227, whole photos, 8,041 test images"
 
@@ -98,17 +97,14 @@ def main(argv: Sequence[str] | None = None) -> list[Trained]:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("runs", metavar="RUN", nargs="*", help="a finished run: folder or name")
     arguments = parser.parse_args(argv)
-    known, published = read_trained(TRAINED), read_published()
-    text = RESULTS.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ConfigError(f"{RESULTS}: the lines '{BEGIN}' and '{END}' are missing")
+    known, published = read_table(TRAINED, Trained), read_published()
+    before, after = split_at_section(RESULTS, RESULTS.read_text(encoding="utf-8"), BEGIN, END)
     output_path = load_config().output_path if arguments.runs else Path()
     new = read_runs([resolve_run(name, output_path) for name in arguments.runs])
     rows = {row.run: row for row in (*known, *new)}
     ordered = sorted(rows.values(), key=lambda row: (row.size, row.experiment, row.epochs, row.run))
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     write_csv(TRAINED, [asdict(row) for row in ordered], [field.name for field in fields(Trained)])
-    write_text(RESULTS, f"{before}{BEGIN}\n\n{table(ordered, published)}\n{END}{after}")
+    write_text(RESULTS, f"{before}\n\n{table(ordered, published)}\n{after}")
     draw(ordered, published, RESULTS.parent / PICTURE)
     if series := drop_series(ordered):
         draw_drops(series, RESULTS.parent / DROPS)
@@ -165,24 +161,6 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
     return found
 
 
-def read_trained(path: Path) -> list[Trained]:
-    """Reads trained.csv; no rows if there is no such file.
-
-    Raises:
-        ConfigError: The file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                Trained(**{field.name: _value(row[field.name], field.type) for field in fields(Trained)})
-                for row in csv.DictReader(file)
-            ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}); restore it from git") from error
-
-
 def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
     """Returns the runs as a table, numbered as in the picture, with the conditions below it."""
     lines = []
@@ -202,7 +180,6 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
     notes = (
         f"Published: on {PUBLISHED_TASK}; another task than any above. Validation images chose the best epoch, and nothing "
         "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
-        f"stanford_cars_224: photos of Stanford Cars cut to their boxes and stretched to 224×224, every second test image. "
         f"Latency: one image, onnxruntime, one thread. One run each, seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
     )
     parts = [markdown_table(COLUMNS, lines), notes, f"\n![accuracy against epochs, parameters and latency]({PICTURE})"]
@@ -241,11 +218,9 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
     for panel, (label, value) in zip(panels, axes_of.items(), strict=True):
         for task, color in zip(tasks, COLORS * len(tasks), strict=False):
             members = [(number, row) for number, row in enumerate(rows, start=1) if row.task == task]
-            errors = [
-                [abs(row.interval[side] - row.best_percent) for _, row in members] for side in (0, 1)
-            ]  # fmt: skip
             panel.errorbar(
-                [value(row) for _, row in members], [row.best_percent for _, row in members], yerr=errors,
+                [value(row) for _, row in members], [row.best_percent for _, row in members],
+                yerr=_errors(row for _, row in members),
                 fmt="o", markersize=5, color=color, elinewidth=1.1, label=task if panel is panels[0] else None,
             )  # fmt: skip
             for number, row in members:
@@ -278,10 +253,9 @@ def draw_drops(series: dict[str, list[Trained]], path: Path) -> None:
         label=f"published, {PUBLISHED_TASK}: {line.slope:+.3f} points an epoch, {len(drops)} runs that differ in more",
     )  # fmt: skip
     for (name, runs), color in zip(series.items(), COLORS * len(series), strict=False):
-        errors = [[abs(run.interval[side] - run.best_percent) for run in runs] for side in (0, 1)]
         axes.errorbar(
-            [run.first_drop for run in runs], [run.best_percent for run in runs], yerr=errors, fmt="o-", color=color,
-            markersize=5, linewidth=1.2, label=f"{name}: runs that differ in the schedule alone",
+            [run.first_drop for run in runs], [run.best_percent for run in runs], yerr=_errors(runs), fmt="o-",
+            color=color, markersize=5, linewidth=1.2, label=f"{name}: runs that differ in the schedule alone",
         )  # fmt: skip
     axes.set(
         xlabel="epoch of the first drop of the learning rate", ylabel="best validation accuracy, %", xlim=(0, None),
@@ -291,14 +265,14 @@ def draw_drops(series: dict[str, list[Trained]], path: Path) -> None:
     save_figure(figure, [axes], path)
 
 
+def _errors(rows: Iterable[Trained]) -> list[tuple[float, ...]]:
+    """Returns the distances to both ends of each interval, as matplotlib draws them."""
+    pairs = ((row.best_percent - row.interval[0], row.interval[1] - row.best_percent) for row in rows)
+    return list(zip(*pairs, strict=True))
+
+
 def _percent(share: float) -> float:
     return round(100 * share, 2)
-
-
-def _value(text: str, kind: Any) -> Any:
-    if text == "" and kind not in (str, int, float):
-        return None
-    return {int | None: int, float | None: float}.get(kind, kind)(text)
 
 
 if __name__ == "__main__":

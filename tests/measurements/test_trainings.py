@@ -43,7 +43,7 @@ def test_a_run_is_added_once_with_its_figures(trained_run, results):
     assert row.top5_percent == round(100 * epochs[row.best_epoch]["valid_top5_acc"], 2)
     assert (row.epochs, row.size, row.valid_images, row.raw_best_percent) == (15, "64×48", 14, None)
     assert row.latency_ms > 0
-    assert trained.read_trained(trained.TRAINED) == [row]  # every value survives the file
+    assert trained.read_table(trained.TRAINED, trained.Trained) == [row]  # every value survives the file
     assert trained.main([]) == [row]
     with (results.parent / "trained.csv").open(encoding="utf-8") as file:
         (kept,) = csv.DictReader(file)
