@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from models.classifier import Classifier
 from models.finetuning.pretrained import PretrainedWeights, load_pretrained, published_weights, weights_of_file
@@ -10,8 +9,6 @@ from utils.config import Config, ConfigError, Problems
 from utils.config.schema import Normalization
 from utils.errors import RunError
 from utils.runs import resolve_checkpoint
-
-FILES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +23,6 @@ def find_pretrained(config: Config) -> PretrainedWeights:
         return published_weights(config.architecture, image_size=config.image_size)
     try:
         path = resolve_checkpoint(config.pretrained, config.output_path)
-    except ConfigError as error:
-        if Path(config.pretrained).suffix in FILES:
-            raise ConfigError(f"{config.pretrained}: no such file") from error
-        raise
     except RunError as error:  # a run without a checkpoint
         raise ConfigError(str(error)) from error
     return weights_of_file(path, config.architecture, image_size=config.image_size)

@@ -383,9 +383,7 @@ def test_runs_are_found_by_folder_and_by_name(output: Path, monkeypatch: pytest.
 
 def test_a_misspelt_run_is_answered_with_the_nearest(output: Path):
     write_run(output / "resnet18_4", [])
-    with pytest.raises(
-        ConfigError, match=rf"^resnet18_5: no such run, nor one in {output}; nearest there: resnet18_4, ghost_"
-    ):
+    with pytest.raises(ConfigError, match=rf"^resnet18_5: no such run; nearest in {output}: resnet18_4, ghost_"):
         find_runs(["ghost_1", "resnet18_5"], output)
     with pytest.raises(ConfigError, match="no_such: no such run; nowhere has no runs yet"):
         find_runs(["no_such"], Path("nowhere"))
@@ -450,7 +448,7 @@ def test_the_command_needs_neither_torch_nor_matplotlib_to_answer(output: Path):
     command = [sys.executable, "-c", program, "ghost_9", "--output", str(output)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "[]\n")
-    assert done.stderr.startswith("error: ghost_9: no such run, nor one in ")
+    assert done.stderr.startswith("error: ghost_9: no such run; nearest in ")
 
 
 def test_it_draws_nothing_where_no_epoch_was_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

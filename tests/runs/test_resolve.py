@@ -67,12 +67,14 @@ def test_of_runs_of_the_same_second_the_last_is_the_one_with_the_highest_number(
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(output: Path):
-    with pytest.raises(
-        ConfigError, match=rf"^gost_1: no such run, nor one in {output}; nearest there: ghost_1, ghost_"
-    ):
+    with pytest.raises(ConfigError, match=rf"^gost_1: no such run; nearest in {output}: ghost_1, ghost_"):
         resolve_checkpoint("gost_1", output)
     with pytest.raises(ConfigError, match=r"^last: no such run; \S+/none has no runs yet. Start one: python train.py"):
         resolve_run("last", output / "none")
+    with pytest.raises(ConfigError, match=rf"^{output} is not a run's; nearest in {output}: "):
+        resolve_run(str(output), output)
+    with pytest.raises(ConfigError, match=r"^gone/best.ckpt: no such file$"):
+        resolve_checkpoint("gone/best.ckpt", output)
 
 
 def test_every_command_takes_the_same_names(output: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -10,6 +10,7 @@ from utils.runs.metrics import read_rows
 
 NEWEST = "last"
 MAX_SUGGESTIONS = 3
+WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")  # endings of files with weights
 
 
 def list_runs(output_path: Path) -> list[Path]:
@@ -33,7 +34,7 @@ def resolve_run(name: str, output_path: Path) -> Path:
         output_path: The folder of the runs.
 
     Raises:
-        ConfigError: There is no such run.
+        ConfigError: There is no such run or file.
     """
     runs = list_runs(output_path)
     if name == NEWEST and runs:
@@ -47,10 +48,13 @@ def resolve_run(name: str, output_path: Path) -> Path:
                 return folder
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if Path(name).suffix in WEIGHTS and not Path(name).exists():
+        raise ConfigError(f"{name}: no such file")
+    problem = f"{name} is not a run's" if Path(name).exists() else f"{name}: no such run"
     if not runs:
-        raise ConfigError(f"{name}: no such run; {output_path} has no runs yet. Start one: python train.py")
+        raise ConfigError(f"{problem}; {output_path} has no runs yet. Start one: python train.py")
     close = difflib.get_close_matches(Path(name).name, [run.name for run in runs], n=MAX_SUGGESTIONS, cutoff=0)
-    raise ConfigError(f"{name}: no such run, nor one in {output_path}; nearest there: {', '.join(close)}")
+    raise ConfigError(f"{problem}; nearest in {output_path}: {', '.join(close)}")
 
 
 def resolve_checkpoint(name: str, output_path: Path, *, which: Path = BEST) -> Path:
