@@ -180,7 +180,8 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
     notes = (
         f"Published: on {PUBLISHED_TASK}; another task than any above. Validation images chose the best epoch, and nothing "
         "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
-        f"Latency: one image, onnxruntime, one thread. One run each, seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
+        "Latency: one image, onnxruntime, one thread. The hours of a branch are those after its trunk's. One run each, seed "
+        f"{seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
     )
     parts = [markdown_table(COLUMNS, lines), notes, f"\n![accuracy against epochs, parameters and latency]({PICTURE})"]
     if series := drop_series(rows):
