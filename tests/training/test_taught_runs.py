@@ -73,7 +73,7 @@ def test_a_resumed_run_has_the_same_teacher_or_says_which_is_missing(taught, tea
     longer = ["--resume", str(folder), "--set", "num_epochs=3"]
     moved = shutil.move(teacher, tmp_path / "moved")
     try:
-        with pytest.raises(ConfigError, match=r"teacher: .*no such file.*--set teacher=PATH names the same checkpoint"):
+        with pytest.raises(ConfigError, match=r"teacher: .*no such run.*--set teacher=PATH names the same checkpoint"):
             train.main(longer)
         with pytest.raises(ConfigError, match=r"began with .*best.ckpt, and has .*best.ckpt now, with other weights"):
             train.main([*longer, "--set", f"teacher={original}"])
