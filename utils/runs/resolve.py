@@ -48,9 +48,10 @@ def resolve_run(name: str, output_path: Path) -> Path:
                 return folder
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if Path(name).suffix in WEIGHTS and not Path(name).exists():
+    exists = Path(name).exists()
+    if not exists and Path(name).suffix in WEIGHTS:
         raise ConfigError(f"{name}: no such file")
-    problem = f"{name} is not a run's" if Path(name).exists() else f"{name}: no such run"
+    problem = f"{name} is not a run's" if exists else f"{name}: no such run"
     if not runs:
         raise ConfigError(f"{problem}; {output_path} has no runs yet. Start one: python train.py")
     close = difflib.get_close_matches(Path(name).name, [run.name for run in runs], n=MAX_SUGGESTIONS, cutoff=0)
