@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> list["Profile"]:
     print("\n".join([as_text(cells), "", *lines]))
     print(f"  report in {folder}: benchmark.csv, benchmark.md, benchmark.png")
     print(
-        "  next: python train.py --set architecture=NAME, then python benchmark.py RUN … to compare accuracy and cost"
+        "  next: python train.py --set architecture=NAME --set out_channels=null (ghost: without the latter),\n"
+        "  then python benchmark.py RUN … to compare accuracy and cost"
     )
     return profiles
 

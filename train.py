@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trains a model with the settings of config.yml.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", metavar="FILE", help="YAML file with the keys that differ from config.yml")
-    source.add_argument("--demo", action="store_true", help="train on drawn cars: needs no data, takes two minutes")
+    source.add_argument("--demo", action="store_true", help="train on drawn cars: needs no data, takes three minutes")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
     parser.add_argument("-d", "--data", metavar="FOLDER", help="folder of the data set, instead of data_path")
     work = parser.add_mutually_exclusive_group()

@@ -25,6 +25,7 @@ SECTIONS = EXPERIMENTS / "sections.yml"
 ALL = "all"
 WRONG_BOXES = "-published-boxes"
 IMAGES = (8144, 8041)  # in the published training and validation splits
+TASK = f"227×227, whole photos, {IMAGES[1]:,} test images"
 REPEATS = ("C-26", "C-27", "C-28", "C-29")  # four published runs of the same settings
 
 

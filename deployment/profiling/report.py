@@ -26,7 +26,7 @@ def conditions(rounds: int) -> list[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "onnx", "onnxruntime"))
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {cpu_name()}, {available_cores()} cores{load}{gpu}",
-        f"Python {platform.python_version()}, {packages}; {platform.platform()}",
+        f"Python {platform.python_version()}, {packages}; {platform.system()}",
         f"Latency of one image: median ± half the interquartile range of {rounds} interleaved rounds, each after a warm-up. "
         "eager is PyTorch in NHWC, 32 bits; onnxruntime runs the 32-bit file.",
         f"Throughput: eager, batches of {BATCH_SIZE} on all cores (GPU: {GPU_BATCH_SIZE}).",

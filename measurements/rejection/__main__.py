@@ -1,4 +1,4 @@
-"""How often a trained model accepts images it should reject: python -m measurements.rejection RUN [--negatives FOLDER …].
+"""How often a trained model accepts images it should reject: python -m measurements.rejection RUN [--negatives FOLDER]….
 
 Compares three scores: the probability of the top-1 prediction, its margin over the second, and the energy (Liu et al.,
 "Energy-based Out-of-distribution Detection", NeurIPS 2020). Temperature and thresholds are fitted on one half of the

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from measurements.measuring import output_file
 from reproduction.figures import new_figure, save_figure
+from reproduction.published import TASK as PUBLISHED_TASK
 from utils.cli import run_command
-from utils.config import load_config
+from utils.config import load_config, read_config_file
 from utils.errors import ConfigError
 from utils.runs.curves import COLORS, SPLITS
-from utils.runs.folder import METRICS, RECORD, read_record
+from utils.runs.folder import CONFIG, METRICS, RECORD, read_record
 from utils.runs.metrics import Row, best, read_rows
 from utils.runs.resolve import resolve_run
 
@@ -44,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
     curves = {"published": read_curve(arguments.curves, experiment), "measured": read_rows(folder / METRICS)}
     if not curves["measured"]:
         raise ConfigError(f"{folder} has no finished epoch")
+    values = read_config_file(folder / CONFIG).values
+    height, width = values["image_size"]
+    tasks = {"published": PUBLISHED_TASK, "measured": f"{height}×{width}, {Path(values['data_path']).name}"}
     lines = [f"{experiment} {name}: {shape(rows)}" for name, rows in curves.items()]
-    draw(experiment, curves, arguments.output)
+    draw(experiment, {f"{name}, {tasks[name]}": rows for name, rows in curves.items()}, arguments.output)
     print("\n".join([*lines, f"picture: {arguments.output}"]))
     return lines
 
@@ -108,9 +112,9 @@ def draw(experiment: str, curves: dict[str, list[Row]], path: Path) -> None:
         xlabel="epoch",
         ylabel="top-1 accuracy, %",
         ylim=(0, 100),
-        title=f"{experiment}: vertical line, first drop of the rate",
+        title=f"{experiment}; vertical line: first drop of the rate",
     )
-    axes.legend(loc="upper left", frameon=False)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, alignment="left", ncols=2)
     save_figure(figure, [axes], path)
 
 

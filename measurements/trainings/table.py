@@ -15,6 +15,7 @@ from pathlib import Path
 from deployment.evaluation.evaluation import wilson_interval
 from deployment.profiling.benchmark import build_profiles, measure
 from reproduction.figures import new_figure, save_figure
+from reproduction.published import TASK as PUBLISHED_TASK
 from reproduction.published import Published, first_drops, read_published
 from reproduction.readme import MIN_WEIGHT_DECAY, split_at_section
 from reproduction.report import NONE, markdown_table
@@ -37,7 +38,6 @@ COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in 
            "raw, best / last, %:", "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
 DROPS = "drops.png"
 ROUNDS = 2
-PUBLISHED_TASK = "227×227, whole photos, 8,041 test images"
 
 
 @dataclass(frozen=True)

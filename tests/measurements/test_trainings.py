@@ -95,6 +95,7 @@ def test_a_run_beside_the_published_curve(trained_run, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text('{"experiment_id": "C-50"}')
+    (run / "config.yml").write_text("image_size: [64, 48]\ndata_path: /data/cars\n")
     metrics = [(0, 0.1, 0.001), (1, 0.1, 0.001), (2, 0.4, 0.0001), (3, 0.3, 0.0001)]
     columns = "epoch,train_loss,train_acc,valid_loss,valid_acc,lr,train_top5_acc,valid_top5_acc,valid_mean_class_acc\n"
     lines = [f"{epoch},1,0.5,1,{accuracy},{rate},1,1,1\n" for epoch, accuracy, rate in metrics]
