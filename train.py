@@ -117,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if argv is None:  # for the processes that Lightning starts: "last" may change until then
         sys.argv += [f"--resume={resumed}"] if resumed else [f"--branch={trunk.folder}"] if trunk else []
         sys.argv += [f"--set=teacher={json.dumps([each.path for each in teachers])}"] if teachers else []
+        if isinstance(config.pretrained, str) and not resumed and not trunk:
+            sys.argv += [f"--set=pretrained={json.dumps(config.pretrained)}"]
     return train(config, resumed, trunk, teachers=teachers, stop_after=arguments.stop_after)
 
 
@@ -156,6 +158,8 @@ def read_configuration(arguments: argparse.Namespace, trunk: Trunk | None = None
     if checkpoint != folder / LAST:
         raise ConfigError(f"--resume {arguments.resume}: a run is resumed from its {LAST.name}; name the run's folder")
     config = load_run_config(folder, overrides=[override for override in overrides if override not in where])
+    if arguments.demo and config.experiment_id != DEMO.stem:
+        raise ConfigError(f"--demo: {folder} is no run of the demo, whose cars would be drawn again; leave --demo out")
     if (done := len(read_rows(folder / METRICS))) > config.num_epochs:
         raise ConfigError(f"--set num_epochs={config.num_epochs}: {folder} has {done} epochs already")
     if arguments.stop_after is not None and done >= arguments.stop_after:
@@ -199,13 +203,14 @@ def train(
     data.check_cache_path()
     branch = assembly.read_branch(config, classifier, trunk, teachers, class_names=names) if trunk else None
 
+    loaded = [] if resumed or trunk else assembly.load_pretrained_weights(config, classifier, names)
     if not is_first_process():
         end_with_parent()  # else it would wait half an hour for the other processes, and hold its device's memory
     folder = resumed or make_run_folder(config.output_path, config.architecture)
     log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
     record = assembly.build_record(config, folder, classifier, splits, trunk=trunk, teachers=teachers)
-    if not resumed and not trunk:
-        assembly.load_pretrained_weights(config, classifier, splits.class_names)
+    for level, text in loaded:
+        logger.log(level, text)
     checkpoint = trunk.checkpoint if trunk else folder / LAST if resumed else None
     signals = SignalHandler()
     hints = error_hints(

@@ -68,6 +68,8 @@ def check_buildable(config: Config) -> None:
     built = None
     with problems.of("accelerator"):
         built = build_trainer(config, Path(), [])
+    if built is not None:
+        _check_precision(config, str(built.precision), problems)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = None
     with problems.of("optimizer_params"):
@@ -85,6 +87,17 @@ def check_buildable(config: Config) -> None:
                 step_lr_scheduler(lr_scheduler, valid_loss=1.0)
     problems.raise_any()
     check_launch(rank=built.global_rank, world_size=built.world_size)
+
+
+def _check_precision(config: Config, precision: str, problems: Problems) -> None:
+    """Finds what Lightning's mixed precision refuses in the first step."""
+    with problems.of("optimizer"):
+        if precision == "16-mixed" and config.optimizer == "LBFGS":
+            raise ConfigError("it does not go with the precision 16-mixed; set precision: 32-true")
+    with problems.of("optimizer_params"):
+        is_fused = (config.optimizer_params or {}).get("fused")
+        if precision.endswith("-mixed") and is_fused and config.gradient_clip_norm is not None:
+            raise ConfigError(f"fused does not go with gradient_clip_norm and the precision {precision}; leave it out")
 
 
 def _check_memory(network: torch.nn.Module) -> None:

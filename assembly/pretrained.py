@@ -10,8 +10,6 @@ from utils.config.schema import Normalization
 from utils.errors import RunError
 from utils.runs import resolve_checkpoint
 
-logger = logging.getLogger(__name__)
-
 
 def find_pretrained(config: Config) -> PretrainedWeights:
     """Returns the weights that `pretrained` names; published ones are not downloaded yet.
@@ -29,7 +27,9 @@ def find_pretrained(config: Config) -> PretrainedWeights:
 
 
 def resolve_pretrained(config: Config) -> Config:
-    """Returns the configuration of a new run with the pretrained weights' mean and std where normalization_params_rgb says so.
+    """Returns the configuration of a new run with the file of its pretrained weights, and their mean and std where it asks so.
+
+    A name such as "last" would be another run as soon as the new one has a folder.
 
     Raises:
         ConfigError: There are no such weights, or their mean and std are not known.
@@ -40,6 +40,8 @@ def resolve_pretrained(config: Config) -> Config:
     with problems.of("pretrained"):
         weights = find_pretrained(config)
     problems.raise_any()
+    if config.pretrained is not True:
+        config = config.model_copy(update={"pretrained": weights.source})
     if config.normalization_params_rgb != "pretrained":
         return config
     with problems.of("normalization_params_rgb"):
@@ -50,16 +52,29 @@ def resolve_pretrained(config: Config) -> Config:
     return config.model_copy(update={"normalization_params_rgb": values})
 
 
-def load_pretrained_weights(config: Config, classifier: Classifier, class_names: Sequence[str]) -> None:
-    """Loads the pretrained weights of a new run, and logs what was loaded and what differs from how they were trained."""
+def load_pretrained_weights(
+    config: Config, classifier: Classifier, class_names: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Loads the pretrained weights of a new run.
+
+    Returns:
+        Messages and their levels of `logging`: what was loaded, and what differs from how the weights were trained.
+
+    Raises:
+        ConfigError: They do not fit the model.
+    """
     if config.pretrained is None:
-        return
+        return []
     weights = find_pretrained(config)
-    logger.info(load_pretrained(classifier.model, weights, class_names))
+    said = [(logging.INFO, load_pretrained(classifier.model, weights, class_names))]
     used = config.normalization
     given = (tuple(used.mean), tuple(used.std)) if used else None
     if weights.mean and not config.convert_to_grayscale and given != (weights.mean, weights.std):
-        logger.warning(
-            "normalization_params_rgb: the pretrained weights were trained with mean %s and std %s; write "
-            "normalization_params_rgb: pretrained to use them", list(weights.mean), list(weights.std),
-        )  # fmt: skip
+        said.append(
+            (
+                logging.WARNING,
+                f"normalization_params_rgb: the pretrained weights were trained with mean {list(weights.mean)} and std "
+                f"{list(weights.std or ())}; write normalization_params_rgb: pretrained to use them",
+            )
+        )
+    return said

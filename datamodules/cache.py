@@ -25,7 +25,7 @@ from utils.files import remove_partial, replacing
 from utils.machine import available_cores
 from utils.progress import progress_bar
 
-FORMAT = 2  # part of a cache's name; raised when its layout changes
+FORMAT = 3  # part of a cache's name; raised when its layout changes
 SUFFIX = ".photos"
 CHECKSUM = np.dtype("<u4")  # CRC-32
 IMAGES_PER_PART = 256  # checked, or copied to a device, at a time

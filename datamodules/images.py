@@ -214,8 +214,10 @@ def _decode(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
         image = image.convert("I").point(lambda value: value / 256).convert("L")
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
+    elif image.has_transparency_data:  # behind it lies any color; pages show white, and so does the app for phones
+        info, image = image.info, image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image.info = info
     if image.mode != "RGB":
         image = image.convert("RGB")
     if is_large:

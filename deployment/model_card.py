@@ -5,6 +5,7 @@ Every figure was measured on exactly these weights or on the file; what was not 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from deployment.formats import Metadata
 from deployment.trained import TrainedModel
 from utils.config import LOCAL_KEYS
 from utils.machine import cpu_name
-from utils.runs.folder import read_record
+from utils.runs.folder import BEST, read_record
 from utils.runs.summary import duration
 
 if TYPE_CHECKING:
     from deployment.export import ExportedFile
 
+PATH_KEYS = ("pretrained", "teacher", "auxiliary_targets")  # whose strings may be paths on this machine
 SPLITS = {"test": "test images", "valid": "validation images, which also chose the checkpoint"}
 
 
@@ -131,6 +133,7 @@ def _data(trained: TrainedModel, splits: DataSplits) -> str:
 def _training(trained: TrainedModel) -> str:
     record = read_record(trained.folder)
     settings = trained.config.model_dump(exclude_none=True, exclude=set(LOCAL_KEYS))
+    settings |= {key: _map_strings(settings[key], _name_of) for key in PATH_KEYS if key in settings}
     text = yaml.safe_dump(_without_folders(settings), sort_keys=False, allow_unicode=True)
     lines = []
     if record.get("epochs"):
@@ -140,6 +143,18 @@ def _training(trained: TrainedModel) -> str:
     if isinstance(record.get("versions"), dict):
         lines.append(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
     return "\n\n".join([*lines, f"```yaml\n{text}```"])
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_map_strings(each, change) for each in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _name_of(path: str) -> str:
+    """Returns the name of a file; of a run's checkpoint also its run's."""
+    parts = Path(path).parts
+    return "/".join(parts[-3:] if parts[-2:-1] == (BEST.parent.name,) else parts[-1:])
 
 
 def _without_folders(value: Any) -> Any:

@@ -15,6 +15,7 @@ MAKES = ("AM General", "Alfa Romeo", "Aston Martin", "Land Rover", "Mercedes Ben
 BODY_TYPES = ("Cab", "Convertible", "Coupe", "Hatchback", "Minivan", "Sedan", "SUV", "SuperCab", "Van", "Wagon")
 NO_TYPE = "none"
 TABLES = (".csv", ".yml", ".yaml")
+METRICS = ("mean_class", "raw", "raw_top5", "top5")  # as in valid_top5_acc
 MAX_NAMED = 3  # classes in a message
 
 
@@ -106,4 +107,6 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
 def _metric(name: str, path: Path) -> str:
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise ConfigError(f"auxiliary_targets: {path}: {shown(name)}; expected a name of letters, digits and _")
+    if name in METRICS:
+        raise ConfigError(f"auxiliary_targets: {path}: {shown(name)} is the name of a metric; choose another")
     return name

@@ -12,7 +12,7 @@ from utils.config.expressions import parse_expression
 STUDY_PATIENCE = 15  # epochs
 PLATEAU_FACTOR = 3  # with ReduceLROnPlateau: times its own patience
 # Parameters of schedulers that count epochs, and those that are learning rates of all parameter groups.
-LENGTHS = ("T_0", "T_max", "step_size", "step_size_down", "step_size_up", "total_iters", "total_steps")
+LENGTHS = ("T_0", "T_max", "epochs", "step_size", "step_size_down", "step_size_up", "total_iters", "total_steps")
 RATES = ("base_lr", "max_lr")
 
 
@@ -65,13 +65,23 @@ def build_lr_scheduler(
         if params.get(key) is not None:
             params[key] = parse_expression(params[key])
     if steps_per_epoch > 1:
-        params |= _in_steps(params, steps_per_epoch)
-        if name == "ExponentialLR":
-            params["gamma"] **= 1 / steps_per_epoch
+        params |= _in_steps(_default_lengths(name) | params, steps_per_epoch)
+        if name == "ExponentialLR" or params.get("mode") == "exp_range":
+            params["gamma"] = params.get("gamma", 1.0) ** (1 / steps_per_epoch)
     if len(optimizer.param_groups) > 1:  # these would replace the learning rates of the groups
         scales = [group.get("lr_scale", 1) for group in optimizer.param_groups]
         params |= {key: [params[key] * scale for scale in scales] for key in params.keys() & {*RATES}}
     return getattr(optim.lr_scheduler, name)(optimizer, **params)
+
+
+def _default_lengths(name: str) -> dict[str, int]:
+    """Returns torch's own lengths, but not the 2000 steps of CyclicLR, which nobody means as epochs."""
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(getattr(optim.lr_scheduler, name)).parameters.items()
+        if key in LENGTHS and name != "CyclicLR"
+    }
+    return {key: value for key, value in defaults.items() if isinstance(value, int)}
 
 
 def _in_steps(params: dict[str, Any], steps_per_epoch: int) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """What is chosen by the device, on machines that have it and on those that do not."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 import assembly
+from models import build_model
 from models.optimization import build_optimizer
 from training import trainer
+from training.trainer import SyncBatchNorm
 from utils.config import load_config
 
 H100, A100, T4 = (9, 0), (8, 0), (7, 5)
@@ -81,3 +86,12 @@ def test_the_defaults_are_the_fast_ones_that_change_no_result():
     convolution = next(module for module in classifier.modules() if isinstance(module, torch.nn.Conv2d))
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     assert build_optimizer(config.optimizer, config.optimizer_params, classifier.parameters()).defaults["fused"]
+
+
+@pytest.mark.parametrize("architecture", ["timm/test_efficientnet", "mob_v2"])
+def test_batch_norm_over_processes_computes_what_one_process_does(architecture):
+    model = build_model(architecture, num_classes=4).eval()
+    image = torch.randn(2, 3, 64, 64)
+    converted = SyncBatchNorm().apply(copy.deepcopy(model)).eval()
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    torch.testing.assert_close(converted(image), model(image))

@@ -25,6 +25,10 @@ WRONG = [
     ("loss_params={epsilon: x}", "loss_params"),
     ("out_channels=1000000000000", "architecture: invalid value 'ghost': its weights take"),
     ("devices=1000000000", "devices"),
+    (
+        "optimizer_params={fused: true, lr: 0.1}",
+        "fused does not go with gradient_clip_norm and the precision bf16-mixed",
+    ),
     ("resize_size=[300, 300]", "resize_size: invalid value [300, 300]: the augmentations turn an image into"),
 ]
 
@@ -32,7 +36,8 @@ WRONG = [
 @pytest.mark.parametrize(("change", "expected"), WRONG, ids=[change for change, _ in WRONG])
 def test_a_wrong_value_is_reported_by_its_key(change, expected):
     with pytest.raises(ConfigError) as caught:
-        assembly.check_buildable(load_config(overrides=[*COMMON, change]))
+        clipped = ["precision=bf16-mixed", "gradient_clip_norm=1"] if "fused" in change else []
+        assembly.check_buildable(load_config(overrides=[*COMMON, *clipped, change]))
     assert expected in str(caught.value)
 
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.plugins import LayerSync, TorchSyncBatchNorm
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from training.checkpoints import AtomicCheckpointIO
 from utils.errors import ConfigError
@@ -44,6 +46,9 @@ def build_trainer(
         ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
     """
     on_cuda = uses_cuda(accelerator)
+    plugins: list[AtomicCheckpointIO | LayerSync] = [AtomicCheckpointIO(first_checkpoint)]
+    if on_cuda:  # torch has none for the CPU
+        plugins.append(SyncBatchNorm())
     try:
         trainer = Trainer(
             accelerator=accelerator,
@@ -56,11 +61,10 @@ def build_trainer(
             gradient_clip_val=gradient_clip_norm,
             callbacks=list(callbacks),
             logger=False,  # the recorder feeds the trackers, so that none of them can end a training
-            plugins=[AtomicCheckpointIO(first_checkpoint)],
+            plugins=plugins,
             default_root_dir=folder,
             deterministic=deterministic,
             benchmark=on_cuda and not deterministic,  # cuDNN chooses its kernels at the first batch of each size
-            sync_batchnorm=on_cuda,  # torch has none for the CPU
             inference_mode=not compiled,  # compiled models do not always take its tensors
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -75,6 +79,20 @@ def build_trainer(
             f"be used here: {str(error).splitlines()[0]}"
         ) from error
     return trainer
+
+
+class SyncBatchNorm(TorchSyncBatchNorm):
+    """Batch norm over the batches of all processes, also in networks of timm.
+
+    torch's conversion would leave out the activations that timm keeps within its batch norms.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+            from timm.layers import convert_sync_batchnorm
+
+            return convert_sync_batchnorm(model)
+        return super().apply(model)
 
 
 def uses_cuda(accelerator: str) -> bool:

@@ -34,7 +34,7 @@ def replacing(path: Path, *, key: str = "output_path") -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         yield partial
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:  # Windows flushes only what is open to be written
             os.fsync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)

@@ -37,7 +37,7 @@ VERBOSE_LOGGERS = (
     "lightning_fabric.utilities.distributed",
     "bravado", "bravado_core", "swagger_spec_validator", "requests_oauthlib", "oauthlib",  # these log API tokens at DEBUG
 )  # fmt: skip
-# Environment variables; of MLFLOW_TRACKING_URI, the password in it.
+# Environment variables; of MLFLOW_TRACKING_URI, the password in it, or the token that stands there alone.
 SECRETS = (
     "NEPTUNE_API_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI",
 )  # fmt: skip
@@ -48,7 +48,8 @@ def without_secrets(text: str) -> str:
     for name in SECRETS:
         secret = os.environ.get(name, "").strip()
         if name == "MLFLOW_TRACKING_URI":
-            secret = urlsplit(secret).password
+            uri = urlsplit(secret)
+            secret = uri.password or uri.username or ""
         if secret:
             text = text.replace(secret, f"<{name}>")
     return text

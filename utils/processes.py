@@ -50,10 +50,10 @@ def _read_variable(name: str) -> int:
         raise ConfigError(f"environment variable {name}={os.environ[name]}: expected a number; unset it") from None
 
 
-def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Makes Linux send this process a signal as soon as its parent has ended, for whatever reason."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+def end_with_parent(number: signal.Signals | None = None) -> None:
+    """Makes Linux send this process a signal, by default SIGKILL, as soon as its parent has ended, for whatever reason."""
+    if sys.platform == "linux":  # Windows has no SIGKILL
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if number is None else number)
 
 
 def ignore_signals(worker: int) -> None:

@@ -10,7 +10,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -208,5 +208,6 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows deletes no open file; there the lock does it at its release
+            path.unlink(missing_ok=True)  # first: a process that waits for the lock sees that its file is gone
         lock.release()

@@ -29,21 +29,22 @@ def write_model(trained: TrainedModel, output: Path, *, int8: bool, data: Path |
         RunError: The 8-bit model disagrees with the trained one.
     """
     metadata = build_metadata(trained)
+    accuracy, images = trained.metrics.get("valid_acc"), "validation photos"
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, "draft.onnx")
         if int8:
             _, splits = load_split(trained, data, "valid")
-            export(trained, "onnx-int8", splits, draft, num_images=COMPARED_IMAGES)
+            found = export(trained, "onnx-int8", splits, draft, num_images=COMPARED_IMAGES).agreement
+            accuracy, images = (found.exported_accuracy, f"{found.images:,} validation photos") if found else (None, "")
         else:
             example = torch.zeros(1, len(metadata["channels"]), *metadata["image_size"])
             FORMATS["onnx"].write(trained.exportable(), [example], metadata, draft)
         onnx.save(add_preprocessing(onnx.load(draft), metadata), output)
-    accuracy = trained.metrics.get("valid_acc")
     return {
         "class_names": list(trained.class_names),
         "threshold": metadata["threshold"],
         "score": metadata["score"],
         "about": f"{trained.config.architecture}, {len(trained.class_names)} car models"
-        + (f", {accuracy:.1%} right on validation photos" if accuracy is not None else "")
+        + (f", {accuracy:.1%} right on {images}" if accuracy is not None else "")
         + ("; it sees only the center of a photo" if metadata["aspect"] == "crop" else ""),
     }

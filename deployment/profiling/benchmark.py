@@ -98,7 +98,7 @@ def build_profiles(names: Sequence[str], image_size: Sequence[int]) -> list[Prof
             accuracy = trained.metrics.get("valid_acc")
             run = trained.folder.resolve().name
             label = f"{run}/{trained.path.stem}" if Path(name).is_file() else run  # a run has two checkpoints
-            profile = Profile(label, config.architecture, trained.classifier.model.float(), image, accuracy)
+            profile = Profile(label, config.architecture, trained.exportable(), image, accuracy)
         profile.model.eval().to(memory_format=torch.channels_last)
         profile.image = profile.image.contiguous(memory_format=torch.channels_last)
         profiles.append(profile)

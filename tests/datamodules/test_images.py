@@ -86,7 +86,19 @@ def test_an_intact_image_of_another_format_gets_the_formats_that_are_read(tmp_pa
 
 def test_a_transparent_palette_is_read_without_a_warning(tmp_path):
     Image.new("RGB", (8, 8), COLOR).quantize(4).save(tmp_path / "p.png", transparency=b"\x00\x80")
-    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == COLOR
+    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_what_is_transparent_is_white_as_in_the_app_and_still_turned(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    image = Image.new("RGBA", (8, 4), (*COLOR, 0))
+    image.paste((*COLOR, 255), (0, 0, 4, 4))
+    image.save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    read = read_image(tmp_path / f"a.{suffix}", upright=True)
+    assert (read.mode, read.size) == ("RGB", (4, 8))
+    assert (read.getpixel((2, 1)), read.getpixel((2, 6))) == (COLOR, (255, 255, 255))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])

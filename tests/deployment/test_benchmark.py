@@ -4,6 +4,7 @@ import csv
 import itertools
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from deployment.profiling.figure import _overlap, draw
 from deployment.profiling.measure import Seconds, count_multiply_adds, interleaved, spread
 from deployment.profiling.peak_memory import STATUS
 from deployment.profiling.report import as_markdown, as_text, conditions, table
+from deployment.trained import load_trained
 from models import ARCHITECTURES, build_model, count_parameters
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
@@ -273,3 +275,11 @@ def test_the_overlap_of_two_labels():
     box = Bbox.from_bounds(0, 0, 10, 4)
     assert _overlap(box, Bbox.from_bounds(8, 1, 10, 10)) == 2 * 3
     assert _overlap(box, Bbox.from_bounds(11, 0, 5, 5)) == 0
+
+
+def test_a_model_that_also_sees_the_mirror_image_costs_twice_as_much(trained_run, monkeypatch):
+    (once,) = build_profiles([str(trained_run)], (0, 0))
+    trained = replace(load_trained(str(trained_run), flip=True))
+    monkeypatch.setattr("deployment.profiling.benchmark.load_trained", lambda name: trained)
+    (both,) = build_profiles([str(trained_run)], (0, 0))
+    assert count_multiply_adds(both.model, both.image) == 2 * count_multiply_adds(once.model, once.image)

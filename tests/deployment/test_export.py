@@ -173,6 +173,10 @@ def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, traine
     assert measured(write()) == [{"type": "accuracy", "value": 0.8, "name": "top-1 accuracy on 50 images"}]
     other = replace(onnx_file, agreement=replace(onnx_file.agreement, top1=0.9))  # whose accuracy is not the model's
     assert measured(model_card(evaluated, other, read_data(car_photos), build_metadata(evaluated))) == [accuracy]
+    paths = {"teacher": ["/home/me/runs/a/checkpoints/best.ckpt", "b.ckpt"], "pretrained": "/home/me/lite0.safetensors"}
+    taught = replace(trained, config=trained.config.model_copy(update=paths))
+    text = model_card(taught, onnx_file, read_data(car_photos), build_metadata(trained))
+    assert "- a/checkpoints/best.ckpt\n- b.ckpt\n" in text and "pretrained: lite0.safetensors\n" in text
     (folder / "summary.json").write_text(json.dumps(summary | {"sha256": "of other weights"}))
     assert "80.00%" not in write() and "Expected calibration error" not in write()
 

@@ -1,6 +1,8 @@
 """Pretrained weights: published ones, files and runs; what fits is loaded, and the rest is an error or new."""
 
 import logging
+import shutil
+import sys
 
 import pytest
 import torch
@@ -158,13 +160,37 @@ def test_a_run_trains_on_from_another_with_its_normalization_and_never_needs_it_
     assert only_run(tmp_path / "output") == folder
 
 
-def test_another_normalization_than_that_of_the_weights_is_warned_of(four_epochs, caplog):
+def test_another_normalization_than_that_of_the_weights_is_warned_of(four_epochs):
     other = "normalization_params_rgb={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}"
     config = load_config(
         overrides=[f"pretrained={four_epochs}", other, f"architecture={ARCHITECTURE}", "out_channels=null"]
     )
-    assembly.load_pretrained_weights(config, assembly.build_classifier(config, num_classes=4), NAMES)
-    assert "were trained with mean [0.4707, 0.4602, 0.455]" in caplog.text
+    (_, _), (level, said) = assembly.load_pretrained_weights(
+        config, assembly.build_classifier(config, num_classes=4), NAMES
+    )
+    assert level == logging.WARNING and "were trained with mean [0.4707, 0.4602, 0.455] and std [0.25" in said
+
+
+def test_the_last_run_is_the_one_before_and_weights_that_do_not_fit_leave_no_run(cars, four_epochs, tmp_path):
+    output = tmp_path / "output"
+    first = shutil.copytree(four_epochs, output / four_epochs.name)
+    with pytest.raises(ConfigError, match="does not fit the backbone"):
+        run(cars, output, "pretrained=last", "architecture=shuff_v2_x05", "out_channels=null", "dropout=null")
+    assert list(output.iterdir()) == [first]
+    folder = run(cars, output, "pretrained=last", "num_epochs=1")
+    assert load_run_config(folder).pretrained == str(first / "checkpoints/best.ckpt")
+
+
+def test_processes_that_start_later_get_the_path_of_weights_that_are_named_last(cars, four_epochs, monkeypatch):
+    settings = (
+        "pretrained=last", f"output_path={four_epochs.parent}", "trackers=[]", "image_size=[32, 32]",
+        f"architecture={ARCHITECTURE}", "out_channels=null",
+    )  # fmt: skip
+    words = ["train.py", "-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(train, "train", lambda *_, **__: {})
+    train.main()
+    assert sys.argv[-1] == f'--set=pretrained="{four_epochs / "checkpoints/best.ckpt"}"'
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,12 @@ def test_warm_up_rises_linearly_by_step_over_a_scheduler_that_does_not_see_it():
         ("ExponentialLR", {"gamma": 0.5}, lambda epoch: 0.1 * 0.5**epoch),
         ("MultiStepLR", {"milestones": [1, 2]}, lambda epoch: 0.1 * 0.1 ** (epoch >= 1) * 0.1 ** (epoch >= 2)),
         ("LinearLR", {"start_factor": 0.5, "total_iters": 2}, lambda epoch: 0.1 * min(1, 0.5 + 0.25 * epoch)),
+        ("PolynomialLR", {}, lambda epoch: 0.1 * (1 - epoch / 5)),  # torch's own length is 5
+        (
+            "CyclicLR",
+            {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 1, "mode": "exp_range", "gamma": 0.5},
+            lambda epoch: 0.1 + 0.1 * 0.5**epoch * (1 - abs(epoch % 2 - 1)),
+        ),
     ],
 )
 def test_a_scheduler_that_is_stepped_by_batch_keeps_its_lengths_in_epochs(scheduler, params, rate):
@@ -111,6 +117,12 @@ def test_a_scheduler_that_is_stepped_by_batch_keeps_its_lengths_in_epochs(schedu
     assert classifier.rates == pytest.approx([rate(step / 6) for step in range(18)])
     by_two = fit(Points(), scheduler_step="batch", accumulate_batches=2, **settings)
     assert by_two.rates == pytest.approx([rate(step / 3) for step in range(9)])
+
+
+def test_one_cycle_of_some_epochs_ends_with_the_last_of_their_steps():
+    params = {"max_lr": 0.1, "epochs": 3, "steps_per_epoch": 1, "anneal_strategy": "linear", "pct_start": 0.5}
+    rates = fit(Points(), scheduler_step="batch", lr_scheduler="OneCycleLR", lr_scheduler_params=params).rates
+    assert len(rates) == 18 and max(rates) == pytest.approx(0.1) and rates[-1] == pytest.approx(4e-7)
 
 
 @pytest.mark.parametrize(("count", "reduction"), [(22, "mean"), (21, "mean"), (22, "sum")])

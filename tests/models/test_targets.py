@@ -188,6 +188,7 @@ def test_groups_come_from_names_and_from_tables(tmp_path):
         ("a.csv", "class\nAudi TT Coupe 2012\n", "a.csv has one column"),
         ("a.csv", "", "a.csv cannot be read: it is no CSV table"),
         ("a.csv", "class,my x\nAudi,1\n", "'my x'; expected a name of letters"),
+        ("a.csv", "class,top5\nAudi,1\n", "'top5' is the name of a metric; choose another"),
         ("a.yml", "".join(f"{name}: 1\n" for name in NAMES), "has one group for all classes, which teaches nothing"),
         ("a.yml", "".join(f"{name}: {name}\n" for name in NAMES), "a group of its own for each class"),
     ],

@@ -55,7 +55,7 @@ class Run:
 
     def train(self, row: Row, *, logged: bool = True) -> None:
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
-        write_csv(self.folder / METRICS, self.rows, COLUMNS)
+        write_csv(self.folder / METRICS, self.rows, [*COLUMNS, *(row.keys() - {*COLUMNS})])
         if logged:
             self.trackers.log_epoch(row | best_values(self.rows))
 

@@ -103,11 +103,12 @@ def resumed(first: Run, output: Path, **settings) -> Run:
     return run
 
 
-def test_a_resumed_run_continues_its_mlflow_run(output):
-    first = Run(output)
+@pytest.mark.parametrize("more", [{}, {"valid_raw_acc": 0.25, "train_total_loss": 6.0}], ids=["study", "recipe"])
+def test_a_resumed_run_continues_its_mlflow_run(output, more):
+    first, (row, *others) = Run(output), [row | more for row in ROWS]
     first.start()
-    first.train(ROWS[0])
-    first.train(ROWS[1])  # killed before its checkpoint, so it is trained again, with the same result
+    first.train(row)
+    first.train(others[0])  # killed before its checkpoint, so it is trained again, with the same result
     first.end("interrupted", "Interrupted: by SIGTERM")
     client, _ = open_store(output)
     (old,) = stored_runs(output)
@@ -115,11 +116,11 @@ def test_a_resumed_run_continues_its_mlflow_run(output):
     again = resumed(first, output)
     (stored,) = stored_runs(output)
     assert (stored.info.status, stored.data.tags["status"], stored.data.tags["error"]) == ("RUNNING", "running", "")
-    again.train(ROWS[1])
-    again.train(ROWS[2])
+    again.train(others[0])
+    again.train(others[1])
     again.end()
     (stored,) = stored_runs(output)
-    assert_has(output, stored, ROWS)
+    assert_has(output, stored, [row, *others])
     assert (stored.info.run_id, stored.data.tags["mine"], stored.info.status) == (old.info.run_id, "a note", "FINISHED")
 
 

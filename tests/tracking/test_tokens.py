@@ -24,7 +24,7 @@ from tests.support.small_runs import run as small_run
 from utils.cli import run_command
 from utils.config import CONFIG_FILE, load_config, load_run_config
 from utils.errors import ConfigError, RunError
-from utils.logs import log_to_file, start_logging
+from utils.logs import log_to_file, start_logging, without_secrets
 from utils.runs.folder import read_record
 
 PROJECT = CONFIG_FILE.parent
@@ -217,3 +217,12 @@ def test_an_error_is_printed_and_recorded_without_its_token(cars, tmp_path, monk
     assert "RunError: refused: <WANDB_API_KEY>" in read_record(only_run(tmp_path / "output"))["error"]
     checked = assert_nowhere((WANDB_KEY,), iter([("its output", printed.encode()), *contents(tmp_path / "output")]))
     assert tracker == "[]" or any("mlflow.db" in place for place in checked)
+
+
+def test_a_token_in_the_place_of_a_user_is_a_secret_and_a_user_with_a_password_is_not(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{CANARY}@tracking.test/x")
+    assert without_secrets(f"no answer of https://{CANARY}@tracking.test") == (
+        "no answer of https://<MLFLOW_TRACKING_URI>@tracking.test"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://anna:{CANARY}@tracking.test/x")
+    assert without_secrets(f"anna:{CANARY}") == "anna:<MLFLOW_TRACKING_URI>"

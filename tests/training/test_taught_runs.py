@@ -98,6 +98,13 @@ def test_processes_that_start_later_get_the_path_of_a_teacher_that_is_named_last
     assert sys.argv[-1] == f'--set=teacher=["{(teacher / "checkpoints/best.ckpt").resolve()}"]'
 
 
+def test_a_branch_takes_no_other_teacher_from_a_file(taught, tmp_path):
+    folder, _ = taught
+    (tmp_path / "branch.yml").write_text("teacher: null\nnum_epochs: 3\n")
+    with pytest.raises(ConfigError, match=r"this run began with .*best\.ckpt, and has no teacher now"):
+        train.main(["--branch", str(folder), "--at", "2", "--config", str(tmp_path / "branch.yml")])
+
+
 def test_a_teacher_that_lacks_classes_or_is_none_is_an_error_before_a_run_begins(cars, teacher, tmp_path):
     words = ["-d", str(cars), "--set", f"output_path={tmp_path / 'output'}", "--set", "trackers=[]", "--set"]
     with pytest.raises(ConfigError, match=r"--set teacher: .*nothing: no such run"):

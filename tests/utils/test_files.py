@@ -101,3 +101,18 @@ def test_what_killed_processes_have_begun_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     remove_partial(tmp_path, alone=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept[2:])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl on Windows")
+def test_what_is_flushed_is_open_to_be_written_as_windows_wants(tmp_path, monkeypatch):
+    import fcntl
+
+    modes, flush = [], os.fsync
+
+    def flushed(descriptor):
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    write_text(tmp_path / "run.json", "new")
+    assert modes == [os.O_RDWR, os.O_RDONLY]  # the file, and its folder, which Windows flushes never

@@ -1,5 +1,6 @@
 """Which of several processes this is, and how they share the photos: what needs no training on several."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import assembly
 from datamodules import read_data
 from tests.support.data_sets import write_updated_release
+from utils import processes
 from utils.config import CONFIG_FILE, load_config
 from utils.errors import ConfigError, DataError
 from utils.processes import RANKS, check_launch, is_first_process
@@ -89,3 +91,9 @@ def test_a_process_does_not_outlive_the_first():
     first.stdout.readline()
     first.kill()
     assert first.communicate(timeout=10) == ("", None)  # the other one would hold the pipe open
+
+
+def test_the_commands_start_where_the_system_has_no_sigkill(monkeypatch):
+    monkeypatch.delattr("signal.SIGKILL")  # Windows
+    monkeypatch.setattr("sys.platform", "win32")
+    importlib.reload(processes).end_with_parent()

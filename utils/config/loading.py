@@ -97,7 +97,8 @@ def load_branch_config(
     """
     source = read_config_file(folder / "config.yml")
     trunk = parse_config(source)
-    for key, value in {"experiment_id": None, "description": None, "keep_checkpoints": None}.items():  # the trunk's own
+    own = {"experiment_id": None, "description": None, "tags": [], "keep_checkpoints": None}  # the trunk's
+    for key, value in own.items():
         source.set((key,), value, "--branch")
     source.set(("output_path",), str(folder.parent), "--branch")
     if path is not None:

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from utils.config import Config, Problems
+from utils.config import Config, Problems, read_config_file
 from utils.config.yaml_source import SET
 from utils.errors import ConfigError, UserError
-from utils.runs.folder import read_record
+from utils.runs.folder import CONFIG, read_record
 from utils.runs.resolve import resolve_checkpoint
 
 
@@ -31,7 +32,7 @@ def find_teachers(config: Config, run: Path | None) -> list[TeacherFile]:
         ConfigError: There is no such run, or it has no checkpoint.
     """
     names = [config.teacher] if isinstance(config.teacher, str) else config.teacher or []
-    if run is not None and config.source.place(("teacher",)) != SET:
+    if run is not None and config.source.place(("teacher",)) != SET and config.teacher == _of_run(run):
         known = [Path(path) for path in read_record(run).get("teachers", {})]
         # By now a name may be another run, such as "last".
         names = [str(path) for path in known] if known and all(path.is_file() for path in known) else names
@@ -45,6 +46,10 @@ def find_teachers(config: Config, run: Path | None) -> list[TeacherFile]:
             raise ConfigError("it names one run twice")
     problems.raise_any()
     return found
+
+
+def _of_run(run: Path) -> Any:
+    return read_config_file(run / CONFIG).values.get("teacher")
 
 
 def digests(teachers: Sequence[TeacherFile]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from utils.files import remove_partial, replacing
 from utils.logs import without_secrets
 from utils.runs.folder import BEST, CONFIG, CURVES, METRICS, RECORD, SPEED, read_record
 from utils.runs.lock import is_held
-from utils.runs.metrics import COLUMNS, Row, best_values, read_rows
+from utils.runs.metrics import Row, best_values, read_rows
 from utils.tracking.parameters import run_facts
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ ARTIFACTS = "mlflow_artifacts"
 EXPERIMENT = "Car models"  # unless MLFLOW_EXPERIMENT_NAME names another one
 RUN_ID = "run_id"
 SEARCH_TAG = re.compile(r"search [\w.-]+ [0-9a-f]{8}")  # of search.py: these runs have a parent of this name
+BEST_PREFIX = "best_"  # of the names of best values
 BEST_STEP = 0  # MLflow draws a metric of one step as bars and one of several steps as a curve
 STATUSES = {"running": "RUNNING", "completed": "FINISHED", "early-stopped": "FINISHED", "failed": "FAILED"}  # or KILLED
 MAX_TAG_LENGTH = 5000  # characters; MLflow's limit
@@ -203,14 +204,14 @@ class MLflowTracker:
             self._create_run(run)
             return
         self.id = run.info.run_id
-        for metric in COLUMNS[1:]:
+        for metric in (name for name in run.data.metrics if not name.startswith(BEST_PREFIX)):
             for point in self.client.get_metric_history(self.id, metric):
                 self.logged.setdefault(point.step, {})[metric] = _stored(point.value)
                 self.latest = max(self.latest, point.timestamp)
         self._log_start(old)
 
     def log_epoch(self, metrics: dict[str, float], epoch: int) -> None:
-        best = {name: value for name, value in metrics.items() if name.startswith("best_")}
+        best = {name: value for name, value in metrics.items() if name.startswith(BEST_PREFIX)}
         row = {name: value for name, value in metrics.items() if name not in best}
         earlier = [row for row in read_rows(self.folder / METRICS) if row["epoch"] < epoch]
         self._log_rows([*earlier, {"epoch": epoch, **row}], best)

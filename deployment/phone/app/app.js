@@ -127,10 +127,11 @@ async function startCamera() {
 }
 
 function setLive(on) {
-  if (on && !live) watch();
+  const starts = on && !live;
   live = on;
   $("live").setAttribute("aria-pressed", String(on));
   $("answer").setAttribute("aria-live", on ? "off" : "polite"); // a screen reader would never stop talking
+  if (starts) watch();
 }
 
 async function watch() {

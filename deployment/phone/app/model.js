@@ -5,28 +5,30 @@ import { pixelsOf } from "./pixels.js";
 const GUESSES = 5;
 const calls = new Map();
 let worker;
-let loaded;
+let settle;
 let lastId = 0;
+// From the start, because photos may be chosen before the model has arrived.
+const loaded = new Promise((resolve, reject) => {
+  settle = { resolve, reject };
+});
 
 /** Starts the worker; resolves when it can answer. Rejects where the model is missing or damaged. */
 export function load() {
   worker = new Worker("recognizer.js", { type: "module" });
-  loaded = new Promise((resolve, reject) => {
-    worker.onmessage = ({ data }) => {
-      if (data.loaded) return resolve();
-      if (data.failed) return reject(new Error(data.failed));
-      const call = calls.get(data.id);
-      calls.delete(data.id);
-      if (data.error) call.reject(new Error(data.error));
-      else call.resolve(data.probabilities);
-    };
-    worker.onerror = (event) => {
-      const error = new Error(event.message || "a file of the app is missing");
-      reject(error);
-      calls.forEach((call) => call.reject(error));
-      calls.clear();
-    };
-  });
+  worker.onmessage = ({ data }) => {
+    if (data.loaded) return settle.resolve();
+    if (data.failed) return settle.reject(new Error(data.failed));
+    const call = calls.get(data.id);
+    calls.delete(data.id);
+    if (data.error) call.reject(new Error(data.error));
+    else call.resolve(data.probabilities);
+  };
+  worker.onerror = (event) => {
+    const error = new Error(event.message || "a file of the app is missing");
+    settle.reject(error);
+    calls.forEach((call) => call.reject(error));
+    calls.clear();
+  };
   return loaded;
 }
 
