@@ -3,28 +3,35 @@
     python -m measurements.gpu_visit --minutes 9 -d DATA --output FOLDER [--lite0 FILE] [--parts tests throughput …]
 
 tests        the tests that need CUDA
-throughput   C-50 at 227×227, eager, compiled and as CUDA graphs, beside the loaders of timm and torchvision
+throughput   C-50 at 227×227, beside the loaders of timm and torchvision
+compiled     the same compiled, and as CUDA graphs, which takes minutes to begin
 c50          C-50 with its whole schedule at 227×227
 long         C-50 with a longer schedule, experiments/beyond/long.yml
 lite0        EfficientNet-Lite0 from ImageNet weights at 224×224; needs --lite0, a file of models.finetuning.lite0_weights
 
-Each part is a process that is stopped when its time or the visit's is up; a training then writes its checkpoint. After each
-part, visit.json has its result; visit.log has all output. A training leaves its metrics as <part>.csv and its best weights
-as <part>.ckpt, which every command that takes a checkpoint can read.
+Each part is a process that is stopped when its time or the visit's is up, or the visit itself is stopped. After each part,
+visit.json has its result; visit.log has all output. A training leaves its metrics as <part>.csv, its speed as
+<part>_speed.csv and its best weights as <part>.ckpt, which every command that takes a checkpoint can read. --set is for all
+parts but the tests.
+
+It takes the packages of requirements.txt except the trackers, and for the tests pytest and timm.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -37,26 +44,34 @@ from measurements.measuring import (
     data_override,
     existing_folder,
     new_folder,
-    positive_seconds,
     settings,
     write_report,
 )
+from models.classifier import RAW
 from training.checkpoints import read_checkpoint
 from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError, RunError, UserError
 from utils.files import replacing
 from utils.machine import PROJECT
-from utils.runs.folder import BEST, METRICS, RECORD, read_record
+from utils.processes import end_with_parent
+from utils.runs.folder import BEST, METRICS, RECORD, SPEED, read_record
 
 PYTEST = ("-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-m", "cuda")
-LITE0 = ("image_size=[224, 224]", "resize_size=[256, 256]")
+CUDA_MARK = re.compile(r"needs_cuda|mark\.cuda")
+THROUGHPUT = {"throughput": ("--rounds", "2"),
+              "compiled": ("--rounds", "1", "--compile", "default", "reduce-overhead", "--variants", "compile")}  # fmt: skip
+LITE0 = (
+    "image_size=[224, 224]", "resize_size=[256, 256]",
+    "description=EfficientNet-Lite0 fine-tuned from ImageNet weights at 224×224",
+)  # fmt: skip
 TRAININGS = {"c50": "experiments/C-50.yml", "long": "experiments/beyond/long.yml",
              "lite0": "experiments/beyond/finetune-lite0.yml"}  # fmt: skip
-PARTS = ("tests", "throughput", *TRAININGS)
-MAX_SECONDS = {"tests": 120.0, "throughput": 120.0}  # the others take what is left
+PARTS = ("tests", *THROUGHPUT, *TRAININGS)
+MAX_SECONDS = {"tests": 120.0, "throughput": 90.0, "compiled": 120.0}  # the others take what is left
+MAX_MINUTES = 24 * 60
 GRACE_SECONDS = 20.0  # in which a training that is stopped writes its checkpoint; kept free at the end
-OPTIMIZER = ("optimizer_states", "lr_schedulers")  # of a checkpoint: two thirds of it, and only for training
+ONLY_TRAINING = ("optimizer_states", "lr_schedulers", RAW)  # of a checkpoint: up to three quarters of it
 
 
 class Visit:
@@ -77,10 +92,14 @@ class Visit:
         if name == "lite0" and self.lite0 is None:
             return {"part": name, "skipped": "no weights: --lite0 FILE"}
         if name == "tests":
-            return self._run_limited(name, command(*PYTEST))
-        if name == "throughput":
-            report = self.scratch / "throughput.json"
-            words = ("-d", str(self.data), "--rounds", "2", "--seconds", "2", "--compile", "default", "reduce-overhead")
+            # Only the files that have such tests: others import what is missing where nothing but torch is installed.
+            files = [
+                path for path in sorted((PROJECT / "tests").rglob("test_*.py")) if CUDA_MARK.search(path.read_text())
+            ]
+            return self._run_limited(name, command(*PYTEST, *(str(path.relative_to(PROJECT)) for path in files)))
+        if name in THROUGHPUT:
+            report = self.scratch / f"{name}.json"
+            words = ("-d", str(self.data), "--seconds", "2", *THROUGHPUT[name])
             line = command("-m", "measurements.throughput", *words, *settings(self.changes), "--output", str(report))
             found = self._run_limited(name, line)
             return found | ({"rows": json.loads(report.read_text())["rows"]} if report.is_file() else {})
@@ -91,17 +110,26 @@ class Visit:
         changes = ["trackers=[]", f"output_path={runs}", f"cache_path={self.scratch / 'cache'}"]
         changes += [*LITE0, f"pretrained={self.lite0}"] if name == "lite0" else []
         words = ("--config", TRAININGS[name], "-d", str(self.data), *settings([*changes, *self.changes]))
-        found = self._run_limited(name, command("train.py", *words))
+        try:
+            found = self._run_limited(name, command("train.py", *words))
+        finally:
+            kept = self._keep(name, runs)
+        return found | kept
+
+    def _keep(self, name: str, runs: Path) -> dict[str, Any]:
+        """Copies what a training has into the results, and returns its record."""
+        kept: dict[str, Any] = {}
         for record in runs.glob(f"*/{RECORD}"):
             folder, values = record.parent, read_record(record.parent)
-            found |= {key: values.get(key) for key in ("status", "epochs", "best", "precision")}
-            if (folder / METRICS).is_file():
-                shutil.copy(folder / METRICS, self.output / f"{name}.csv")
+            kept = {key: values.get(key) for key in ("status", "epochs", "best", "precision")}
+            for source, copy in ((METRICS, f"{name}.csv"), (SPEED, f"{name}_speed.csv")):
+                if (folder / source).is_file():
+                    shutil.copy(folder / source, self.output / copy)
             if (folder / BEST).is_file():
                 checkpoint = read_checkpoint(folder / BEST)
-                with replacing(self.output / f"{name}.ckpt") as partial:
-                    torch.save({key: value for key, value in checkpoint.items() if key not in OPTIMIZER}, partial)
-        return found
+                with replacing(self.output / f"{name}.ckpt") as file:
+                    torch.save({key: value for key, value in checkpoint.items() if key not in ONLY_TRAINING}, file)
+        return kept
 
     def _run_limited(self, name: str, line: list[str]) -> dict[str, Any]:
         """Runs a command until its time or the visit's is up."""
@@ -110,7 +138,10 @@ class Visit:
         with (self.output / "visit.log").open("a") as log:
             log.write(f"\n$ {' '.join(line[1:])}\n")
             log.flush()
-            process = subprocess.Popen(line, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                line, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"TMPDIR": str(self.scratch)}, preexec_fn=partial(end_with_parent, signal.SIGTERM),
+            )  # fmt: skip
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
@@ -144,11 +175,38 @@ def summary(result: dict[str, Any]) -> str:
     return text
 
 
+def visit_minutes(text: str) -> float:
+    """Parses the length of a visit: more than it keeps free at its end, and at most a day."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not GRACE_SECONDS / 60 < minutes <= MAX_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected minutes above {GRACE_SECONDS / 60:.2g}, at most {MAX_MINUTES}"
+        )
+    return minutes
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Makes SIGTERM an exception, so that what a part has is kept."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-d", "--data", metavar="FOLDER", type=existing_folder, required=True, help="Stanford Cars")
     parser.add_argument("--output", metavar="FOLDER", type=new_folder, required=True, help="folder of the results")
-    parser.add_argument("--minutes", type=positive_seconds, default=9.0, help="of the whole visit (9)")
+    parser.add_argument("--minutes", type=visit_minutes, default=9.0, help="of the whole visit (9)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all, in this order")
     parser.add_argument("--lite0", metavar="FILE", type=Path, help="weights of EfficientNet-Lite0")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py, for all parts")
@@ -159,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     assembly.load_annotations(load_config(overrides=[*arguments.set, data_override(str(arguments.data))]))
     stated = conditions(best_device(), data=arguments.data.name, minutes=arguments.minutes, changes=arguments.set)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _ended_by_sigterm():
         visit = Visit(arguments, Path(scratch))
         for name in arguments.parts:
             try:

@@ -95,6 +95,7 @@ class RunRecord:
             if (self.folder / CONFIG).is_file():
                 self.configured_before = (self.folder / CONFIG).read_text(encoding="utf-8")
             self.checkpoint_before = file_version(self.folder / LAST)
+            self.values["precision"] = str(trainer.precision)
             write_text(self.folder / CONFIG, self.config.as_yaml())
             write_record(self.folder, self.values)
             self.trackers.start(self.values, [self.folder / CONFIG])

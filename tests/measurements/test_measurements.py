@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from measurements.recipe_cost import __main__ as recipe_cost
 from tests.support.data_sets import write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError
+from utils.machine import PROJECT
 
 CPU = torch.device("cpu")
 TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu")
@@ -240,7 +244,7 @@ def test_variants_that_differ_by_more_than_their_seeds_are_told_apart():
         (start_up, ["-d", "x", "--output", "/tmp"], "--output: '/tmp': expected a file in an existing folder"),
         (growth, ["--folder", "/nowhere"], "--folder: '/nowhere': expected an existing folder"),
         (gpu_visit, ["-d", ".", "--output", "/dev/null"], "--output: '/dev/null': expected a folder (File exists)"),
-        (gpu_visit, ["--minutes", "0"], "--minutes: '0': expected seconds above 0"),
+        (gpu_visit, ["--minutes", "0.3"], "--minutes: '0.3': expected minutes above 0.33, at most 1440"),
     ],
 )
 def test_a_wrong_number_or_path_is_one_line(capsys, measurement, arguments, message):
@@ -274,8 +278,10 @@ def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, capsys):
     arguments = ["-d", str(cars), "--output", str(output), *words(*TINY, "num_epochs=1", "image_augmentations=null")]
     lite0, c50 = gpu_visit.main([*arguments, "--parts", "lite0", "c50"])
     assert lite0["skipped"] == "no weights: --lite0 FILE"
-    assert (c50["exit_code"], c50["status"], c50["epochs"]) == (0, "completed", 1)
-    assert sorted(path.name for path in output.iterdir()) == ["c50.ckpt", "c50.csv", "visit.json", "visit.log"]
+    assert (c50["exit_code"], c50["status"], c50["epochs"], c50["precision"]) == (0, "completed", 1, "32-true")
+    assert sorted(path.name for path in output.iterdir()) == [
+        "c50.ckpt", "c50.csv", "c50_speed.csv", "visit.json", "visit.log"
+    ]  # fmt: skip
     assert len((output / "c50.csv").read_text().splitlines()) == 2
     assert len(load_trained(str(output / "c50.ckpt")).class_names) == 3
     assert [row["part"] for row in json.loads((output / "visit.json").read_text())["rows"]] == ["lite0", "c50"]
@@ -289,6 +295,23 @@ def test_a_visit_to_a_gpu_ends_in_time(cars, tmp_path, monkeypatch, capsys):
     stopped, late = gpu_visit.main([*arguments, "--minutes", "0.1"])
     assert stopped["exit_code"] is None and stopped["seconds"] < 8 and late["skipped"] == "no time was left"
     assert "ended by the limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_visit_that_is_stopped_keeps_what_its_training_has(cars, tmp_path):
+    arguments = ["-d", str(cars), "--output", str(tmp_path), "--parts", "c50", *words(*TINY)]
+    visit = subprocess.Popen(
+        [sys.executable, "-m", "measurements.gpu_visit", *arguments], cwd=PROJECT, start_new_session=True
+    )
+    for _ in range(300):  # until the second epoch has begun
+        if "epoch 1" in (log.read_text() if (log := tmp_path / "visit.log").exists() else ""):
+            break
+        time.sleep(0.2)
+    visit.terminate()
+    assert visit.wait(60) == 128 + signal.SIGTERM
+    assert {"c50.csv", "c50.ckpt"} <= {path.name for path in tmp_path.iterdir()}
+    session = subprocess.run(["ps", "-s", str(visit.pid)], capture_output=True)
+    assert session.returncode  # nobody is left of it
 
 
 @pytest.mark.slow
