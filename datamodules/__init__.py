@@ -75,5 +75,6 @@ def split_as_configured(data: DataSplits, config: "Config", path: Path) -> DataS
         return data
     from datamodules.splits import Fractions, split_data
 
-    fractions = Fractions(config.validation_fraction, config.test_fraction, config.near_duplicate_distance, config.seed)
+    seed = config.seed if config.split_seed is None else config.split_seed
+    fractions = Fractions(config.validation_fraction, config.test_fraction, config.near_duplicate_distance, seed)
     return split_data(data, fractions, cache_path=config.cache_path, name=str(path))

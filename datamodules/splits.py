@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fractions:
-    """The configured splits: the keys of the same names."""
+    """The configured splits: the keys of the same names, and the seed of the split."""
 
     validation_fraction: float
     test_fraction: Literal["auto"] | float | None

@@ -32,6 +32,9 @@ NOT_SETTINGS = {*LOCAL_KEYS, "seed", "num_nodes"}
 OWN_KEYS = {"experiment_id": "it names the experiment", "output_path": "use --output"}
 # A configuration of an earlier version lacks the keys that were added since; each had the effect of its default.
 DEFAULTS = {name: field.default for name, field in Config.model_fields.items() if not field.is_required()}
+# What decides on the images of a data set, beside the seed of its split.
+DATA_KEYS = ("data_path", "raw_data_path", "extract_path", "dataset", "table_params", "exif_orientation",
+             "validation_fraction", "test_fraction", "near_duplicate_distance")  # fmt: skip
 # Parameters of torch.optim.lr_scheduler that count epochs.
 EPOCH_COUNTS = ("milestones", "patience", "cooldown", "step_size", "step_size_up", "step_size_down", "T_max", "T_0",
                 "total_iters", "total_steps", "epochs")  # fmt: skip
@@ -140,7 +143,7 @@ def plan(
         repeat: Number of seeds: the configured one and those that follow it.
         folder: Where the run folders are created.
         divisor: Divides all epoch counts of the schedule. `overrides` come after it.
-        data: The data set; None to read it.
+        data: The data set of all experiments; None to read each.
 
     Raises:
         ConfigError: A configuration is invalid, or `overrides` change a key that this command sets.
@@ -155,17 +158,20 @@ def plan(
         raise ConfigError(
             "--set devices=auto: the number of devices, and so the result, would depend on the machine; give a number"
         )
-    data = data or read_data_set(next(iter(configs.values())))
+    sets: dict[str, DataSet] = {}  # those of most experiments are the same
     scale_tag = [f"epochs / {divisor}"] * (divisor > 1)
     jobs = []
     for number in range(repeat):
         for name, config in configs.items():
-            seed = config.seed + number
+            seed, settings = config.seed + number, settings_of(config.plain())
+            source = str([getattr(config, each) for each in DATA_KEYS] + [settings["split_seed"]])
+            if source not in sets:
+                sets[source] = data or read_data_set(config)
             own = {
-                "experiment_id": name, "seed": seed, "output_path": str(folder),
-                "tags": [*config.tags, *scale_tag, data.tag],
+                "experiment_id": name, "seed": seed, "output_path": str(folder), "split_seed": settings["split_seed"],
+                "tags": [*config.tags, *scale_tag, sets[source].tag],
             }  # fmt: skip
-            key = Key(name, seed, digest(settings_of(config.plain())), data.digest)
+            key = Key(name, seed, digest(settings), sets[source].digest)
             jobs.append(Job(key, files[name], config.num_epochs, (*changes[name], *_overrides(own)), folder))
     return jobs
 
@@ -196,6 +202,15 @@ def scale_schedule(config: Config, divisor: int) -> tuple[str, ...]:
             changes[f"lr_scheduler_params.{name}"] = compress_time(value, divisor)
         elif name == "gamma" and config.lr_scheduler == "ExponentialLR":  # the only one that multiplies every epoch
             changes[f"lr_scheduler_params.{name}"] = value**divisor
+    changes |= {
+        name: _divide(epochs, divisor)
+        for name in ("freeze_epochs", "mix_off_epochs")
+        if (epochs := getattr(config, name))
+    }
+    if config.warmup_epochs:
+        changes["warmup_epochs"] = config.warmup_epochs / divisor
+    if config.keep_checkpoints:
+        changes["keep_checkpoints"] = None
     return tuple(_overrides(changes))
 
 
@@ -224,6 +239,8 @@ def digest_of_data(splits: DataSplits) -> str:
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a configuration that affect the result, missing ones with their defaults.
 
+    The seed is none of them, but that of the split is.
+
     Raises:
         ConfigError: A key is unknown.
     """
@@ -232,14 +249,19 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in {**DEFAULTS, **values}.items() if name not in NOT_SETTINGS}
     devices = values["devices"]
     settings["devices"] = values["num_nodes"] * (len(devices) if isinstance(devices, list) else devices)
+    if settings["validation_fraction"] is not None and settings["split_seed"] is None:
+        settings["split_seed"] = values["seed"]  # so that repeats with other seeds have the same images
     return settings
 
 
 def changes_of(values: Mapping[str, Any], name: str, file: Path) -> str:
     """Returns how a run's configuration differs from its experiment's file, as in `--set`; "" if it does not."""
     divisor = _divisor(values.get("tags"))
-    own = _flat(settings_of(_load(name, file, _base_changes(name, file, divisor)).plain()))
-    run = _flat(settings_of(values))
+    config = _load(name, file, _base_changes(name, file, divisor)).plain()
+    own, run = settings_of(config), settings_of(values)
+    for settings in (own, run):  # the seed of the split is no change while it is the file's seed
+        settings["split_seed"] = config["seed"] if settings["split_seed"] is None else settings["split_seed"]
+    own, run = _flat(own), _flat(run)
     changes = [f"epoch counts / {divisor}"] * (divisor > 1)
     changes += [f"{key}={run.get(key, 'removed')}" for key in sorted({*own, *run}) if own.get(key) != run.get(key)]
     return "; ".join(changes)
@@ -267,6 +289,8 @@ def _key_of(run: Path) -> Key | None:
         return None
     try:
         values = read_config_file(run / CONFIG).values
+        if values["experiment_id"] is None:
+            return None
         return Key(values["experiment_id"], values["seed"], digest(settings_of(values)), data.digest)
     except (ConfigError, KeyError, TypeError) as error:
         logger.warning("%s is ignored: its %s is damaged or of another version (%s)", run, CONFIG, error)

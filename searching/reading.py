@@ -97,6 +97,8 @@ def read_space(path: Path, *, overrides: Sequence[str] = (), trials: int | None 
     name = file.name or path.stem
     fixed = {"experiment_id": name, "devices": 1, "num_nodes": 1}
     fixed |= {"best_metric": metrics[0]} if metrics[0] in METRICS else {}
+    if source.values.get("validation_fraction") is not None and source.values.get("split_seed") is None:
+        fixed["split_seed"] = source.values["seed"]  # so that repeats with other seeds have the same images
     for key, value in fixed.items():
         source.set((key,), value, "search.py")
     points = None

@@ -43,6 +43,7 @@ table_params: {path: file, label: null, split: null, box: null, box_format: xywh
 output_path: mine/output
 validation_fraction: 0.2
 test_fraction: 0.1
+split_seed: 3
 near_duplicate_distance: 2
 image_size: [64, 48]
 resize_size: [600, 600]

@@ -29,6 +29,7 @@ def test_weights_by_name_and_an_unknown_name():
         (["loss_params={weight: [1, 2]}", "class_weights=balanced"], "class_weights: loss_params.weight is set too"),
         (["class_weights={Golf: 0}"], "class_weights: {'Golf': 0}; expected 'balanced' or greater than 0"),
         (["test_fraction=0.2"], "test_fraction: has no effect without validation_fraction"),
+        (["split_seed=1"], "split_seed: has no effect without validation_fraction"),
         (["validation_fraction=0.6", "test_fraction=0.4"], "leave no training images"),
         (["best_metric=valid_accuracy"], "best_metric"),
     ],

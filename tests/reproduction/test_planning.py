@@ -177,6 +177,41 @@ def test_other_schedulers_are_divided_too(scheduler, params, divided):
     assert after.lr_scheduler_params == pytest.approx(divided) and after.num_epochs == 50
 
 
+def test_what_else_counts_epochs_is_divided_too(tmp_path):
+    more = ("warmup_epochs=10", "freeze_epochs=3", "mix_off_epochs=80", "mixup_alpha=0.1", "keep_checkpoints=[17, 34]")
+    config = load_config(EXPERIMENTS / "C-50.yml", overrides=[*more, "pretrained=x.ckpt"])
+    faster = scale_schedule(config, 4)
+    assert {"warmup_epochs=2.5", "freeze_epochs=1", "mix_off_epochs=20", "keep_checkpoints=null"} <= {*faster}
+    assert load_config(EXPERIMENTS / "C-50.yml", overrides=[*more, "pretrained=x.ckpt", *faster]).num_epochs == 50
+
+
+def test_repeats_with_other_seeds_keep_the_images_of_the_first(tmp_path):
+    jobs = jobs_for(tmp_path, "C-1", repeat=2, overrides=("validation_fraction=0.2", "seed=5"))
+    configs = [load_config(job.file, overrides=job.overrides) for job in jobs]
+    assert [(config.seed, config.split_seed) for config in configs] == [(5, 5), (6, 5)]
+    assert len({job.key.settings for job in jobs}) == 1
+    for job in jobs:
+        write_run(job)
+    measured, _ = read_results(tmp_path, choose_experiments(["C-1"]))
+    assert [(run.seed, run.changes) for run in measured] == [(5, "split_seed=5; validation_fraction=0.2"),
+                                                             (6, "split_seed=5; validation_fraction=0.2")]  # fmt: skip
+    assert {RunIndex(tmp_path).finished(job.key) is not None for job in jobs} == {True}
+    (other,) = jobs_for(tmp_path, "C-1", overrides=("validation_fraction=0.2", "seed=6"))  # with other images
+    assert RunIndex(tmp_path).finished(other.key) is None
+
+
+def test_each_file_is_planned_with_its_own_data_set(tmp_path):
+    files = {}
+    for name in ("one", "other"):
+        write_updated_release(tmp_path / name, seed=len(name))
+        files[name] = tmp_path / f"{name}.yml"
+        files[name].write_text(f"base: {EXPERIMENTS / 'base.yml'}\ndata_path: {tmp_path / name}\n")
+    jobs = plan(files, overrides=(), repeat=1, folder=tmp_path / "runs")
+    assert [load_config(job.file, overrides=job.overrides).tags[0].split()[1] for job in jobs] == ["one", "other"]
+    (alone,) = plan({"other": files["other"]}, overrides=(), repeat=1, folder=tmp_path / "runs")
+    assert alone.key == jobs[1].key and jobs[0].key.data != jobs[1].key.data
+
+
 def test_every_epoch_count_in_the_study_is_divided():
     schedules = [load_config(file).lr_scheduler_params or {} for file in experiment_files().values()]
     keys = {key for params in schedules for key in params}

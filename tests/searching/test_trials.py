@@ -144,6 +144,9 @@ def test_repeats_decide_which_of_the_best_is_better_than_chance(tmp_path):
         (2, 2),
         (7, 2),
     ]
+    apart = space_of(tmp_path, set={"validation_fraction": 0.2, "seed": 5})
+    again = repeats_of(apart, best, 1)
+    assert [(c.seed, c.split_seed) for c in (apart.config(values), again.config(again.points[0]))] == [(5, 5), (6, 5)]
     assert grid.config(grid.points[-1]).seed == 2 and grid.config(grid.points[0]).optimizer_params["lr"] == 0.1
     accuracies = {(4, 1): 0.70, (2, 1): 0.81, (7, 1): 0.52, (4, 2): 0.72, (2, 2): 0.79, (7, 2): 0.48}
     repeats = [

@@ -166,8 +166,10 @@ def _check_class_weights(values: dict[str, Any]) -> Iterator[Problem]:
         yield ("class_weights",), "loss_params.weight is set too; keep one of them"
 
 
-def _check_test_fraction(values: dict[str, Any]) -> Iterator[Problem]:
+def _check_split(values: dict[str, Any]) -> Iterator[Problem]:
     validation, test = values["validation_fraction"], values["test_fraction"]
+    if values["split_seed"] is not None and validation is None:
+        yield ("split_seed",), "has no effect without validation_fraction; write null"
     if isinstance(test, float) and validation is None:
         yield ("test_fraction",), "has no effect without validation_fraction; write auto"
     elif isinstance(test, float) and validation + test >= 1:
@@ -291,6 +293,6 @@ _CHECKS: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], Iterator[Problem
         for key in ("erase_background", "shuffle_bounding_boxes")
     ),
     (("class_weights", "loss_function", "loss_params"), _check_class_weights),
-    (("validation_fraction", "test_fraction"), _check_test_fraction),
+    (("validation_fraction", "test_fraction", "split_seed"), _check_split),
     *(((key,), partial(_check_neptune, key=key)) for key in ("neptune_username", "neptune_project_name")),
 ]

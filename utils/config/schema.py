@@ -143,6 +143,12 @@ class Config(BaseModel):
         "With validation_fraction, share that becomes the test split of a data set without one; auto: as validation_fraction; "
         "null: none.",
     )
+    split_seed: int | None = key(
+        None,
+        "With validation_fraction, seed of the split, which repeats with other seeds have in common; null: seed.",
+        ge=0,
+        lt=2**32,
+    )
     near_duplicate_distance: int | None = key(
         4,
         "With validation_fraction, images whose perceptual hashes differ in at most so many of 64 bits stay in one split; "
