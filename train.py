@@ -21,7 +21,7 @@ from utils.machine import PROJECT
 from utils.processes import end_with_parent, is_first_process
 from utils.runs import resolve_checkpoint
 from utils.runs.branches import Trunk, find_trunk
-from utils.runs.folder import LAST, LOG, METRICS, has_ended, make_run_folder, read_record
+from utils.runs.folder import BEST, LAST, LOG, METRICS, has_ended, make_run_folder, read_record
 from utils.runs.metrics import read_rows
 from utils.runs.summary import summarize
 from utils.runs.teachers import TeacherFile, find_teachers
@@ -185,7 +185,7 @@ def train(
         stop_after: Number of finished epochs after which it stops, to be resumed; None: it ends as configured.
     """
     import assembly
-    from training.checkpoints import resume_guard
+    from training.checkpoints import resume_guard, write_checkpoint
     from training.failures.error_hints import error_hints
     from training.failures.max_batch_size import find_max_batch_size
 
@@ -202,6 +202,7 @@ def train(
     data = assembly.build_data(config, splits)
     data.check_cache_path()
     branch = assembly.read_branch(config, classifier, trunk, teachers, class_names=names) if trunk else None
+    best = assembly.read_best(config, classifier, trunk) if trunk else None
 
     loaded = [] if resumed or trunk else assembly.load_pretrained_weights(config, classifier, names)
     if not is_first_process():
@@ -227,8 +228,8 @@ def train(
         record.start(trainer)
         if trunk:
             logger.info("branched from %s at epoch %d", trunk.folder, trunk.epochs)
-            if trainer.is_global_zero:
-                assembly.copy_best(config, classifier, trunk, folder)
+            if best is not None and trainer.is_global_zero:
+                write_checkpoint(best, folder / BEST)
         if lines := recipe_lines(config):
             logger.info("beyond the study's recipe:\n  %s", "\n  ".join(lines))
         logger.info(assembly.augmentation_path(config))

@@ -18,7 +18,7 @@ from assembly.model import (
     view_of,
 )
 from assembly.pretrained import find_pretrained, load_pretrained_weights, resolve_pretrained
-from assembly.run import build_callbacks, build_record, build_trainer, copy_best, precision, read_branch
+from assembly.run import build_callbacks, build_record, build_trainer, precision, read_best, read_branch
 
 __all__ = [
     "augmentation_path",
@@ -33,13 +33,13 @@ __all__ = [
     "build_targets",
     "build_trainer",
     "check_buildable",
-    "copy_best",
     "find_pretrained",
     "image_shape",
     "load_annotations",
     "load_pretrained_weights",
     "parameter_group_settings",
     "precision",
+    "read_best",
     "read_branch",
     "resolve_pretrained",
     "view_of",

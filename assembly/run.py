@@ -16,14 +16,14 @@ from models.optimization import build_optimizer, stopping_patience
 from training import trainer
 from training.branching import branch_checkpoint, read_trunk
 from training.checkpoint_callback import Checkpoints
-from training.checkpoints import ABOUT, check_targets, read_checkpoint, write_checkpoint
+from training.checkpoints import ABOUT, check_targets, read_checkpoint
 from training.early_stopping import EarlyStopping
 from training.progress import TrainingProgress
 from training.recorder import Recorder
 from training.run_record import RunRecord
 from training.signals import SignalHandler
 from utils.config import Config
-from utils.runs import BEST
+from utils.errors import ConfigError
 from utils.runs.branches import Trunk
 from utils.runs.teachers import TeacherFile, digests
 from utils.tracking.parameters import study_parameters
@@ -158,9 +158,18 @@ def read_branch(
     return branch_checkpoint(checkpoint, classifier, patience=_patience(config), config=config.plain())
 
 
-def copy_best(config: Config, classifier: Classifier, trunk: Trunk, folder: Path) -> None:
-    """Writes the best checkpoint of a branch in `folder` until its first epoch, which is the trunk's."""
-    if trunk.best.is_file():
-        best = read_checkpoint(trunk.best)
-        best = branch_checkpoint(best, classifier, patience=_patience(config), config=config.plain())
-        write_checkpoint(best, folder / BEST)
+def read_best(config: Config, classifier: Classifier, trunk: Trunk) -> dict[str, Any] | None:
+    """Returns the best checkpoint of a branch until its first epoch, which is the trunk's; None where there is none.
+
+    Raises:
+        ConfigError: The trunk is still being trained, and its best checkpoint is of a later epoch.
+    """
+    if not trunk.best.is_file():
+        return None
+    best = read_checkpoint(trunk.best)
+    if best["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] > trunk.epochs:
+        raise ConfigError(
+            f"--branch {trunk.folder}: it is being trained, and has more than {trunk.epochs} epochs by now; branch it when it "
+            f"has ended, or train it with keep_checkpoints: [{trunk.epochs}]"
+        )
+    return branch_checkpoint(best, classifier, patience=_patience(config), config=config.plain())

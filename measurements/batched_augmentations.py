@@ -6,6 +6,7 @@ All variants start from uint8 images in memory and end in normalized float32 ten
 """
 
 import statistics
+import sys
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,7 @@ from measurements.measuring import (
     synchronize,
     write_report,
 )
+from utils.cli import run_command
 
 AUGMENTATIONS = {
     "RandomHorizontalFlip": {"p": 0.5},
@@ -99,4 +101,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

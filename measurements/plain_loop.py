@@ -32,6 +32,7 @@ from measurements.measuring import (
     print_conditions,
     settings,
     spread,
+    synchronize,
     write_report,
 )
 from measurements.variants import torchvision_loader
@@ -91,6 +92,7 @@ def train_plainly(config: Config) -> list[float]:
             loss(model(batch.to(device)), labels.to(device)).backward()
             optimizer.step()
             images += len(labels)
+        synchronize(device)
         speeds.append(images / (time.perf_counter() - started))
     return speeds
 

@@ -5,6 +5,7 @@ The published accuracy is the mean of batch accuracies, in which the images of a
     python -m reproduction.evaluation RUN
 """
 
+import argparse
 import json
 import math
 import sys
@@ -51,12 +52,15 @@ def read_facts(run: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on its validation images."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("run", metavar="RUN", help="a finished run: folder or name")
+    run = parser.parse_args(argv).run
+
     import torch
 
     from deployment.evaluation.evaluation import evaluate, load_split
     from deployment.trained import load_trained
 
-    (run,) = sys.argv[1:] if argv is None else argv
     trained = load_trained(run)
     images, splits = load_split(trained, None, "valid")
     evaluation = evaluate(trained, images, splits)
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "checkpoint_acc_over_batches": mean_of_batch_means(correct, trained.config.batch_size),
         "batch_size": trained.config.batch_size,
     }
-    write_text(Path(run) / FACTS, json.dumps(facts, indent=2) + "\n")
+    write_text(trained.folder / FACTS, json.dumps(facts, indent=2) + "\n")
     return facts
 
 

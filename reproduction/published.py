@@ -25,6 +25,7 @@ SECTIONS = EXPERIMENTS / "sections.yml"
 ALL = "all"
 WRONG_BOXES = "-published-boxes"
 IMAGES = (8144, 8041)  # in the published training and validation splits
+DROP = 0.5  # a first drop leaves at most this share of the learning rate
 TASK = f"227×227, whole photos, {IMAGES[1]:,} test images"
 REPEATS = ("C-26", "C-27", "C-28", "C-29")  # four published runs of the same settings
 
@@ -34,7 +35,7 @@ class Published:
     """The results of a published run, each the best of any epoch; accuracies in percent, as means of batch means.
 
     Attributes:
-        first_drop: The first epoch, counted from 0, with at most half the learning rate of the epoch before; None without
+        first_drop: The first epoch, counted from 0, with at most `DROP` of the learning rate of the epoch before; None without
             one.
     """
 

@@ -44,13 +44,14 @@ def write_report(folder: Path, measured: Sequence[Measured], published: Mapping[
     rows = [list(experiment_rows(comparison, published)) for comparison in comparisons]
     write_csv(folder / TABLE, [row for part in rows for row in part])
     write_csv(folder / PAIRS, [row for comparison in comparisons for row in pair_rows(comparison)])
-    accuracies = {str(comparison.setup): comparison.accuracies for comparison in comparisons}
+    names = setup_names(comparisons)
+    accuracies = {name: comparison.accuracies for name, comparison in zip(names, comparisons, strict=True)}
     draw_comparison(accuracies, published, folder / PICTURE)
     fallback = "" if all(comparison.is_repeated for comparison in comparisons) else FALLBACK
     parts = [
         "# Published and measured\n\nWritten by `python reproduce.py --report`.\n\n"
         f"![published against measured accuracy]({PICTURE})\n",
-        *(_setup_part(comparison, part) for comparison, part in zip(comparisons, rows, strict=True)),
+        *(_setup_part(*each) for each in zip(names, comparisons, rows, strict=True)),
         RULE.format(repeats=", ".join(REPEATS), spread=published_spread(published).variance ** 0.5, fallback=fallback),
         _batch_part(measured),
     ]
@@ -61,7 +62,7 @@ def write_report(folder: Path, measured: Sequence[Measured], published: Mapping[
 def summary_text(comparisons: Sequence[Comparison], published: Mapping[str, Published], *, width: int) -> str:
     """Returns the tables and the verdicts on the order for a terminal, in lines of at most `width`."""
     parts = []
-    for comparison in comparisons:
+    for name, comparison in zip(setup_names(comparisons), comparisons, strict=True):
         columns = [["id"], ["published"], ["measured"], ["runs"], ["difference"], ["epochs"], ["time per run"]]
         for row in experiment_rows(comparison, published):
             cells = (
@@ -81,7 +82,7 @@ def summary_text(comparisons: Sequence[Comparison], published: Mapping[str, Publ
         ]
         lines += [textwrap.fill(line, width) for line in incomparable(comparison)]
         note = "" if comparison.setup.is_published else "Not the published task: differences are in brackets.\n"
-        parts.append("\n".join([f"On {comparison.setup}", note + format_table(columns, width=width), *lines]))
+        parts.append("\n".join([f"On {name}", note + format_table(columns, width=width), *lines]))
     return "\n\n".join(parts)
 
 
@@ -137,7 +138,16 @@ def _comparable(comparison: Comparison) -> list[tuple[Section, Order]]:
     return [(section, order) for section, orders in comparison.orders for order in orders if order.pairs]
 
 
-def _setup_part(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str:
+def setup_names(comparisons: Sequence[Comparison]) -> list[str]:
+    """Returns a name for each setup, with the digest of its data where only that is different, as after a corrected label."""
+    texts = [str(comparison.setup) for comparison in comparisons]
+    return [
+        text if texts.count(text) == 1 else f"{text}; data {comparison.setup.data_digest}"
+        for text, comparison in zip(texts, comparisons, strict=True)
+    ]
+
+
+def _setup_part(name: str, comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str:
     setup = comparison.setup
     task = (
         "The published task: the published images, and the settings of the experiments' files."
@@ -159,7 +169,7 @@ def _setup_part(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str:
             for row in rows
         ],
     )  # fmt: skip
-    parts = [f"## On {setup}\n\n{task}\n", table, f"### Did the order hold?\n\n{order_text(comparison)}"]
+    parts = [f"## On {name}\n\n{task}\n", table, f"### Did the order hold?\n\n{order_text(comparison)}"]
     variants = [
         (section.name, pair.second, pair.first, _marked(pair.published), _marked(pair.measured), f"{pair.measured.margin:.2f}")
         for section, order in _comparable(comparison)

@@ -21,6 +21,8 @@ from datamodules.hashes import hash_images
 from datamodules.splits import group_images
 from deployment.evaluation.evaluation import wilson_interval
 from utils.cli import run_command
+from utils.errors import ConfigError
+from utils.files import make_folder
 
 FRACTION = 0.15
 NEAR_DUPLICATE_DISTANCE = 4
@@ -41,7 +43,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_random_split(data: DataSplits, root: Path, folder: Path, seed: int = 0) -> Path:
     """Writes a table that splits the images of each class by chance, beside a link to them; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, key="--output")
+    if (folder / "images").is_symlink():
+        raise ConfigError(f"--output {folder} has a measurement already; give another folder")
     (folder / "images").symlink_to(root.resolve())
     by_label = defaultdict(list)
     for record in data.train:

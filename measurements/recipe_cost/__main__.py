@@ -6,6 +6,7 @@ and each ratio is that of two turns of one round. The input is not measured.
 
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from datamodules import DataSplits
 from losses.distillation import Teacher
 from measurements.measuring import at_least, build_parser, conditions, print_conditions, spread, write_report
 from models.classifier import Classifier
+from utils.cli import run_command
 from utils.config import Config, load_config
 from utils.config.architectures import ARCHITECTURE_LIMITS
 from utils.logs import start_logging
@@ -147,4 +149,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

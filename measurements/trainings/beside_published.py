@@ -15,6 +15,7 @@ from pathlib import Path
 
 from measurements.measuring import output_file
 from reproduction.figures import new_figure, save_figure
+from reproduction.published import DROP
 from reproduction.published import TASK as PUBLISHED_TASK
 from utils.cli import run_command
 from utils.config import load_config, read_config_file
@@ -81,20 +82,20 @@ def shape(rows: Sequence[Row]) -> str:
     text = f"best {100 * accuracy:.2f} % in epoch {epoch} of {len(rows)}"
     drop = first_drop(rows)
     if drop is None:
-        return f"{text}; the learning rate was never lowered"
+        return f"{text}; the learning rate never dropped"
     before, after = (
         statistics.mean(row["valid_acc"] for row in part)
         for part in (rows[max(0, drop - AROUND) : drop], rows[drop : drop + AROUND])
     )
     return (
-        f"{text}, {epoch - drop} after the first drop; mean of {AROUND} epochs before it {100 * before:.2f} %, after it "
-        f"{100 * after:.2f} %"
+        f"{text}, {abs(epoch - drop)} {'after' if epoch >= drop else 'before'} the first drop; mean of {AROUND} epochs before "
+        f"it {100 * before:.2f} %, after it {100 * after:.2f} %"
     )
 
 
 def first_drop(rows: Sequence[Row]) -> int | None:
-    """Returns the first epoch with a learning rate below that of the epoch before; None without one."""
-    return next((index for index in range(1, len(rows)) if rows[index]["lr"] < rows[index - 1]["lr"]), None)
+    """Returns the first epoch with at most `DROP` of the learning rate of the epoch before; None without one."""
+    return next((index for index in range(1, len(rows)) if rows[index]["lr"] <= DROP * rows[index - 1]["lr"]), None)
 
 
 def draw(experiment: str, curves: dict[str, list[Row]], path: Path) -> None:

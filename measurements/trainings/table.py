@@ -97,10 +97,11 @@ def main(argv: Sequence[str] | None = None) -> list[Trained]:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("runs", metavar="RUN", nargs="*", help="a finished run: folder or name")
     arguments = parser.parse_args(argv)
-    known, published = read_table(TRAINED, Trained), read_published()
-    before, after = split_at_section(RESULTS, RESULTS.read_text(encoding="utf-8"), BEGIN, END)
+    published = read_published()
+    _read_all()  # what is damaged is an error before anything is measured
     output_path = load_config().output_path if arguments.runs else Path()
     new = read_runs([resolve_run(name, output_path) for name in arguments.runs])
+    known, before, after = _read_all()  # again: another process may have added runs meanwhile
     rows = {row.run: row for row in (*known, *new)}
     ordered = sorted(rows.values(), key=lambda row: (row.size, row.experiment, row.epochs, row.run))
     write_csv(TRAINED, [asdict(row) for row in ordered], [field.name for field in fields(Trained)])
@@ -110,6 +111,10 @@ def main(argv: Sequence[str] | None = None) -> list[Trained]:
         draw_drops(series, RESULTS.parent / DROPS)
     print(f"{len(ordered)} runs in {TRAINED}, shown in {RESULTS}; picture: {RESULTS.parent / PICTURE}")
     return ordered
+
+
+def _read_all() -> tuple[list[Trained], str, str]:
+    return read_table(TRAINED, Trained), *split_at_section(RESULTS, RESULTS.read_text(encoding="utf-8"), BEGIN, END)
 
 
 def read_runs(folders: Iterable[Path]) -> list[Trained]:
@@ -180,8 +185,8 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
     notes = (
         f"Published: on {PUBLISHED_TASK}; another task than any above. Validation images chose the best epoch, and nothing "
         "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
-        "Latency: one image, onnxruntime, one thread. The hours of a branch are those after its trunk's. One run each, seed "
-        f"{seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
+        "Latency: one image, onnxruntime, one thread. The hours of a branch are those after its trunk's. Each row is one run, "
+        f"seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
     )
     parts = [markdown_table(COLUMNS, lines), notes, f"\n![accuracy against epochs, parameters and latency]({PICTURE})"]
     if series := drop_series(rows):
@@ -191,11 +196,11 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
 
 
 def drop_series(rows: Sequence[Trained]) -> dict[str, list[Trained]]:
-    """Returns the runs of each experiment that was branched at several epochs, by the epoch of the first drop."""
+    """Returns the runs of an experiment, a task and a seed that differ in their first drop, by its epoch."""
     series: dict[str, dict[int, Trained]] = {}
     for row in rows:
         if row.first_drop is not None:
-            series.setdefault(f"{row.experiment}, {row.size}", {})[row.first_drop] = row
+            series.setdefault(f"{row.experiment}, {row.task}, seed {row.seed}", {})[row.first_drop] = row
     return {name: [runs[drop] for drop in sorted(runs)] for name, runs in series.items() if len(runs) > 1}
 
 

@@ -65,8 +65,10 @@ def test_runs_that_differ_in_their_first_drop_are_a_series(row, tmp_path):
     runs = [
         replace(row, run=str(drop), first_drop=drop, best_percent=value) for drop, value in ((34, 12.0), (17, 10.3))
     ]
-    series = trained.drop_series([*runs, row, replace(runs[0], experiment="alone")])
-    (found,) = series.values()
+    others = [replace(runs[0], **each) for each in ({"experiment": "alone"}, {"seed": 1}, {"data": "other"})]
+    series = trained.drop_series([*runs, row, *others])
+    ((name, found),) = series.items()
+    assert name == "mine, 64×48, cars, 28 / 14, seed 0"
     assert [run.first_drop for run in found] == [17, 34]
     assert trained.slope_text(found) == "10.30 % (drop at 17), 12.00 % (drop at 34); +0.100 points an epoch in between"
     assert trained.slope_text(found) in trained.table(runs, read_published())
@@ -106,11 +108,13 @@ def test_a_run_beside_the_published_curve(trained_run, tmp_path, capsys):
     )
     picture = tmp_path / "picture.png"
     assert beside_published.main([str(run), str(curves), "--output", str(picture)]) == [
-        "C-50 published: best 25.00 % in epoch 0 of 1; the learning rate was never lowered",
+        "C-50 published: best 25.00 % in epoch 0 of 1; the learning rate never dropped",
         "C-50 measured: best 40.00 % in epoch 2 of 4, 0 after the first drop; mean of 3 epochs before it 10.00 %, after it "
         "35.00 %",
     ]
     assert picture.read_bytes().startswith(b"\x89PNG")
+    (run / "metrics.csv").write_text(columns + "".join(lines[:2]).replace("0.001", "0.0009", 1))
+    assert beside_published.main([str(run), str(curves), "--output", str(picture)])[1].endswith("never dropped")
     (run / "run.json").write_text('{"experiment_id": "C-2"}')
     with pytest.raises(ConfigError, match="no curve of 'C-2'"):
         beside_published.main([str(run), str(curves)])

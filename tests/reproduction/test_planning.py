@@ -83,6 +83,11 @@ def test_a_run_folder_tells_whose_run_it_is(tmp_path):
     (folder / "config.yml").write_text(yaml.safe_dump(values | {"num_workers": 7}, sort_keys=False))
     assert RunIndex(tmp_path).runs() == {key: [run] for key, run in runs.items()}
 
+    nobodys = write_run(jobs[0])  # such as a branch, which had its trunk's tags until it lost its name alone
+    named = (nobodys / "config.yml").read_text()
+    (nobodys / "config.yml").write_text(named.replace("experiment_id: C-7", "experiment_id: null"))
+    assert RunIndex(tmp_path).runs() == {key: [run] for key, run in runs.items()}
+
     (folder / "config.yml").write_text("seed: [")  # damaged: it does not count, and the others do
     assert set(RunIndex(tmp_path).runs()) == set(runs) - {jobs[0].key}
 

@@ -202,6 +202,15 @@ def test_own_files_are_compared_with_the_study_and_each_other(tmp_path, capsys):
     assert "\n| longer | Trained for longer | – | – | – | – | 90.00 | 80.50 ± 0.71 | 2 | 2 | cars, different" in text
 
 
+def test_data_sets_that_differ_in_a_label_alone_have_a_heading_each(tmp_path):
+    for digest in ("0123abcd", "4567cdef"):
+        write_run(*jobs_for(tmp_path / "reproduction", "C-1", data=DataSet("cars", digest)))
+    reproduce.main(["--report", "--output", str(tmp_path)])
+    text = (tmp_path / "reproduction" / "comparison.md").read_text()
+    assert text.count("## On cars, 20 / 8; no settings changed; data 0123abcd\n") == 1
+    assert text.count("## On cars, 20 / 8; no settings changed; data 4567cdef\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

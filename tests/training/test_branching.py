@@ -1,15 +1,19 @@
 """A branch of a run: it equals, to the bit, a run of its own; what may not change is an error."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import assembly
 import train
 from tests.support.small_runs import assert_same_run, rows, run
 from training.checkpoints import ABOUT, read_checkpoint
-from utils.config import load_branch_config
+from utils.config import load_branch_config, load_run_config
 from utils.errors import ConfigError
+from utils.runs.branches import Trunk
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,26 @@ def test_the_base_of_a_file_is_the_configuration_of_the_trunk(trunk, tmp_path):
     (tmp_path / "based.yml").write_text("base: null\nnum_epochs: 9\n")
     with pytest.raises(ConfigError, match=r"based.yml:1: base: has no effect with --branch"):
         load_branch_config(trunk, tmp_path / "based.yml")
+
+
+def test_a_trunk_that_trains_on_while_it_is_branched_is_an_error(four_epochs, tmp_path, monkeypatch):
+    """After the third epoch its last checkpoint was read, and the best one is that of the fourth by now."""
+    trunk = shutil.copytree(four_epochs, tmp_path / "trunk")
+    found = Trunk(trunk, 3, trunk / "checkpoints/last.ckpt", trunk / "checkpoints/best.ckpt")
+    later = read_checkpoint(found.best)
+    later["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = 4
+    torch.save(later, found.best)
+    config = load_run_config(trunk)
+    with pytest.raises(ConfigError, match=r"it is being trained, and has more than 3 epochs by now; .* \[3\]"):
+        assembly.read_best(config, assembly.build_classifier(config, num_classes=4), found)
+
+
+def test_a_branch_has_no_tags_of_its_trunk(four_epochs, tmp_path):
+    trunk = shutil.copytree(four_epochs, tmp_path / "trunk")
+    config = (trunk / "config.yml").read_text()
+    (trunk / "config.yml").write_text(config.replace("tags: []", "tags: [data cars 0123abcd]"))
+    assert load_run_config(trunk).tags == ["data cars 0123abcd"]
+    assert load_branch_config(trunk, overrides=["num_epochs=9"])[0].tags == []
 
 
 @pytest.mark.parametrize(
