@@ -102,10 +102,10 @@ def test_what_another_run_uses_stays_and_what_no_run_has_used_for_a_week_goes(da
     assert second.batch([3]).shape == (1, 3, 24, 32)  # still open here
 
 
-def test_the_key_of_a_cache_is_that_of_version_2(data, tmp_path):
+def test_the_key_of_a_cache_is_that_of_version_3(data, tmp_path):
     """Caches of the present version are used by later ones; a new key is a new FORMAT."""
     images = photos(data, crop="box")
-    digest = hashlib.blake2b(repr((2, PIL.__version__, (3, 24, 32), "box")).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((3, PIL.__version__, (3, 24, 32), "box")).encode(), digest_size=8)
     for record in images.records:
         state = record.path.stat()
         digest.update(repr((str(record.path), state.st_size, state.st_mtime_ns, tuple(record.bounding_box))).encode())
