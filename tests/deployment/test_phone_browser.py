@@ -30,7 +30,7 @@ from deployment.phone.build import MODEL, SOURCE, build_app, install_runtime
 from deployment.phone.serve import Handler
 from deployment.prediction import predict
 from deployment.trained import load_trained
-from tests.support.browser import browser, wait_for
+from tests.support.browser import PAGE_SECONDS, browser, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -54,15 +54,20 @@ class Site:
     Attributes:
         folder: Its files.
         requests: The paths that were asked for.
+        sends_model: Whether the model is sent at once, or when this is set.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.requests: list[str] = []
+        self.sends_model = threading.Event()
+        self.sends_model.set()
 
         class Recorder(Handler):
             def send_head(handler) -> Any:
                 self.requests.append(handler.path)
+                if MODEL in handler.path:
+                    self.sends_model.wait(PAGE_SECONDS)
                 return super().send_head()
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Recorder, directory=str(folder)))
@@ -189,6 +194,17 @@ def test_a_chosen_photo_is_recognized_as_by_predict(driver, site, trained, photo
     assert_same(answer(driver), trained, photos / name, scaled=name == "large.jpg")
 
 
+def test_a_photo_may_be_chosen_before_the_model_has_arrived(driver, app, trained, photos):
+    with served(app) as site:
+        site.sends_model.clear()
+        visit(driver, site, ready="document.readyState === 'complete'")
+        choose(driver, photos / "photo.png")
+        wait_for(driver, "the photo", "verdict.textContent", lambda text: text.startswith("Recognizing"))
+        assert driver.execute_script(f"return {MESSAGE}") == "" and not driver.execute_script(f"return {READY}")
+        site.sends_model.set()
+        assert_same(answer(driver), trained, photos / "photo.png")
+
+
 def test_the_app_is_not_sure_below_the_threshold_of_its_score(driver, app, trained, photos, tmp_path):
     about = json.loads((app / "model.json").read_text("utf-8"))
     (prediction,) = predict(trained, [photos / "photo.png"])
@@ -214,10 +230,12 @@ def test_over_plain_http_photos_are_recognized_without_the_camera(driver, site, 
     assert_same(answer(driver), trained, photos / "photo.png")
 
 
-def test_the_commands_that_publish_the_app_are_right(app, tmp_path):
+def test_the_commands_that_publish_the_app_are_right(app, trained_run, tmp_path):
     guide = (SOURCE.parents[2] / "docs" / "phone.md").read_text("utf-8")
     (commands,) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
-    shutil.copytree(app, tmp_path / "output" / "run" / "phone")
+    (tmp_path / "phone.py").symlink_to(SOURCE.parents[2] / "phone.py")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / trained_run.name).symlink_to(trained_run)
     identity = {
         f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
     }
