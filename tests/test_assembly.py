@@ -1,12 +1,15 @@
 """What is chosen by the device, on machines that have it and on those that do not."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
 import assembly
+from datamodules.datamodule import with_boxes_of_others
+from losses.distillation import Teacher
 from models import build_model
 from models.optimization import build_optimizer
 from training import trainer
@@ -95,3 +98,53 @@ def test_batch_norm_over_processes_computes_what_one_process_does(architecture):
     converted = SyncBatchNorm().apply(copy.deepcopy(model)).eval()
     assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
     torch.testing.assert_close(converted(image), model(image))
+
+
+def test_every_key_of_the_recipe_reaches_the_training(tmp_path):
+    settings = {
+        "dropout": 0.37, "gradient_clip_norm": 0.7, "accumulate_batches": 3, "mixup_alpha": 0.3, "cutmix_alpha": 0.9,
+        "mix_probability": 0.6, "mix_off_epochs": 2, "warmup_epochs": 1.5, "freeze_epochs": 1, "pretrained": "a.ckpt",
+        "scheduler_step": "batch", "ema_decay": 0.97, "flip_at_test": True, "head_lr_factor": 3.0, "layer_decay": 0.8,
+        "decay_norm_and_bias": False, "seed": 4, "batch_size": 6, "stop_on_nonfinite_loss": False, "accelerator": "cpu",
+        "distillation_temperature": 3.0, "distillation_weight": 0.4, "auxiliary_targets": ["make"], "auxiliary_weight": 0.3,
+        "teacher": "a run", "optimizer": "SGD", "optimizer_params": {"lr": 0.2},
+    }  # fmt: skip
+    config = load_config(overrides=[f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    classifier = assembly.build_classifier(config, num_classes=4)
+    assert {module.p for module in classifier.model.modules() if isinstance(module, nn.Dropout)} == {0.37}
+    same = ("accumulate_batches", "gradient_clip_norm", "warmup_epochs", "freeze_epochs", "scheduler_step", "ema_decay")
+    same += ("flip_at_test", "seed", "batch_size", "stop_on_nonfinite_loss")
+    assert {key: getattr(classifier, key) for key in same} == {key: settings[key] for key in same}
+    assert classifier.groups == {"head_lr_factor": 3.0, "layer_decay": 0.8, "decay_norm_and_bias": False}
+    assert classifier.optimizer == ("SGD", {"lr": 0.2})
+    mixing = classifier.mixing
+    (kinds,) = mixing.transform.transforms
+    assert [kind.alpha for kind in kinds.transforms] == [0.3, 0.9]
+    assert (mixing.transform.p, mixing.off_epochs, mixing.seed) == (0.6, 2, 4)
+    teacher = Teacher(nn.Identity(), assembly.view_of(config, config.image_size), torch.arange(4))
+    targets = assembly.build_targets(config, ["Audi A", "Audi B", "BMW A", "BMW B"], [teacher])
+    assert (targets.distillation.temperature, targets.distillation.weight) == (3.0, 0.4)
+    assert targets.auxiliary.weight == 0.3 and targets.distillation.view.size == (227, 227)
+    built = assembly.build_trainer(config, tmp_path, [])
+    assert (built.gradient_clip_val, built.accumulate_grad_batches) == (0.7, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "crop"),
+    [
+        ([], "no"),
+        (["crop_to_bboxes=True"], "box"),
+        (["crop_to_bboxes=True", "erase_background=True", "shuffle_bounding_boxes=True"], "box on white"),
+    ],
+)
+def test_boxes_and_the_sampler_reach_the_data(cars, changes, crop):
+    where = [f"data_path={cars}", "cache_path=null", "num_workers=0", "sampler=balanced"]
+    config = load_config(overrides=[*where, *changes])
+    splits = assembly.load_annotations(config)
+    data = assembly.build_data(config, splits)
+    source = data.train.source
+    assert (source.crop, data.valid.source.crop) == (crop, "no")  # as in the study
+    shuffled = [*with_boxes_of_others(splits.train)]
+    assert [*source.records] == (shuffled if config.shuffle_bounding_boxes else [*splits.train])
+    assert [*source.records] != shuffled or config.shuffle_bounding_boxes
+    assert data.sampler(data.train, shuffle=True).weights is not None

@@ -209,6 +209,8 @@ def test_the_test_split_of_a_run_is_what_it_never_saw(folder, tmp_path, caplog, 
     assert "The validation images (split off from the training images) also chose the checkpoint" in out
     assert "--split test (6 images that chose nothing)" in out
     checkpoint = read_checkpoint(trained / BEST)
+    lowest = next(state["lowest"] for state in checkpoint["callbacks"].values() if "lowest" in state)
+    assert lowest == -record["best"]["best_valid_acc"]  # which chose the checkpoint
     assert checkpoint[ABOUT]["split_digest"] == record["split_digest"] == split(folder).split_digest
     torch_weights = checkpoint["state_dict"]["loss.weight"].tolist()
     assert torch_weights == pytest.approx([18 / (2 * 12), 18 / (2 * 6)])

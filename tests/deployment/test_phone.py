@@ -14,6 +14,8 @@ import phone
 from deployment.phone import build, serve
 from deployment.phone.build import build_app, install_runtime
 from deployment.phone.icons import BLUE, draw_icon
+from deployment.phone.model import write_model
+from deployment.trained import load_trained
 from utils.errors import ConfigError, RunError
 
 ABOUT = {"class_names": ["Lada 2101", "Škoda Favorit"], "score": "probability", "threshold": 0.5, "about": "two"}
@@ -176,8 +178,19 @@ def test_serving_shows_an_address_for_the_network_and_what_http_cannot_do(tmp_pa
     assert "same network" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["-1", "65536", "http", "8000.0"])
+@pytest.mark.parametrize("text", ["65536", "http", "8000.0"])
 def test_a_wrong_port_is_named(text, capsys):
     with pytest.raises(SystemExit, match="2"):
         phone.parse_arguments(["last", "--port", text])
-    assert f"{text!r}: expected a number from 0 to 65535" in capsys.readouterr().err or text.startswith("-")
+    assert f"{text!r}: expected a number from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_app_of_8_bits_states_the_accuracy_of_its_own_file(trained_run, tmp_path):
+    trained = load_trained(str(trained_run))
+    about = {}
+    for name, int8 in (("whole", False), ("small", True)):
+        about[name] = write_model(trained, tmp_path / name, int8=int8, data=None)["about"]
+    assert (tmp_path / "small").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+    assert re.search(r", 7 car models, [\d.]+% right on validation photos$", about["whole"])
+    assert re.search(r", 7 car models, [\d.]+% right on 14 validation photos$", about["small"])

@@ -53,24 +53,30 @@ def conditions_of(path: Path) -> dict:
     return stated
 
 
-def batches(count: int, seconds: float):
-    """Yields batches of ten, each after a wait."""
-    for _ in range(count):
-        time.sleep(seconds)
-        yield torch.zeros(10, 1), torch.zeros(10)
+class Clock:
+    """A clock that only `pass_` advances."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("measurements.measuring.time.perf_counter", lambda: self.now)
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
 
 
-def test_images_per_second_and_the_share_of_waiting_for_data():
+def test_images_per_second_and_the_share_of_waiting_for_data(monkeypatch):
+    clock, batch = Clock(monkeypatch), (torch.zeros(10, 1), torch.zeros(10))
+
     class Loader:
         def __iter__(self):
-            return batches(4, 0.01)
+            for _ in range(4):
+                clock.pass_(0.01)
+                yield batch
 
-    turn = measure_batches(Loader(), CPU, 0.5, lambda images, labels: time.sleep(0.03))
-    assert 150 < turn.images_per_second < 250 and 0.15 < turn.data_wait < 0.4
-    alone = measure_batches(
-        itertools.repeat((torch.zeros(10, 1), torch.zeros(10))), CPU, 0.2, lambda *_: time.sleep(0.03)
-    )
-    assert alone.images_per_second > turn.images_per_second and alone.data_wait < 0.05
+    turn = measure_batches(Loader(), CPU, 0.5, lambda images, labels: clock.pass_(0.03))
+    assert turn == pytest.approx((250, 0.25))
+    alone = measure_batches(itertools.repeat(batch), CPU, 0.2, lambda *_: clock.pass_(0.04))
+    assert alone == pytest.approx((250, 0))
 
 
 def test_a_held_batch_repeats_the_same_images_with_the_same_draws(cars, tmp_path):

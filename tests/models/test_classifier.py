@@ -60,6 +60,19 @@ def test_the_loss_of_a_split_is_torchs_mean_over_all_of_it(split, name, params, 
     assert metrics["valid_acc"] == (logits.argmax(1) == labels).double().mean()
 
 
+def test_top_5_and_the_mean_over_classes_are_those_of_a_loop():
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) ** 2 // 180  # of 9 classes, from 14 images of the first to 3 of the last
+    logits = torch.randn(40, 9, generator=draws) + nn.functional.one_hot(labels, 9)
+    metrics = validate(nn.CrossEntropyLoss(), list(zip(logits.split(7), labels.split(7), strict=True)))
+    top5 = [label in row.topk(5).indices for row, label in zip(logits, labels, strict=True)]
+    right = logits.argmax(1) == labels
+    by_class = [right[labels == label].double().mean().item() for label in range(9)]
+    assert 0 < sum(top5) < 40 and metrics["valid_top5_acc"] == pytest.approx(sum(top5) / 40)
+    assert metrics["valid_mean_class_acc"] == pytest.approx(sum(by_class) / 9)
+    assert abs(metrics["valid_acc"] - metrics["valid_mean_class_acc"]) > 0.005
+
+
 def test_probabilities_are_averaged_by_their_classes_weights_however_they_fall_into_batches(split):
     logits, labels = split
     targets = nn.functional.one_hot(labels, CLASSES) * 0.7 + 0.075

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.mixing import Mixing
 from deployment.trained import FlipAverage
+from losses.distillation import Distillation, Teacher, View
+from losses.targets import MoreTargets
 from models import build_model
 from models.classifier import RAW, Classifier
 from models.finetuning.parameter_groups import head_names, layer_ids, parameter_groups
@@ -281,6 +283,7 @@ def test_mixed_batches_are_trained_on_until_the_last_epochs_and_judged_by_the_la
 
     classifier = fit(data, epochs=2, loss=Recorded(), mixing=mixing)
     mixed, last = seen[:3], seen[3:]
+    torch.testing.assert_close(mixed[0][0], small_model()(mixing(*data.batches()[0], 0)[0]))
     for step, ((_, targets), (images, labels)) in enumerate(zip(mixed, data.batches(), strict=True)):
         assert torch.equal(targets, mixing(images, labels, step)[1])
     assert len(last) == 3 and not any(targets.is_floating_point() for _, targets in last)
@@ -290,6 +293,24 @@ def test_mixed_batches_are_trained_on_until_the_last_epochs_and_judged_by_the_la
     metrics = classifier.epoch_metrics
     assert metrics["train_acc"] == pytest.approx((logits.argmax(1) == targets.argmax(1)).float().mean().item())
     assert metrics["train_loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
+
+
+def test_a_teacher_and_further_targets_are_part_of_what_a_step_minimizes():
+    data, model = Points(4, 4), small_model(norm=False)
+    ((images, labels),) = data.batches()
+    view = View((1, 1), 3, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    torch.manual_seed(2)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+    targets = MoreTargets(
+        Distillation([Teacher(teacher, view, torch.arange(3))], view, temperature=2.0, weight=0.75), None
+    )
+    classifier = fit(data, copy.deepcopy(model), epochs=1, targets=targets)
+    logits = model(images)
+    ours, theirs = (nn.functional.log_softmax(each / 2, dim=1) for each in (logits, teacher(images)))
+    divergence = 4 * nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    (0.25 * nn.functional.cross_entropy(logits, labels) + 0.75 * divergence).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(classifier.weights[0][name], parameter.detach() - 0.1 * parameter.grad)
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])

@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -89,3 +90,25 @@ def test_tensorboard_has_what_the_run_wrote(tmp_path):
     assert "architecture: ghost" in events.Tensors(f"{CONFIG}/text_summary")[0].tensor_proto.string_val[0].decode()
     (image,) = events.Images(CURVES)
     assert (image.width, image.height) == (30, 20)
+
+
+@pytest.mark.slow
+def test_wandb_has_a_run_to_deliver_where_there_is_no_key(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    run = Run(tmp_path, trackers=["wandb"]).whole()
+    (message,) = warnings_of(caplog)
+    assert f"wandb: no API key; to deliver this run later: wandb login; wandb sync {run.folder}/wandb/*" in message
+    (delivered,) = (run.folder / "wandb").glob("offline-run-*")
+    (log,) = delivered.glob("run-*.wandb")
+    limit = time.monotonic() + 60
+    while len(content := log.read_bytes()) < 1000 and time.monotonic() < limit:
+        time.sleep(0.1)  # its own process writes it
+    assert delivered.name.endswith(run.record["run_id"]) and b"mine" in content
+    assert all(metric.encode() in content for metric in (*COLUMNS[1:], *best_values(ROWS), "learning_rate"))
+    assert (delivered / "files" / CONFIG).read_text() == "architecture: ghost\n" and (
+        delivered / "files" / CURVES
+    ).exists()

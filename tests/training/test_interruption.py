@@ -19,7 +19,7 @@ from utils.errors import Interrupted
 from utils.runs.folder import read_record
 from utils.tracking import TRACKERS
 from utils.tracking.mlflow import STORE
-from utils.tracking.trackers import Trackers
+from utils.tracking.trackers import SIGNAL_SECONDS, Trackers
 
 PROJECT = CONFIG_FILE.parent
 SCRIPT = """
@@ -70,14 +70,24 @@ def test_a_signal_ends_the_building_of_the_cache_at_once_and_nothing_is_left_of_
         photos.append(path)
         if len(photos) == (1 if at == "the first photo" else 32):
             os.kill(os.getpid(), signal.SIGTERM)
+        if len(photos) > 1 and at == "the first photo":
+            time.sleep(0.05)  # what is still read is in the hands of a thread already
         return read(path, **options)
 
     monkeypatch.setattr(images, "read_image", signalled)
+    waited, end = [], Trackers.end
+
+    def ended(trackers, *arguments, timeout=None):
+        waited.append(timeout)
+        end(trackers, *arguments, timeout=timeout)
+
+    monkeypatch.setattr(Trackers, "end", ended)
     with pytest.raises(Interrupted, match="SIGTERM ended the run before the first step") as caught:
         run(data, tmp_path / "output", f"cache_path={cache}")
     assert caught.value.exit_code == 143
-    assert not list(cache.glob(".*")) and len(photos) < 40
+    assert not list(cache.glob(".*")) and len(photos) < (20 if at == "the first photo" else 40)
     assert read_record(only_run(tmp_path / "output"))["status"] == "interrupted"
+    assert waited == [SIGNAL_SECONDS]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

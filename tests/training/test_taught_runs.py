@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import train
+from deployment.teachers import load_teachers
 from deployment.trained import load_trained
 from models import build_model, count_parameters
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from tests.training.test_training import broken_off
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError
+from utils.runs.teachers import TeacherFile
 
 SMALL = ("architecture=sq_11", "dropout=null", "out_channels=null", "num_epochs=2")  # of three steps
 LABELS = ("mixup_alpha=0.4", "class_weights=balanced", "ema_decay=0.8")
@@ -103,6 +105,23 @@ def test_a_branch_takes_no_other_teacher_from_a_file(taught, tmp_path):
     (tmp_path / "branch.yml").write_text("teacher: null\nnum_epochs: 3\n")
     with pytest.raises(ConfigError, match=r"this run began with .*best\.ckpt, and has no teacher now"):
         train.main(["--branch", str(folder), "--at", "2", "--config", str(tmp_path / "branch.yml")])
+
+
+def test_the_classes_of_a_teacher_are_found_by_their_names(teacher, tmp_path):
+    checkpoint = torch.load(teacher / "checkpoints/best.ckpt", weights_only=True)
+    checkpoint[ABOUT]["class_names"] = ["another", *NAMES[::-1]]
+    for key in ("state_dict", "raw_state_dict"):
+        for name in ("model.classifier.weight", "model.classifier.bias"):
+            if name in checkpoint.get(key, {}):
+                rows = checkpoint[key][name]
+                checkpoint[key][name] = torch.cat([rows[:1], rows.flip(0)])
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    file = TeacherFile(str(tmp_path / "other.ckpt"), "")
+    (loaded,) = load_teachers([file], NAMES)
+    assert loaded.classes.tolist() == [4, 3, 2, 1] and loaded.view.size == (32, 32)
+    (same,) = load_teachers([TeacherFile(str(teacher / "checkpoints/best.ckpt"), "")], NAMES)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.model(images)[:, loaded.classes], same.model(images)[:, same.classes])
 
 
 def test_a_teacher_that_lacks_classes_or_is_none_is_an_error_before_a_run_begins(cars, teacher, tmp_path):
