@@ -84,15 +84,17 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     run_trials(search, environments)
     results = read_trials(search)
     best = ranked(space, pareto_front(search, results) if len(space.metrics) > 1 else results)[:BEST_FEW]
-    others = sum(result.state == "running" for result in results)
+    others = search.count_elsewhere()
     if others:
         waiting = "; the last of them makes the repeats" if arguments.confirm else ""
         print(f"{others} trials are being trained by other processes{waiting}")
     if not best:
         raise RunError(f"no trial of {space.name} has finished; {folder / 'queue'} has the output of each")
     repeats = []
-    if arguments.confirm and not others:
-        confirming = Search(repeats_of(space, best, arguments.confirm), folder, data=digest, storage=arguments.storage)
+    if arguments.confirm and (arguments.report or not others):
+        confirming = Search(
+            repeats_of(space, best, arguments.confirm, results), folder, data=digest, storage=arguments.storage
+        )
         run_trials(confirming, environments)
         repeats = read_trials(confirming)
     judged = judge(space, best, repeats)

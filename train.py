@@ -208,7 +208,8 @@ def train(
     if not is_first_process():
         end_with_parent()  # else it would wait half an hour for the other processes, and hold its device's memory
     folder = resumed or make_run_folder(config.output_path, config.architecture)
-    log_to_file(config.logging_dir / f"{folder.name}.log" if config.logging_dir else folder / LOG)
+    where = config.logging_dir
+    log_to_file(where / f"{folder.name}.log" if where else folder / LOG, key="logging_dir" if where else "output_path")
     record = assembly.build_record(config, folder, classifier, splits, trunk=trunk, teachers=teachers)
     for level, text in loaded:
         logger.log(level, text)

@@ -99,13 +99,20 @@ def _choose_path(config: Config) -> tuple[bool, str]:
             return True, "augmentation_device is device"
     if not uses_cuda(config.accelerator):
         return False, "no CUDA device is used"
+    if not obstacles:
+        try:
+            _build_batched(config)
+        except (ConfigError, ValueError) as error:  # such as a crop that pads, which only the CPU's way does
+            obstacles.append(str(error))
     return not obstacles, "; ".join(obstacles) or "every configured transform supports it"
 
 
 def batched_augmentations(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations] | None:
     """Returns the batched augmentations of training and validation; None where images are augmented one at a time."""
-    if not _choose_path(config)[0]:
-        return None
+    return _build_batched(config) if _choose_path(config)[0] else None
+
+
+def _build_batched(config: Config) -> tuple[BatchedAugmentations, BatchedAugmentations]:
     normalization = config.normalization.model_dump() if config.normalization else {"mean": None, "std": None}
     size = tuple(config.resize_size or config.image_size)
     train = BatchedAugmentations(*_augmentations(config), image_size=size, **normalization)

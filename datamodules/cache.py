@@ -185,7 +185,9 @@ def open_cache(folder: Path, name: str, images: DecodedImages, shape: tuple[int,
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unused(folder)
         _write(partial, images, description=f"caching {name}")
-    return ImageCache(path, full_shape)
+    cache = ImageCache(path, full_shape)
+    cache.batch([0])  # opens it here: workers that start later read on if it is removed after a week
+    return cache
 
 
 def _write(path: Path, images: DecodedImages, *, description: str) -> None:

@@ -75,7 +75,8 @@ def hash_images(
         row["digest"] = np.void(hashlib.blake2b(content, digest_size=16).digest())
         if perceptual:
             with suppress(DataError):
-                row["perceptual"], row["has_perceptual"] = perceptual_hash(content, upright=upright), True
+                row["perceptual"] = perceptual_hash(content, upright=upright, name=str(record.path))
+                row["has_perceptual"] = True
         return row
 
     rows = np.empty(len(records), STORED)
@@ -120,15 +121,15 @@ def near_pairs(hashes: ImageHashes, max_distance: int) -> tuple[np.ndarray, np.n
     return np.sort(known[np.stack([one, other], axis=1)], axis=1), distance
 
 
-def perceptual_hash(content: bytes, *, upright: bool) -> int:
-    """Returns the perceptual hash of an image file.
+def perceptual_hash(content: bytes, *, upright: bool, name: str) -> int:
+    """Returns the perceptual hash of an image file; `name` is for messages.
 
     Raises:
         DataError: It cannot be decoded.
     """
     import imagehash  # half a second
 
-    bits = imagehash.phash(read_image(content, size=THUMBNAIL, upright=upright)).hash
+    bits = imagehash.phash(read_image(content, size=THUMBNAIL, upright=upright, name=name)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 

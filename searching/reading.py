@@ -98,7 +98,7 @@ def read_space(path: Path, *, overrides: Sequence[str] = (), trials: int | None 
     fixed = {"experiment_id": name, "devices": 1, "num_nodes": 1}
     fixed |= {"best_metric": metrics[0]} if metrics[0] in METRICS else {}
     if source.values.get("validation_fraction") is not None and source.values.get("split_seed") is None:
-        fixed["split_seed"] = source.values["seed"]  # so that repeats with other seeds have the same images
+        fixed["split_seed"] = source.values.get("seed", 0)  # so that repeats with other seeds have the same images
     for key, value in fixed.items():
         source.set((key,), value, "search.py")
     points = None
@@ -133,12 +133,12 @@ def check_corners(space: Space) -> None:
     Raises:
         ConfigError: Lists every corner that cannot be built.
     """
-    from assembly import check_buildable
+    from assembly import check_buildable, resolve_pretrained
 
     found: dict[str, str] = {}
     for corner in space.corners():
         try:
-            check_buildable(space.config(corner))
+            check_buildable(resolve_pretrained(space.config(corner)))
         except ConfigError as error:
             for line in str(error).splitlines()[1:]:
                 found.setdefault(line, f"{line} (trial with {describe(corner)})")

@@ -95,11 +95,14 @@ def pareto_front(search: Search, results: Sequence[Result]) -> list[Result]:
     return sorted((result for result in results if result.number in numbers), key=lambda result: result.objectives[-1])
 
 
-def repeats_of(space: Space, best: Sequence[Result], count: int) -> Space:
-    """Returns the space of the repeats: each of the `best` trials with `count` other seeds."""
+def repeats_of(space: Space, best: Sequence[Result], count: int, results: Sequence[Result] = ()) -> Space:
+    """Returns the space of the repeats: each of the `best` trials with `count` other seeds.
+
+    `results` are all trials: repeats of what was among the best earlier may still be waiting.
+    """
     first = space.source.values.get("seed", 0)
     axes = (
-        Repeats("trial", {result.number: space.changes(result.values) for result in best}),
+        Repeats("trial", {each.number: space.changes(each.values) for each in (*results, *best) if each.is_finished}),
         Range("seed", "search.py", 0, 2**32 - 1),
     )
     points = tuple(

@@ -201,6 +201,18 @@ class Search:
         """Returns the acquired lock of a trial, or None if another process has it."""
         return try_lock(self.queue / f"{self.space.name}-{number}.lock")
 
+    def count_elsewhere(self) -> int:
+        """Returns the number of trials that other processes are training; interrupted ones are none."""
+        return sum(self._is_held(trial) for trial in self.trials(TrialState.RUNNING))
+
+    def _is_held(self, trial: FrozenTrial) -> bool:
+        if trial.user_attrs.get(PLACE) not in (None, self.place):
+            return True  # on another machine, whose locks are not seen here
+        if (lock := self._lock_of(trial.number)) is None:
+            return True
+        lock.release()
+        return False
+
     def _abandoned(self) -> Claim | None:
         """Takes up a trial whose process was killed."""
         for trial in self.trials(TrialState.RUNNING):

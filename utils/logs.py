@@ -48,8 +48,11 @@ def without_secrets(text: str) -> str:
     for name in SECRETS:
         secret = os.environ.get(name, "").strip()
         if name == "MLFLOW_TRACKING_URI":
-            uri = urlsplit(secret)
-            secret = uri.password or uri.username or ""
+            try:
+                uri = urlsplit(secret)
+                secret = uri.password or uri.username or ""
+            except ValueError:  # no address: all of it may be a secret
+                pass
         if secret:
             text = text.replace(secret, f"<{name}>")
     return text
@@ -119,18 +122,18 @@ def start_logging(level: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def log_to_file(path: Path) -> None:
-    """Also writes messages to the file `path`, with their times, in the first process only.
+def log_to_file(path: Path, *, key: str = "output_path") -> None:
+    """Also writes messages to the file `path`, of the configured folder `key`, with their times, in the first process only.
 
     Raises:
         RunError: The file cannot be written.
     """
     if not is_first_process():
         return
-    make_folder(path.parent, key="folder")
+    make_folder(path.parent, key=key)
     try:
         handler = _File(path, encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; make room, or set another folder") from error
+        raise RunError(f"{path} cannot be written: {error.strerror}; make room, or set another {key}") from error
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -282,7 +282,7 @@ def _examine(
         lacks_end="lacks_end" in image.info,
         digest=hashlib.blake2b(content, digest_size=16).hexdigest(),
         has_one_color=_has_one_color(image),
-        perceptual=perceptual_hash(content, upright=data.upright),
+        perceptual=perceptual_hash(content, upright=data.upright, name=str(record.path)),
     )
     if split != "train":
         return checked, 0

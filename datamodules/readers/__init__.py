@@ -67,10 +67,7 @@ def read_data(
     params = table_params or {}
     data = _read(location, kind, params)
     if data is None and (archive := _only_archive(location)) is not None:
-        name = archive.name
-        for suffix in ARCHIVE_SUFFIXES:
-            name = name.removesuffix(suffix)
-        location = replace(location, folder=location.extract(archive, name), file=None)
+        location = replace(location, folder=location.extract(archive, _stem(archive)), file=None)
         data = _read(location, kind, params)
     if data is None:
         other = _read(location, "auto", params) if kind != "auto" else None
@@ -108,8 +105,21 @@ def _read(location: Location, kind: str, params: Mapping[str, Any]) -> DataSplit
 
 
 def _only_archive(location: Location) -> Path | None:
-    """Returns the archive of a folder that holds nothing else."""
+    """Returns the archive of a folder that holds nothing else but what was extracted from it."""
     files = location.files
-    return (
-        files.archives[0] if len(files.archives) == 1 and not (files.images or files.tables or files.parquet) else None
-    )
+    own = [path for path in files.archives if path.parent == location.folder]
+    if len(own) != 1:
+        return None
+    stem = _stem(own[0])
+    others = [Path(*parts) for parts in files.images]
+    others += [
+        path.relative_to(location.folder) for path in (*files.archives, *files.tables, *files.parquet) if path != own[0]
+    ]
+    return own[0] if all(path.parts[:1] == (stem,) for path in others) else None
+
+
+def _stem(archive: Path) -> str:
+    name = archive.name
+    for suffix in ARCHIVE_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name

@@ -60,6 +60,11 @@ class Layout:
     annotation_files: tuple[AnnotationFile, ...]
 
 
+def is_release_archive(path: Path) -> bool:
+    """Returns whether a file has the name of an archive of Stanford Cars."""
+    return path.name in {f"{name}{suffix}" for name in ARCHIVE_NAMES.values() for suffix in ARCHIVE_SUFFIXES}
+
+
 class DataFolder:
     """The files of Stanford Cars at a location, in any published layout."""
 

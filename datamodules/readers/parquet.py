@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from datamodules.readers.archives import check_download
 from datamodules.readers.location import Location, path_inside
-from datamodules.readers.records import DataSplits, Split, raise_data_errors
+from datamodules.readers.records import DataSplits, Split, normalized, raise_data_errors
 from datamodules.readers.table import Columns, Row, build_splits, find_columns, parse_row, split_of_name
 from utils.errors import ConfigError, DataError
 
@@ -164,7 +164,7 @@ def _columns(file: Path, params: Mapping[str, Any]) -> tuple[Columns, tuple[str,
             f"{file}: expected an image column (of bytes or paths) and a class column; found {', '.join(schema.names)}. Name "
             "them by table_params, as in {path: image, label: label}"
         )
-    return columns, tuple(features.get(columns.label, {}).get("names") or ())
+    return columns, tuple(map(normalized, features.get(columns.label, {}).get("names") or ()))
 
 
 def _rows(file: Path, columns: Columns, class_names: Sequence[str], split: Split) -> Iterator[Row | str]:

@@ -22,6 +22,7 @@ from datamodules.readers.layouts import (
     Layout,
     Release,
     find_layout,
+    is_release_archive,
 )
 from datamodules.readers.location import Location
 from datamodules.readers.mat_files import read_mat_files
@@ -71,6 +72,8 @@ def read_stanford_cars(location: Location, params: Mapping[str, Any]) -> DataSpl
     Raises:
         DataError: Files are damaged, images are missing, or rows of the annotations are wrong.
     """
+    if location.file is not None and not is_release_archive(location.file):
+        return None  # a table, a Parquet file or an archive of one's own may lie beside a release
     layout = find_layout(location)
     return _read_release(layout) if layout is not None else _read_kaggle(location)
 

@@ -132,7 +132,7 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
         for where, values in contents[table][1]:
             row = parse_row(f"{table.name}, {where}", values, found, splits[table] or "train")
             if isinstance(row, Row):
-                path = images.find(row.path)
+                path = images.find(row.path, row.split)
                 row = replace(row, path=path) if isinstance(path, Path) else f"{row.where}: {path}"
             (rows if isinstance(row, Row) else problems).append(row)
     first_rows: dict[Path, str] = {}
@@ -155,13 +155,14 @@ def describe_tables(location: Location, params: Mapping[str, Any]) -> list[str]:
         check_download(table)
     headers = {table: _read_file(table, params)[0] for table in location.files.tables}
     return [
-        f"{table} has no header row: its first line names an image, {', '.join(header)[:300]}; add a line such as "
+        f"{table} is empty"
+        if not header
+        else f"{table} has no header row: its first line names an image, {', '.join(header)[:300]}; add a line such as "
         f"path,class above it"
         if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header)
         else f"{table} has the columns {', '.join(header)[:300]}: name those of paths and classes by table_params, as in "
         f"{{path: {header[0]}, label: {header[-1]}}}"
         for table, header in headers.items()
-        if header
     ]
 
 
@@ -320,9 +321,10 @@ def _read_file(path: Path, params: Mapping[str, Any]) -> tuple[list[str], Iterat
         text, encoding = next(_decoded(content))
         if encoding != ENCODINGS[0]:
             logger.info("%s is not UTF-8; it is read as %s", path, encoding)
-    delimiter = params.get("delimiter") or max(DELIMITERS, key=text.partition("\n")[0].count)
+    first_line = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = params.get("delimiter") or max(DELIMITERS, key=first_line.count)
     lines = _lines(path, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
-    _, header = next(lines, ("", []))
+    _, header = next((line for line in lines if any(line[1])), ("", []))
     rows = (
         (where, {**dict(itertools.zip_longest(header, row[: len(header)], fillvalue="")), None: row[len(header) :]})
         for where, row in lines
@@ -353,15 +355,22 @@ class _Images:
     def __init__(self, table: Path, root: Path) -> None:
         self.root = root
         self.folders = [table.parent, *(path for path in sorted(table.parent.iterdir()) if path.is_dir())]
-        self.base: Path | None = None
+        self.bases: dict[Split, Path] = {}
         self.listings: dict[Path, frozenset[str]] = {}
 
-    def find(self, text: str) -> Path | str:
-        """Returns the path of an image, or what is wrong with it."""
+    def find(self, text: str, split: Split) -> Path | str:
+        """Returns the path of an image of a split, or what is wrong with it."""
         relative = text.replace("\\", "/")
-        if self.base is None:  # the first image that is found decides where all are
-            self.base = next((folder for folder in self.folders if self._is_there(folder / relative)), None)
-        base = self.base or self.folders[0]
+        if split not in self.bases:  # the first image that is found decides where all of its split are
+            found = [folder for folder in self.folders if self._is_there(folder / relative)]
+            if len(found) > 1 and found[0] != self.folders[0]:  # such as train/ and test/ with the same names
+                names = ", ".join(f"{folder.name}/" for folder in found)
+                found = [folder for folder in found if split_of_name(folder.name) == split]
+                if len(found) != 1:
+                    return f"{text} is in {names}; write the folder into the table's paths"
+            if found:
+                self.bases[split] = found[0]
+        base = self.bases.get(split, self.folders[0])
         path = path_inside(self.root, base, relative)
         if path is None:
             return f"{text} lies outside of {self.root}"
@@ -371,6 +380,6 @@ class _Images:
         if path.parent not in self.listings:  # one listing instead of a question for each image
             try:
                 self.listings[path.parent] = frozenset(each.name for each in path.parent.iterdir())
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a path with a NUL, as of UTF-16 without its mark
                 self.listings[path.parent] = frozenset()
         return path.name in self.listings[path.parent]

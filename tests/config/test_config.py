@@ -350,6 +350,9 @@ def test_a_run_that_goes_on_keeps_what_it_trains(tmp_path):
     # A run that was logged offline, without a project, can get one.
     config = load_run_config(tmp_path, overrides=["neptune_username=somebody", "neptune_project_name=cars"])
     assert (config.neptune_username, config.neptune_project_name) == ("somebody", "cars")
+    assert load_run_config(tmp_path, overrides=["table_params.label=car"]).table_params.label == "car"
+    with pytest.raises(ConfigError, match=r"a resumed run keeps its optimizer_params\.lr"):
+        load_run_config(tmp_path, overrides=["optimizer_params.lr=0.1"])
     with pytest.raises(ConfigError, match="a resumed run keeps its image_size"):
         load_run_config(tmp_path, overrides=["image_size=[32, 32]"])
 

@@ -237,3 +237,9 @@ def test_augmented_batches_come_from_seed_epoch_and_photo_alone(data, tmp_path, 
     assert all(torch.equal(first[number], again[number]) for number in numbers)
     assert all(torch.equal(first[number], rest[number]) for number in rest)
     assert sum(not torch.equal(first[number], next_epoch[number]) for number in numbers) > 15
+
+
+def test_a_cache_that_was_built_here_is_read_by_workers_after_it_was_removed(data, tmp_path):
+    cache = open_cache(tmp_path / "cache", "train", photos(data), (3, 24, 32))
+    cache.path.unlink()  # as one that no run has opened for a week
+    assert cache.batch([3]).shape == (1, 3, 24, 32)

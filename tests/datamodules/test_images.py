@@ -9,7 +9,8 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
-from datamodules import BoundingBox, clip_boxes, images, read_data
+from datamodules import BoundingBox, ImageRecord, clip_boxes, images, read_data
+from datamodules.hashes import hash_images
 from datamodules.images import DecodedImages, cut_to_box, read_image, read_size
 from tests.support.data_sets import write_updated_release
 from utils.errors import DataError
@@ -188,6 +189,10 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read_with_a_warning(tmp_path, 
         images_read = [read_image(source) for source in (path, file)]
     for read in images_read:
         assert np.array_equal(np.asarray(read), np.asarray(expected)) and read.info["lacks_end"]
+    assert caplog.messages == [f"{path} lacks the end of its file; its pixels are complete, and it is used"]
+    caplog.clear()
+    path = path.rename(tmp_path / "another.jpg")  # each is named once
+    hash_images([ImageRecord(path, 0, None)], perceptual=True, upright=False, cache_path=None, name="x")
     assert caplog.messages == [f"{path} lacks the end of its file; its pixels are complete, and it is used"]
     assert "lacks_end" not in expected.info
     for missing in (6, 20, 60, 600):

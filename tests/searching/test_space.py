@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from searching.reading import check_corners, read_space
 from tests.support.search_runs import write_space
-from utils.config import CONFIG_FILE
+from utils.config import CONFIG_FILE, load_config
 from utils.errors import ConfigError
 
 RATE = {"optimizer_params.lr": {"low": 0.001, "high": 0.1, "log": True}}
@@ -107,3 +108,16 @@ def test_a_corner_that_cannot_be_built_is_named_before_anything_trains(tmp_path)
     with pytest.raises(ConfigError, match=r"its weights take .* \(trial with out_channels=1000000000000, ") as caught:
         check_corners(space)
     assert str(caught.value).count("\n") == 1
+
+
+def test_a_base_may_have_pretrained_weights_and_no_seed(tmp_path, trained_run):
+    base = load_config().plain() | {
+        "base": None, "architecture": "shuff_v2_x05", "dropout": None, "out_channels": None, "image_size": [64, 48],
+        "pretrained": str(trained_run), "normalization_params_rgb": "pretrained", "validation_fraction": 0.2,
+    }  # fmt: skip
+    del base["seed"]
+    (tmp_path / "base.yml").write_text(yaml.safe_dump(base))
+    (tmp_path / "s.yml").write_text(yaml.safe_dump({"base": "base.yml", "vary": RATE, "budget": {"trials": 2}}))
+    space = read_space(tmp_path / "s.yml")
+    check_corners(space)
+    assert space.config(space.corners()[0]).split_seed == 0

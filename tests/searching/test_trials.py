@@ -2,19 +2,22 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from reproduction.comparison import margin_of_error
 from searching.reading import read_space
 from searching.results import Result, judge, ranked, read_trials, repeats_of
 from searching.space import Space
-from searching.study import Search
+from searching.study import PLACE, Search
 from searching.trials import run_trials
 from tests.support.search_runs import Trainings, write_space
 from utils.errors import ConfigError, RunError
+from utils.runs.lock import try_lock
 
 SPAWN = multiprocessing.get_context("spawn")
 VARY = {
@@ -147,6 +150,8 @@ def test_repeats_decide_which_of_the_best_is_better_than_chance(tmp_path):
     apart = space_of(tmp_path, set={"validation_fraction": 0.2, "seed": 5})
     again = repeats_of(apart, best, 1)
     assert [(c.seed, c.split_seed) for c in (apart.config(values), again.config(again.points[0]))] == [(5, 5), (6, 5)]
+    former = replace(best[0], number=1)  # its repeats may still be waiting from when it was one of the best
+    assert repeats_of(space, best, 1, [former]).config({"trial": 1, "seed": 3}).seed == 3
     assert grid.config(grid.points[-1]).seed == 2 and grid.config(grid.points[0]).optimizer_params["lr"] == 0.1
     accuracies = {(4, 1): 0.70, (2, 1): 0.81, (7, 1): 0.52, (4, 2): 0.72, (2, 2): 0.79, (7, 2): 0.48}
     repeats = [
@@ -192,3 +197,22 @@ def test_processes_share_a_search_without_training_a_trial_twice(tmp_path):
     results = read_trials(open_search(read_space(tmp_path / "s.yml"), tmp_path))
     assert len(results) == 10 and all(result.is_finished for result in results)
     assert len({json.dumps(result.values) for result in results}) == 10
+
+
+def test_interrupted_trials_are_not_those_of_other_processes(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    search = search_of(tmp_path, optuna.storages.InMemoryStorage())
+    with pytest.raises(Killed):
+        run_trials(search, [{}], start=killed)
+    (trial,) = search.trials(TrialState.RUNNING)
+    assert search.count_elsewhere() == 0
+    lock = try_lock(search.queue / f"s-{trial.number}.lock")
+    assert search.count_elsewhere() == 1
+    lock.release()
+    search.study._storage.set_trial_user_attr(trial._trial_id, PLACE, "another machine")
+    assert search.count_elsewhere() == 1

@@ -17,6 +17,7 @@ from utils.errors import DamagedStore, RunError
 from utils.machine import PROJECT
 from utils.runs.folder import SPEED, read_record, write_record
 from utils.runs.lock import hold
+from utils.runs.metrics import best_values
 from utils.tracking import mlflow as tracking
 from utils.tracking.mlflow import STORE, import_runs, open_store
 
@@ -38,6 +39,25 @@ def test_a_damaged_store_gets_one_message_with_the_remedy(output):
     (message,) = (line for line in str(error.value).splitlines() if STORE in line)
     assert message.startswith(f"error: {store}: file is not a database; delete this file")
     assert "Traceback" not in str(error.value) and "not up to date" not in str(error.value)
+
+
+def test_the_dashboard_updates_a_run_that_ended_again_in_the_same_way(output):
+    """As a trial of a search, which is interrupted at each rung."""
+    trial = Run(output, "trial", trackers=[])
+    trial.start()
+    trial.train(ROWS[0])
+    trial.end("interrupted", "a rung")
+    import_runs(output)
+    (before,) = stored_runs(output)
+    trial.train(ROWS[1])
+    write_record(trial.folder, trial.record | {"seconds": 5000.0, "best": best_values(ROWS[:2])})
+    import_runs(output)
+    (stored,) = stored_runs(output)
+    assert points(output, stored, "valid_acc") == [(0, 0.02), (1, 0.5)]
+    assert (stored.data.metrics["best_valid_acc"], stored.data.tags["duration"]) == (0.5, "5000.0")
+    assert stored.info.run_id == before.info.run_id
+    import_runs(output)
+    assert points(output, stored, "valid_acc") == [(0, 0.02), (1, 0.5)]
 
 
 def test_the_dashboard_adds_the_runs_that_the_store_does_not_have(output, caplog):

@@ -226,3 +226,9 @@ def test_a_token_in_the_place_of_a_user_is_a_secret_and_a_user_with_a_password_i
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://anna:{CANARY}@tracking.test/x")
     assert without_secrets(f"anna:{CANARY}") == "anna:<MLFLOW_TRACKING_URI>"
+
+
+def test_an_address_that_is_none_hides_no_message(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://[::1:5000/{CANARY}")
+    assert without_secrets("no such file") == "no such file"
+    assert CANARY not in without_secrets(f"http://[::1:5000/{CANARY} is no address")

@@ -71,8 +71,9 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
     """
     for override in overrides:
         key = override.partition("=")[0].strip()
-        known = key.partition(".")[0] in {*_Schema.model_fields, *RENAMED_KEYS}  # else it is misspelled
-        if known and RENAMED_KEYS.get(key, key) not in RESUMABLE_KEYS:
+        first = key.partition(".")[0]
+        known = first in {*_Schema.model_fields, *RENAMED_KEYS}  # else it is misspelled
+        if known and RENAMED_KEYS.get(first, first) not in RESUMABLE_KEYS:
             raise ConfigError(
                 f"--set {cut(key)}: a resumed run keeps its {cut(key)}; it can change {', '.join(RESUMABLE_KEYS)}. "
                 "For other settings start a new run, without --resume"

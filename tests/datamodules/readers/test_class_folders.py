@@ -1,6 +1,7 @@
 """Folders of images named by class, as people have them."""
 
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import clip_boxes, read_data, read_splits, require_boxes, require_trainable
-from tests.support.data_sets import pack, write_images
+from tests.support.data_sets import pack, write_images, write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
@@ -201,6 +202,15 @@ def test_a_folder_with_nothing_but_an_archive_is_read(tmp_path: Path, suffix: st
     first = read_data(tmp_path / "data")
     assert [record.path for record in first.train] == [tmp_path / f"data/my cars/my cars/{name}/1.jpg" for name in "ab"]
     assert read_data(tmp_path / "data") == read_data(archive) == first
+
+
+def test_an_archive_of_a_release_is_read_again_after_it_was_extracted(tmp_path: Path) -> None:
+    write_updated_release(tmp_path / "data" / "archive")
+    shutil.make_archive(str(tmp_path / "data" / "archive"), "zip", tmp_path / "data" / "archive")
+    shutil.rmtree(tmp_path / "data" / "archive")
+    first = read_data(tmp_path / "data")
+    assert first.kind == "stanford_cars"
+    assert read_data(tmp_path / "data") == read_data(tmp_path / "data" / "archive.zip") == first
 
 
 READ_AS_ANOTHER_USER = """

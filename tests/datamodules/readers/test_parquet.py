@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import pickle
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,10 @@ def test_without_pyarrow_the_error_names_it(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"reading Parquet files needs pyarrow; run pip install pyarrow"):
         read_data(tmp_path)
+
+
+def test_class_names_may_be_written_in_parts(tmp_path: Path) -> None:
+    decomposed = [unicodedata.normalize("NFD", name) for name in ("Citroën C3", "Škoda Fabia")]
+    write(tmp_path / "train.parquet", [1, 0], names=decomposed)
+    data = read_data(tmp_path)
+    assert data.class_names == ("Citroën C3", "Škoda Fabia") and [record.label for record in data.train] == [1, 0]

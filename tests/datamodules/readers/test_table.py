@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import BoundingBox, clip_boxes, read_data
-from tests.support.data_sets import write_images
+from tests.support.data_sets import write_images, write_updated_release
 from utils.errors import ConfigError, DataError
 
 NAMES = ("images/1.jpg", "images/2.jpg", "images/3.jpg")
@@ -200,3 +200,43 @@ def test_a_missing_first_image_does_not_hide_where_the_others_are(folder: Path) 
     write(folder, "filename,label", "9.jpg,a", "1.jpg,a", "2.jpg,b")
     with pytest.raises(DataError, match=rf"^1 problem in .*:\n  labels\.csv, line 2: 9\.jpg is not in {folder}$"):
         read_data(folder)
+
+
+def test_of_two_folders_with_the_same_names_a_table_has_the_one_of_its_split(tmp_path: Path) -> None:
+    write_images(tmp_path, "test/1.jpg", "test/2.jpg", "train/1.jpg", "train/2.jpg")
+    write(tmp_path, "path,class", "1.jpg,a", "2.jpg,b", name="train.csv")
+    assert [path for path, *_ in rows(tmp_path)] == ["train/1.jpg", "train/2.jpg"]
+    write(tmp_path, "path,class,split", "1.jpg,a,train", "2.jpg,b,train", "1.jpg,b,test", name="train.csv")
+    assert [path for path, *_ in rows(tmp_path)] == ["train/1.jpg", "train/2.jpg"]
+    assert [path for path, *_ in rows(tmp_path, "valid")] == ["test/1.jpg"]
+    (tmp_path / "train").rename(tmp_path / "zoo")
+    (tmp_path / "test").rename(tmp_path / "more")
+    write(tmp_path, "path,class", "1.jpg,a", "2.jpg,b", name="train.csv")
+    with pytest.raises(DataError, match=r"1\.jpg is in more/, zoo/; write the folder into the table's paths"):
+        read_data(tmp_path)
+
+
+def test_a_table_beside_a_release_is_read_where_it_is_named(tmp_path: Path) -> None:
+    photos = write_updated_release(tmp_path)
+    write(tmp_path, "path,class", f"{photos[0].name},my car", name="mine.csv")
+    assert read_data(tmp_path).kind == "stanford_cars"
+    assert read_data(tmp_path / "mine.csv").class_names == ("my car",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,class\nimages/1.jpg,a\n".encode("utf-16-le"), "is not in"),
+        (b"", r"labels\.csv is empty"),
+        (b"\n \n", r"labels\.csv is empty"),
+    ],
+)
+def test_a_table_without_text_is_named(folder: Path, content: bytes, message: str) -> None:
+    (folder / "labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_data(folder)
+
+
+def test_blank_lines_before_the_header_are_skipped(folder: Path) -> None:
+    write(folder, "", "path;class", "images/1.jpg;a, b")
+    assert rows(folder) == [("images/1.jpg", "a, b", None)]
