@@ -12,7 +12,8 @@ from utils.errors import ConfigError
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["freeze_epochs=200", "pretrained=a.pth"], "freeze_epochs: 200; expected fewer than num_epochs: 200"),
+        (["freeze_epochs=201", "pretrained=a.pth"], "freeze_epochs: 201; expected at most num_epochs: 200"),
+        (["warmup_epochs=200"], "warmup_epochs: 200; expected fewer than num_epochs: 200"),
         (["warmup_epochs=5.5", "num_epochs=5"], "warmup_epochs: 5.5; expected fewer than num_epochs: 5"),
         (["freeze_epochs=1"], "freeze_epochs: needs pretrained"),
         (["normalization_params_rgb=pretrained"], "normalization_params_rgb: 'pretrained' needs pretrained weights"),

@@ -185,8 +185,10 @@ def _check_neptune(values: dict[str, Any], key: str) -> Iterator[Problem]:
 
 
 def _check_epochs(values: dict[str, Any], key: str) -> Iterator[Problem]:
-    if values[key] >= values["num_epochs"]:
-        yield (key,), f"{values[key]:g}; expected fewer than num_epochs: {values['num_epochs']}"
+    epochs, most = values[key], values["num_epochs"]
+    may_be_all = key == "freeze_epochs"  # a linear head on the features of a frozen backbone
+    if epochs > most or (epochs == most and not may_be_all):
+        yield (key,), f"{epochs:g}; expected {'at most' if may_be_all else 'fewer than'} num_epochs: {most}"
 
 
 def _check_sizes(values: dict[str, Any]) -> Iterator[Problem]:
