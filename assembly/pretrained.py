@@ -66,15 +66,15 @@ def load_pretrained_weights(
     if config.pretrained is None:
         return []
     weights = find_pretrained(config)
-    said = [(logging.INFO, load_pretrained(classifier.model, weights, class_names))]
+    messages = [(logging.INFO, load_pretrained(classifier.model, weights, class_names))]
     used = config.normalization
     given = (tuple(used.mean), tuple(used.std)) if used else None
     if weights.mean and not config.convert_to_grayscale and given != (weights.mean, weights.std):
-        said.append(
+        messages.append(
             (
                 logging.WARNING,
                 f"normalization_params_rgb: the pretrained weights were trained with mean {list(weights.mean)} and std "
                 f"{list(weights.std or ())}; write normalization_params_rgb: pretrained to use them",
             )
         )
-    return said
+    return messages

@@ -5,7 +5,6 @@ Every figure was measured on exactly these weights or on the file; what was not 
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +132,6 @@ def _data(trained: TrainedModel, splits: DataSplits) -> str:
 def _training(trained: TrainedModel) -> str:
     record = read_record(trained.folder)
     settings = trained.config.model_dump(exclude_none=True, exclude=set(LOCAL_KEYS))
-    settings |= {key: _map_strings(settings[key], _name_of) for key in PATH_KEYS if key in settings}
     text = yaml.safe_dump(_without_folders(settings), sort_keys=False, allow_unicode=True)
     lines = []
     if record.get("epochs"):
@@ -145,25 +143,16 @@ def _training(trained: TrainedModel) -> str:
     return "\n\n".join([*lines, f"```yaml\n{text}```"])
 
 
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_map_strings(each, change) for each in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def _name_of(path: str) -> str:
-    """Returns the name of a file; of a run's checkpoint also its run's."""
-    parts = Path(path).parts
-    return "/".join(parts[-3:] if parts[-2:-1] == (BEST.parent.name,) else parts[-1:])
-
-
-def _without_folders(value: Any) -> Any:
-    """Returns plain values; of a path, its last part."""
+def _without_folders(value: Any, *, is_path: bool = False) -> Any:
+    """Returns plain values; of a path, which a string is where `is_path`, the name of the file and of its run."""
     if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
+        return {key: _without_folders(each, is_path=key in PATH_KEYS) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_folders(each) for each in value]
-    return value.name if isinstance(value, Path) else value
+        return [_without_folders(each, is_path=is_path) for each in value]
+    if isinstance(value, Path) or (is_path and isinstance(value, str)):
+        parts = Path(value).parts
+        return "/".join(parts[-3:] if parts[-2:-1] == (BEST.parent.name,) else parts[-1:])
+    return value
 
 
 def _accuracy(trained: TrainedModel, exported: "ExportedFile") -> str:

@@ -209,7 +209,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--minutes", type=visit_minutes, default=9.0, help="of the whole visit (9)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all, in this order")
     parser.add_argument("--lite0", metavar="FILE", type=Path, help="weights of EfficientNet-Lite0")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py, for all parts")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="as of train.py, for all parts but the tests"
+    )
     arguments = parser.parse_args(argv)
     if arguments.lite0 and not arguments.lite0.is_file():
         raise ConfigError(f"--lite0 {arguments.lite0}: no such file")

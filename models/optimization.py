@@ -75,7 +75,7 @@ def build_lr_scheduler(
 
 
 def _default_lengths(name: str) -> dict[str, int]:
-    """Returns torch's own lengths, but not the 2000 steps of CyclicLR, which nobody means as epochs."""
+    """Returns torch's own lengths, except the 2000 of CyclicLR, which are meant as steps."""
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(getattr(optim.lr_scheduler, name)).parameters.items()

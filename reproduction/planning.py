@@ -239,7 +239,7 @@ def digest_of_data(splits: DataSplits) -> str:
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a configuration that affect the result, missing ones with their defaults.
 
-    The seed is none of them, but that of the split is.
+    The seed is not one of them; the seed of the split is.
 
     Raises:
         ConfigError: A key is unknown.

@@ -154,16 +154,21 @@ def describe_tables(location: Location, params: Mapping[str, Any]) -> list[str]:
     for table in location.files.tables:
         check_download(table)
     headers = {table: _read_file(table, params)[0] for table in location.files.tables}
-    return [
-        f"{table} is empty"
-        if not header
-        else f"{table} has no header row: its first line names an image, {', '.join(header)[:300]}; add a line such as "
-        f"path,class above it"
-        if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header)
-        else f"{table} has the columns {', '.join(header)[:300]}: name those of paths and classes by table_params, as in "
+    return [_describe(table, header) for table, header in headers.items()]
+
+
+def _describe(table: Path, header: Sequence[str]) -> str:
+    if not header:
+        return f"{table} is empty"
+    names = ", ".join(header)[:300]
+    if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header):
+        return (
+            f"{table} has no header row: its first line names an image, {names}; add a line such as path,class above it"
+        )
+    return (
+        f"{table} has the columns {names}: name those of paths and classes by table_params, as in "
         f"{{path: {header[0]}, label: {header[-1]}}}"
-        for table, header in headers.items()
-    ]
+    )
 
 
 def split_of_name(stem: str) -> Split | None:

@@ -4,7 +4,6 @@ import csv
 import itertools
 import re
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,7 +278,7 @@ def test_the_overlap_of_two_labels():
 
 def test_a_model_that_also_sees_the_mirror_image_costs_twice_as_much(trained_run, monkeypatch):
     (once,) = build_profiles([str(trained_run)], (0, 0))
-    trained = replace(load_trained(str(trained_run), flip=True))
+    trained = load_trained(str(trained_run), flip=True)
     monkeypatch.setattr("deployment.profiling.benchmark.load_trained", lambda name: trained)
     (both,) = build_profiles([str(trained_run)], (0, 0))
     assert count_multiply_adds(both.model, both.image) == 2 * count_multiply_adds(once.model, once.image)

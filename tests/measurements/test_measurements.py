@@ -317,7 +317,7 @@ def test_a_visit_that_is_stopped_keeps_what_its_training_has(cars, tmp_path):
     assert visit.wait(60) == 128 + signal.SIGTERM
     assert {"c50.csv", "c50.ckpt"} <= {path.name for path in tmp_path.iterdir()}
     session = subprocess.run(["ps", "-s", str(visit.pid)], capture_output=True)
-    assert session.returncode  # nobody is left of it
+    assert session.returncode  # none of its processes is left
 
 
 @pytest.mark.slow

@@ -165,10 +165,10 @@ def test_another_normalization_than_that_of_the_weights_is_warned_of(four_epochs
     config = load_config(
         overrides=[f"pretrained={four_epochs}", other, f"architecture={ARCHITECTURE}", "out_channels=null"]
     )
-    (_, _), (level, said) = assembly.load_pretrained_weights(
+    (_, _), (level, message) = assembly.load_pretrained_weights(
         config, assembly.build_classifier(config, num_classes=4), NAMES
     )
-    assert level == logging.WARNING and "were trained with mean [0.4707, 0.4602, 0.455] and std [0.25" in said
+    assert level == logging.WARNING and "were trained with mean [0.4707, 0.4602, 0.455] and std [0.25" in message
 
 
 def test_the_last_run_is_the_one_before_and_weights_that_do_not_fit_leave_no_run(cars, four_epochs, tmp_path):

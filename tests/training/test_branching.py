@@ -81,7 +81,7 @@ def test_the_base_of_a_file_is_the_configuration_of_the_trunk(trunk, tmp_path):
         load_branch_config(trunk, tmp_path / "based.yml")
 
 
-def test_a_trunk_that_trains_on_while_it_is_branched_is_an_error(four_epochs, tmp_path, monkeypatch):
+def test_a_trunk_that_trains_on_while_it_is_branched_is_an_error(four_epochs, tmp_path):
     """After the third epoch its last checkpoint was read, and the best one is that of the fourth by now."""
     trunk = shutil.copytree(four_epochs, tmp_path / "trunk")
     found = Trunk(trunk, 3, trunk / "checkpoints/last.ckpt", trunk / "checkpoints/best.ckpt")

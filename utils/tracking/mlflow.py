@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -328,24 +328,22 @@ def import_runs(output_path: Path) -> None:
 
     with _store_errors(output_path):
         runs = client.search_runs([experiment], "", ViewType.ALL, MAX_RUNS)
-        known = {run.data.tags.get(RUN_ID): _state(run.data.tags) for run in runs}
+        # How a run ended, and after how many seconds: one of them changes whenever it has trained.
+        known = {
+            tags.get(RUN_ID): (tags.get("status"), tags.get("duration")) for tags in (run.data.tags for run in runs)
+        }
         for path in sorted(output_path.glob(f"*/{RECORD}")):
             folder, record = path.parent, read_record(path.parent)
             if record.get("status") == "running":  # its process is gone, or the lock is held
                 record["status"] = "killed"
                 record["seconds"] = sum(row["seconds"] for row in read_rows(folder / SPEED))
-            state = _state({"status": record.get("status"), "duration": str(record.get("seconds"))})
-            if known.get(record.get(RUN_ID)) == state or is_held(folder):
+            ended = record.get("status"), str(record.get("seconds"))
+            if known.get(record.get(RUN_ID)) == ended or is_held(folder):
                 continue
             try:
                 _import_run(folder, record)
             except (KeyError, TypeError, ValueError, OSError) as error:
                 logger.warning("%s is damaged or from another version, so it is not shown: %r", folder, error)
-
-
-def _state(tags: Mapping[str, str | None]) -> tuple[str | None, str | None]:
-    """Returns what changes whenever a run has trained: how it ended, and after how many seconds."""
-    return tags.get("status"), tags.get("duration")
 
 
 def _import_run(folder: Path, record: dict[str, Any]) -> None:
