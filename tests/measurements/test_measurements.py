@@ -15,7 +15,6 @@ import torch
 from datamodules import read_data
 from deployment.trained import load_trained
 from measurements import (
-    batched_augmentations,
     convolutions,
     generated,
     gpu_visit,
@@ -94,14 +93,6 @@ def test_welchs_interval():
     assert same_training.welch([3.0, 3.0], [4.0, 4.0]) == (1.0, 1.0)
 
 
-def test_generated_images_are_as_large_as_those_of_stanford_cars(tmp_path):
-    sizes = generated.write_data_set(tmp_path / "data", train_images=30, valid_images=10)
-    annotations = read_data(tmp_path / "data")
-    assert (len(annotations.train), len(annotations.valid), len(annotations.class_names)) == (30, 10, 196)
-    assert 60 < sizes["mean_kilobytes"] < 250 and 0.2 < sizes["mean_megapixels"] < 0.8
-    assert all(photo.path.is_file() for photo in annotations.train)
-
-
 def test_a_generated_cache_is_readable(tmp_path):
     cache = generated.write_cache(tmp_path / "photos", (5, 3, 8, 12))
     assert (tmp_path / "photos").stat().st_size == 5 * 3 * 8 * 12
@@ -151,17 +142,6 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch, groups, f
     assert growth.memory_limit() == limit
     if limit:
         assert growth.limits(load_config(), CPU)["memory"] == limit // (3 * 227 * 227)
-
-
-@pytest.mark.slow
-def test_batched_augmentations_are_compared_with_torchvision(tmp_path, monkeypatch):
-    monkeypatch.setattr(batched_augmentations, "TURN_SECONDS", 0.0)
-    report = tmp_path / "augmentations.json"
-    rows = batched_augmentations.main(["--batch-size", "2", "--rounds", "1", "--output", str(report)])
-    names = [row["variant"] for row in rows]
-    assert names[:3] == ["torchvision on PIL images", "torchvision on float tensors", "batched, cpu"]
-    assert all(0 < row["quartiles"][0] <= row["images_per_second"] <= row["quartiles"][1] for row in rows)
-    assert conditions_of(report)["batch_size"] == 2
 
 
 @pytest.mark.slow
