@@ -139,12 +139,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(found.x)
 
 
-def calibrate(logits: Tensor, labels: Tensor, *, rate: float = RATE, score: str = SCORE) -> Calibration:
+def calibrate(logits: Tensor, labels: Tensor, *, rate: float = RATE) -> Calibration:
     """Fits temperature and threshold."""
     temperature = fit_temperature(logits, labels)
     probabilities = (logits / temperature).softmax(dim=1)
-    threshold = choose_threshold(SCORES[score](probabilities), logits.argmax(dim=1) == labels, rate)
-    return Calibration(temperature, threshold, score, rate, len(labels))
+    threshold = choose_threshold(SCORES[SCORE](probabilities), logits.argmax(dim=1) == labels, rate)
+    return Calibration(temperature, threshold, SCORE, rate, len(labels))
 
 
 def judge(logits: Tensor, labels: Tensor, calibration: Calibration | None) -> Reliability:
@@ -160,12 +160,12 @@ def judge(logits: Tensor, labels: Tensor, calibration: Calibration | None) -> Re
     )
 
 
-def cross_judge(logits: Tensor, labels: Tensor, *, rate: float = RATE, score: str = SCORE) -> Reliability:
+def cross_judge(logits: Tensor, labels: Tensor, *, rate: float = RATE) -> Reliability:
     """Judges each half of the images, drawn at random, by a calibration that is fitted on the other half."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     halves = order[::2], order[1::2]
     judged = [
-        judge(logits[own], labels[own], calibrate(logits[other], labels[other], rate=rate, score=score))
+        judge(logits[own], labels[own], calibrate(logits[other], labels[other], rate=rate))
         for own, other in (halves, halves[::-1])
     ]
     return Reliability(*(torch.cat([getattr(half, name) for half in judged]) for name in Reliability.__annotations__))
