@@ -48,21 +48,15 @@ def measure_agreement(logits: "Tensor", exported: "Tensor", labels: "Tensor", *,
     )
 
 
-def logit_problems(agreement: Agreement) -> list[str]:
-    """Returns why a 32-bit file is rejected: its logits differ, or are NaN."""
-    limit = MAX_LOGIT_DIFFERENCE * max(1.0, agreement.max_logit)
+def output_problems(agreement: Agreement) -> list[str]:
+    """Returns why a 32-bit file is rejected: its logits or probabilities differ, or are NaN."""
+    if agreement.output == "probabilities":
+        limit = MAX_PROBABILITY_DIFFERENCE
+    else:
+        limit = MAX_LOGIT_DIFFERENCE * max(1.0, agreement.max_logit)
     if agreement.max_difference <= limit:
         return []
-    return [f"logits differ by up to {agreement.max_difference:.2g}; the limit is {limit:.2g}"]
-
-
-def image_problems(agreement: Agreement) -> list[str]:
-    """Returns why a 32-bit file with preprocessing inside is rejected: its probabilities differ."""
-    if agreement.max_difference <= MAX_PROBABILITY_DIFFERENCE:
-        return []
-    return [
-        f"probabilities differ by up to {agreement.max_difference:.2g}; the limit is {MAX_PROBABILITY_DIFFERENCE:.2g}"
-    ]
+    return [f"{agreement.output} differ by up to {agreement.max_difference:.2g}; the limit is {limit:.2g}"]
 
 
 def prediction_problems(agreement: Agreement) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datamodules import DataSplits, ImageRecord
 from datamodules.images import read_image
-from deployment.agreement import Agreement, image_problems, measure_agreement
+from deployment.agreement import Agreement, measure_agreement
 from deployment.calibration import SCORE
 from deployment.formats import FORMATS, Metadata, Run, Session
 from deployment.model_card import model_card
@@ -158,7 +158,7 @@ def export(
             sizes[name], source = draft.stat().st_size, draft
             if session.run:
                 calls[name] = partial(session.run, example)
-        agreement, problems = None, []
+        agreement = None
         if image_input:
             metadata = build_metadata(trained, image_input=True)
             session = _put_preprocessing_inside(draft, metadata, Path(folder, "image"))
@@ -167,10 +167,9 @@ def export(
             name = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
             calls[name], sizes[name] = partial(session.run, pixels), draft.stat().st_size
             agreement = _compare_images(trained, session.run, comparison_images, upright=splits.upright)
-            problems = chosen.problems(agreement) if chosen.quantizes else image_problems(agreement)
         elif session.run:
             agreement = _compare(trained, session.run, comparison_images, upright=splits.upright)
-            problems = chosen.problems(agreement)
+        problems = chosen.problems(agreement) if agreement else []
         if session.metadata != metadata:
             problems.append("its metadata is not what was written")
         exported = ExportedFile(output, sizes, agreement, _latency(calls))

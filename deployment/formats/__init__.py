@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployment.agreement import Agreement, logit_problems, prediction_problems
+from deployment.agreement import Agreement, output_problems, prediction_problems
 from deployment.formats import coreml, executorch, litert, onnx, torchscript
 from deployment.formats.session import INPUT, OUTPUT, Metadata, Run, Session
 from utils.errors import RunError
@@ -44,7 +44,7 @@ class Format:
     hint: str
     writer: Callable[[Any, Iterable["Tensor"], Metadata, Path], None]
     loader: Callable[[Path, int], Session]
-    problems: Callable[[Agreement], list[str]] = logit_problems
+    problems: Callable[[Agreement], list[str]] = output_problems
     image_input: bool = False
     quantizes: str | None = None
     environment: str | None = None

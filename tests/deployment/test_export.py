@@ -20,7 +20,7 @@ import export
 from datamodules import read_data
 from datamodules.images import read_image
 from datamodules.transforms import build_transforms
-from deployment.agreement import Agreement, image_problems, logit_problems, measure_agreement, prediction_problems
+from deployment.agreement import Agreement, measure_agreement, output_problems, prediction_problems
 from deployment.calibration import Calibration, file_digest, save_calibration
 from deployment.export import _compare, build_metadata, evenly_spaced
 from deployment.formats import FORMATS
@@ -330,18 +330,21 @@ def test_agreement():
 
 
 @pytest.mark.parametrize(
-    ("difference", "largest", "accepted"),
+    ("output", "difference", "largest", "accepted"),
     [
-        (0.99e-3, 0.1, True),
-        (1.01e-3, 0.1, False),
-        (9.9e-3, 10.0, True),
-        (1.01e-2, 10.0, False),
-        (float("nan"), 1.0, False),
+        ("logits", 0.99e-3, 0.1, True),
+        ("logits", 1.01e-3, 0.1, False),
+        ("logits", 9.9e-3, 10.0, True),
+        ("logits", 1.01e-2, 10.0, False),
+        ("logits", float("nan"), 1.0, False),
+        ("probabilities", 0.9e-4, 0.9, True),
+        ("probabilities", 1.1e-4, 0.9, False),
+        ("probabilities", float("nan"), 0.9, False),
     ],
 )
-def test_the_limit_of_32_bits(difference, largest, accepted):
-    agreement = Agreement(100, difference, largest, top1=1.0, accuracy=0.5, exported_accuracy=0.5)
-    assert (logit_problems(agreement) == []) == accepted
+def test_the_limits_of_32_bits(output, difference, largest, accepted):
+    agreement = Agreement(100, difference, largest, 1.0, 0.5, 0.5, output)
+    assert (output_problems(agreement) == []) == accepted
 
 
 @pytest.mark.parametrize(
@@ -448,12 +451,6 @@ def test_an_int8_file_with_preprocessing_inside(trained_run, tmp_path):
 def test_only_onnx_files_take_images(trained_run):
     with pytest.raises(ConfigError, match="--input image needs --format onnx or onnx-int8; --format is torchscript"):
         export.main([str(trained_run), "--format", "torchscript", "--input", "image"])
-
-
-@pytest.mark.parametrize(("difference", "accepted"), [(0.9e-4, True), (1.1e-4, False), (float("nan"), False)])
-def test_the_limit_of_files_with_preprocessing_inside(difference, accepted):
-    agreement = Agreement(100, difference, 0.9, 1.0, 0.5, 0.5, "probabilities")
-    assert (image_problems(agreement) == []) == accepted
 
 
 @pytest.mark.slow
