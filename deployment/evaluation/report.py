@@ -102,14 +102,7 @@ def write_report(
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
-    files = [
-        "summary.json",
-        "classes.csv",
-        "images.csv",
-        "confused_pairs.csv",
-        "confusion_matrix.png",
-        "calibration.png",
-    ]
+    files = "summary.json, classes.csv, images.csv, confused_pairs.csv, confusion_matrix.png, calibration.png"
     return "\n".join(
         [
             f"{trained.path}: {count:,} images, {split} split of {data_path}",
@@ -128,7 +121,7 @@ def write_report(
                 f"    {pair.total:>3} ×  {names[pair.first]}  –  {names[pair.second]}"
                 for pair in pairs[:MAX_PRINTED_PAIRS]
             ),
-            f"  report in {folder}: {', '.join([*files, *(['confused_pairs.png'] if pairs else [])])}",
+            f"  report in {folder}: {files}{', confused_pairs.png' if pairs else ''}",
             f"  next: python predict.py {quote(str(trained.path))} IMAGE … --explain FOLDER   or   "
             f"python export.py {quote(str(trained.path))} --format onnx",
         ]
