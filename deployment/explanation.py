@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from assembly import image_shape
 from datamodules.transforms import seen_box
 from deployment.prediction import Prediction, read_upright
 from deployment.trained import TrainedModel
@@ -97,7 +98,8 @@ def last_feature_map(trained: TrainedModel) -> nn.Module:
     Raises:
         RunError: There is none in the second half of the model, as in a transformer.
     """
-    model, (height, width) = trained.classifier.model, trained.config.test_size
+    model, images = trained.classifier.model, torch.zeros(1, *image_shape(trained.config, testing=True))
+    height, width = images.shape[2:]
     finished: list[nn.Module] = []
     maps: list[int] = []
 
@@ -110,7 +112,7 @@ def last_feature_map(trained: TrainedModel) -> nn.Module:
         finished.append(module)
 
     hooks = [module.register_forward_hook(record) for module in model.modules()]
-    trained.logits(torch.zeros(1, 1 if trained.config.convert_to_grayscale else 3, height, width))
+    trained.logits(images)
     for hook in hooks:
         hook.remove()
     if not maps or maps[-1] < len(finished) / 2:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from assembly import image_shape
 from deployment.formats import FORMATS, Run
 from deployment.profiling.measure import (
     Seconds,
@@ -93,12 +94,11 @@ def build_profiles(names: Sequence[str], image_size: Sequence[int]) -> list[Prof
                 raise ConfigError(
                     f"'{name}' is not an architecture, run or checkpoint.{nearest(name, ARCHITECTURES)}"
                 ) from error
-            config = trained.config
-            image = torch.randn(1, 1 if config.convert_to_grayscale else 3, *config.test_size)
+            image = torch.randn(1, *image_shape(trained.config, testing=True))
             accuracy = trained.metrics.get("valid_acc")
             run = trained.folder.resolve().name
             label = f"{run}/{trained.path.stem}" if Path(name).is_file() else run  # a run has two checkpoints
-            profile = Profile(label, config.architecture, trained.exportable(), image, accuracy)
+            profile = Profile(label, trained.config.architecture, trained.exportable(), image, accuracy)
         profile.model.eval().to(memory_format=torch.channels_last)
         profile.image = profile.image.contiguous(memory_format=torch.channels_last)
         profiles.append(profile)
