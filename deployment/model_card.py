@@ -58,7 +58,7 @@ def _front_matter(trained: TrainedModel, exported: "ExportedFile") -> dict[str, 
         "tags": ["image-classification", "cars", trained.config.architecture],
         "metrics": ["accuracy"],
     }
-    name = _data_name(trained)
+    name = trained.config.data_path.name
     results = [
         {
             "task": {"type": "image-classification"},
@@ -81,10 +81,6 @@ def _file_accuracies(trained: TrainedModel, exported: "ExportedFile") -> dict[st
     if agreement.top1 == 1:
         found |= {split: (one["valid_acc"], one["images"]) for split, one in _evaluations(trained).items()}
     return found
-
-
-def _data_name(trained: TrainedModel) -> str:
-    return trained.config.data_path.name
 
 
 def _evaluations(trained: TrainedModel) -> dict[str, dict[str, Any]]:
@@ -120,7 +116,7 @@ def _data(trained: TrainedModel, splits: DataSplits) -> str:
     origin = {"train": "split off from the training images", "test": "the data set's test split"}
     return "\n\n".join(
         [
-            f"{_data_name(trained)}: {len(trained.class_names)} classes"
+            f"{trained.config.data_path.name}: {len(trained.class_names)} classes"
             + (f"; trained and validated on {' and '.join(counts)} images" if counts else ""),
             f"At the export: {splits.description}, {len(splits.train):,} training, {len(splits.valid):,} validation and "
             f"{len(splits.test):,} test images; the validation images are "
