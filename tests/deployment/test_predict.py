@@ -258,20 +258,6 @@ def test_weights_that_are_nan_or_infinite_are_an_error(trained_run, tmp_path, va
         load_trained(str(tmp_path / "spoiled.ckpt"))
 
 
-class Harmful:
-    def __reduce__(self):
-        return Path.touch, (Path("executed"),)
-
-
-def test_pickled_code_is_not_executed(trained_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    checkpoint = read_checkpoint(trained_run / "checkpoints/best.ckpt")
-    torch.save(checkpoint | {"more": Harmful()}, tmp_path / "harmful.ckpt")
-    with pytest.raises(RunError, match="more than tensors and plain values"):
-        load_trained("harmful.ckpt")
-    assert not (tmp_path / "executed").exists()
-
-
 def test_grad_cam_is_that_of_its_paper(trained, tmp_path, monkeypatch):
     """Equations 1 and 2: channels weighted by the mean gradient, summed, rectified."""
     torch.manual_seed(0)
