@@ -233,13 +233,7 @@ def test_the_plot_shows_parameters_if_no_model_has_an_accuracy(tmp_path):
     """Dots stand higher with more accuracy; without any accuracy, with more parameters."""
 
     def rows(accuracy):
-        made = [
-            Profile("small", "mob_v2", nn.Identity(), torch.zeros(1), accuracy, parameters=1_000_000),
-            Profile("large", "ghost", nn.Identity(), torch.zeros(1), accuracy and 0.4, parameters=50_000_000),
-        ]
-        for row, seconds in zip(made, (0.001, 0.1), strict=True):
-            row.seconds["onnxruntime", 1] = Seconds(seconds, seconds, seconds)
-        return made
+        return [timed("small", 0.001, accuracy), timed("large", 0.1, accuracy and 0.4, 50_000_000)]
 
     def heights(path):
         """Returns the row of pixels of the left and of the right dot."""
