@@ -8,7 +8,7 @@ from assembly import view_of
 from deployment.trained import load_trained
 from losses.distillation import Teacher
 from utils.errors import ConfigError
-from utils.nearest import nearest
+from utils.nearest import listed, nearest
 from utils.runs.teachers import TeacherFile
 
 MAX_NAMED = 3  # classes in a message
@@ -26,10 +26,9 @@ def load_teachers(files: Sequence[TeacherFile], class_names: Sequence[str]) -> l
         trained = load_trained(file.path)
         known = trained.class_names
         if missing := [name for name in class_names if name not in known]:
-            some = ", ".join(map(repr, missing[:MAX_NAMED])) + (", …" if len(missing) > MAX_NAMED else "")
             raise ConfigError(
-                f"teacher: {file.path} lacks {len(missing)} of {len(class_names)} classes: {some}."
-                f"{nearest(missing[0], known)[:200]}"
+                f"teacher: {file.path} lacks {len(missing)} of {len(class_names)} classes: "
+                f"{listed([repr(name) for name in missing], MAX_NAMED)}.{nearest(missing[0], known)[:200]}"
             )
         classes = torch.tensor([known.index(name) for name in class_names])
         teachers.append(Teacher(trained.classifier.model, view_of(trained.config, trained.config.test_size), classes))

@@ -20,6 +20,7 @@ from utils.config import Config, Problems, load_config, parse_config
 from utils.config.architectures import image_size_problem
 from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError, RunError
+from utils.nearest import listed
 from utils.runs import BEST, resolve_checkpoint
 
 MAX_LISTED_NAMES = 5  # of missing weights
@@ -177,7 +178,7 @@ def _load_weights(classifier: Classifier, weights: Any, path: Path) -> None:
     found = weights if isinstance(weights, dict) and all(isinstance(name, str) for name in weights) else {}
     for kind, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
         if names:
-            some = ", ".join(sorted(names)[:MAX_LISTED_NAMES]) + (", …" if len(names) > MAX_LISTED_NAMES else "")
+            some = listed(sorted(names), MAX_LISTED_NAMES)
             raise RunError(f"{path} {kind} weights ({len(names)} of {len(expected)}): {some}")
     if not all(isinstance(weight, Tensor) for weight in found.values()):
         raise RunError(f"{path}: not all of its weights are tensors")

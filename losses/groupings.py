@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.config.yaml_source import read_yaml_file, shown
 from utils.errors import ConfigError
-from utils.nearest import nearest
+from utils.nearest import listed, nearest
 
 # A name begins with its make, a single word but for these.
 MAKES = ("AM General", "Alfa Romeo", "Aston Martin", "Land Rover", "Mercedes Benz", "Rolls Royce")
@@ -73,10 +73,9 @@ def numbered(groups: Mapping[str, str], class_names: Sequence[str]) -> list[int]
 
 def _of_classes(place: str, groups: Mapping[str, str], class_names: Sequence[str]) -> dict[str, str]:
     if missing := [name for name in class_names if name not in groups]:
-        some = ", ".join(map(repr, missing[:MAX_NAMED])) + (", …" if len(missing) > MAX_NAMED else "")
         raise ConfigError(
-            f"auxiliary_targets: {place} has no group for {len(missing)} of {len(class_names)} classes: {some}."
-            f"{nearest(missing[0], list(groups))[:200]}"
+            f"auxiliary_targets: {place} has no group for {len(missing)} of {len(class_names)} classes: "
+            f"{listed([repr(name) for name in missing], MAX_NAMED)}.{nearest(missing[0], list(groups))[:200]}"
         )
     used = {name: groups[name] for name in class_names}
     if (count := len(set(used.values()))) in (1, len(class_names)):

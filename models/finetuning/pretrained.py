@@ -15,6 +15,7 @@ from models.finetuning.parameter_groups import head_modules, head_names
 from models.torchvision_models import TORCHVISION_MODELS
 from utils.config.architectures import TIMM
 from utils.errors import ConfigError
+from utils.nearest import listed
 from utils.runs.folder import ABOUT
 
 MAX_LISTED_NAMES = 5
@@ -167,7 +168,7 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, class_names: S
     if wrong:
         raise ConfigError(
             f"pretrained: {weights.source} does not fit the backbone: {len(wrong)} of {len(backbone)} weights are missing or "
-            f"have another shape: {_listed(wrong)}"
+            f"have another shape: {listed(wrong, MAX_LISTED_NAMES)}"
         )
     for module in head_modules(model).values():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -185,10 +186,6 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, class_names: S
     return (
         f"pretrained: {weights.source}: {len(backbone)} weights of the backbone; head: "
         f"{kept} of {len(class_names)} classes kept, {len(class_names) - kept} new"
-        + (f"; unused: {_listed(unused)}" if unused else "")
+        + (f"; unused: {listed(unused, MAX_LISTED_NAMES)}" if unused else "")
         + (f"; trained with {weights.image}" if weights.image else "")
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_LISTED_NAMES]) + (", …" if len(names) > MAX_LISTED_NAMES else "")
