@@ -37,22 +37,19 @@ class Config(_Schema):
         return self.model_dump(mode="json", exclude={SECRET})
 
 
-def load_config(
-    path: Path | str | None = None, *, overrides: Sequence[str] = (), with_config_yml: bool = True
-) -> Config:
+def load_config(path: Path | str | None = None, *, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration file on top of its bases, and applies `overrides`.
 
     Args:
         path: A YAML file; each of its keys replaces the whole key of its base. The key `base` names the base, relative to
             the file; without `base` it is `config.yml`, with `base: null` there is none. None: `config.yml`.
         overrides: Texts such as "optimizer_params.lr=0.01"; the value is YAML.
-        with_config_yml: False: leave out `config.yml`; what no other file sets has its default.
 
     Raises:
         ConfigError: Lists every problem with its place, its value and what was expected.
     """
     source = SourcedMapping()
-    for layer in reversed(_layers(CONFIG_FILE if path is None else Path(path), with_config_yml)):
+    for layer in reversed(_layers(CONFIG_FILE if path is None else Path(path))):
         for key in ("experiment_id", "description"):  # those of its base are not its own
             source.values.pop(key, None)
         source.update(layer)
@@ -152,7 +149,7 @@ def parse_config(source: SourcedMapping) -> Config:
     return config
 
 
-def _layers(path: Path | None, with_config_yml: bool) -> list[SourcedMapping]:
+def _layers(path: Path | None) -> list[SourcedMapping]:
     """Returns the file `path` and its bases, each without the key `base`."""
     layers: list[SourcedMapping] = []
     files: list[Path] = []
@@ -175,7 +172,7 @@ def _layers(path: Path | None, with_config_yml: bool) -> list[SourcedMapping]:
                 raise ConfigError(f"{place}: base: {shown(base)}; expected the path of a configuration file, or null")
             path = None if base is None else path.resolve().parent / Path(base).expanduser()
         else:
-            path = CONFIG_FILE if with_config_yml and CONFIG_FILE.resolve() not in files else None
+            path = CONFIG_FILE if CONFIG_FILE.resolve() not in files else None
             named = len(files)
     return layers
 
