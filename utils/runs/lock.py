@@ -55,12 +55,10 @@ def is_held(folder: Path) -> bool:
     """Returns whether a process on this machine is training the run in `folder`."""
     if not (folder / LOCK).exists():
         return False
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):
+        lock = try_lock(folder / LOCK)
+    except RunError:  # the file system has no locks
         return False
-    lock.release()
-    return False
+    if lock is not None:
+        lock.release()
+    return lock is None
