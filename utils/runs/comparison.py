@@ -19,7 +19,7 @@ import yaml
 from utils.config import read_config_file
 from utils.errors import ConfigError
 from utils.files import write_csv
-from utils.runs.curves import draw_curves
+from utils.runs.curves import draw_curves, shortened
 from utils.runs.folder import CONFIG, LAST, LOG, METRICS, RECORD, SPEED, read_record
 from utils.runs.lock import LOCK, is_held
 from utils.runs.metrics import Row, best_values, read_rows
@@ -258,8 +258,7 @@ def _short(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _column(cells: Sequence[str], width: int) -> list[str]:
-    cut = ["".join(sign if sign.isprintable() else " " for sign in cell) for cell in cells]
-    cut = [cell if len(cell) <= width else f"{cell[: width // 2]}…{cell[-((width - 1) // 2) :]}" for cell in cut]
+    cut = [shortened("".join(sign if sign.isprintable() else " " for sign in cell), width) for cell in cells]
     widest = max(map(len, cut))
     numeric = all(cell == UNKNOWN or re.fullmatch(r"-?\d[\d.,:e+-]*( %)?", cell) for cell in cut[1:])
     return [cell.rjust(widest) if numeric else cell.ljust(widest) for cell in cut]

@@ -154,7 +154,7 @@ def _finish(axes: "Axes", runs: list[list[Row]], metric: str, *, title: str) -> 
 
 def shortened(text: str, room: int) -> str:
     """Returns `text` without its middle where it has more than `room` characters."""
-    return text if len(text) <= room else f"{text[: room // 2]}…{text[1 - room // 2 :]}"
+    return text if len(text) <= room else f"{text[: room // 2]}…{text[-((room - 1) // 2) :]}"
 
 
 def escape_dollars(text: str) -> str:
