@@ -3,7 +3,6 @@
 Temperature and expected calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import RunError
-from utils.files import write_text
+from utils.files import file_digest, write_text
 
 FILE = "calibration.json"
 BINS = 15  # of equal width, over the probability of the top-1 prediction
@@ -215,9 +214,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise RunError(f"{path} is damaged: no mapping")
     return entries
-
-
-def file_digest(checkpoint: Path) -> str:
-    """Returns the SHA-256 of a checkpoint."""
-    with checkpoint.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

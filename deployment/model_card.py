@@ -12,11 +12,12 @@ import torch
 import yaml
 
 from datamodules import DataSplits
-from deployment.calibration import NEVER, file_digest
+from deployment.calibration import NEVER
 from deployment.evaluation.evaluation import wilson_interval
 from deployment.formats import Metadata
 from deployment.trained import TrainedModel
 from utils.config import LOCAL_KEYS
+from utils.files import file_digest
 from utils.machine import cpu_name
 from utils.runs.folder import BEST, read_record
 from utils.runs.summary import duration

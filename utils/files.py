@@ -1,6 +1,7 @@
-"""Writes files and folders: a file is complete or absent, and one error explains what cannot be written."""
+"""Writes files and folders: a file is complete or absent, and one error explains what cannot be written; digests of files."""
 
 import csv
+import hashlib
 import io
 import os
 import platform
@@ -78,6 +79,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(folder: Path, *, key: str = "output_path") -> Path:

@@ -11,14 +11,13 @@ from deployment.calibration import (
     Reliability,
     calibrate,
     cross_judge,
-    file_digest,
     judge,
     save_calibration,
 )
 from deployment.evaluation.evaluation import Evaluation, class_rows, confused_pairs, image_rows, wilson_interval
 from deployment.evaluation.figures import draw_calibration, draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import TrainedModel
-from utils.files import make_folder, write_csv, write_text
+from utils.files import file_digest, make_folder, write_csv, write_text
 from utils.runs import LAST
 from utils.runs.folder import read_record
 from utils.runs.provenance import versions

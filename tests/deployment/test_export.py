@@ -21,7 +21,7 @@ from datamodules import read_data
 from datamodules.images import read_image
 from datamodules.transforms import build_transforms
 from deployment.agreement import Agreement, measure_agreement, output_problems, prediction_problems
-from deployment.calibration import Calibration, file_digest, save_calibration
+from deployment.calibration import Calibration, save_calibration
 from deployment.export import _compare, build_metadata, evenly_spaced
 from deployment.formats import FORMATS
 from deployment.model_card import model_card
@@ -30,6 +30,7 @@ from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
 from utils.cli import run_command
 from utils.errors import ConfigError, RunError
+from utils.files import file_digest
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,5 @@
 """Finds the checkpoints of a training's teachers."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from utils.config import Config, Problems, read_config_file
 from utils.config.yaml_source import SET
 from utils.errors import ConfigError, UserError
+from utils.files import file_digest
 from utils.runs.folder import CONFIG, read_record
 from utils.runs.resolve import resolve_checkpoint
 
@@ -40,8 +40,7 @@ def find_teachers(config: Config, run: Path | None) -> list[TeacherFile]:
     with problems.of("teacher"):
         for name in names:
             path = _checkpoint(name, config.output_path, is_new=run is None)
-            with path.open("rb") as file:
-                found.append(TeacherFile(str(path.resolve()), hashlib.file_digest(file, "sha256").hexdigest()))
+            found.append(TeacherFile(str(path.resolve()), file_digest(path)))
         if len({file.path for file in found}) < len(found):
             raise ConfigError("it names one run twice")
     problems.raise_any()
