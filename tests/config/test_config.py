@@ -13,8 +13,7 @@ from utils.config import CONFIG_FILE, LOCAL_KEYS, load_config, load_run_config
 from utils.config.schema import Config as Schema
 from utils.config.schema import json_schema
 from utils.errors import ConfigError
-
-PROJECT = CONFIG_FILE.parent
+from utils.machine import PROJECT
 
 
 def problems(*overrides: str, text: str = "", folder: Path | None = None) -> str:

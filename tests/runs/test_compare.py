@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import compare
 from utils.errors import ConfigError, RunError
+from utils.machine import PROJECT
 from utils.runs import curves
 from utils.runs.comparison import (
     MISSING,
@@ -32,7 +33,6 @@ from utils.runs.comparison import (
 from utils.runs.lock import hold
 from utils.runs.metrics import COLUMNS, Row
 
-PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "experiment_id": None,
     "checkpoint_interval": 10.0,

@@ -22,12 +22,12 @@ from tests.support.neptune_server import NeptuneServer
 from tests.support.small_runs import only_run
 from tests.support.small_runs import run as small_run
 from utils.cli import run_command
-from utils.config import CONFIG_FILE, load_config, load_run_config
+from utils.config import load_config, load_run_config
 from utils.errors import ConfigError, RunError
 from utils.logs import log_to_file, start_logging, without_secrets
+from utils.machine import PROJECT
 from utils.runs.folder import read_record
 
-PROJECT = CONFIG_FILE.parent
 WANDB_KEY = "0123canary0123canary0123canary0123canary"
 CANARY = "canary-4f1d0c9b7a"
 

@@ -13,11 +13,10 @@ import assembly
 from datamodules import read_data
 from tests.support.data_sets import write_updated_release
 from utils import processes
-from utils.config import CONFIG_FILE, load_config
+from utils.config import load_config
 from utils.errors import ConfigError, DataError
+from utils.machine import PROJECT
 from utils.processes import RANKS, check_launch, is_first_process
-
-PROJECT = CONFIG_FILE.parent
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from utils.config.schema import BRANCHABLE_KEYS, LOCAL_KEYS, RENAMED_KEYS, RESUM
 from utils.config.schema import Config as _Schema
 from utils.config.yaml_source import SET, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
 from utils.errors import ConfigError
+from utils.machine import PROJECT
 
 DEFAULTS = {name: field.default for name, field in _Schema.model_fields.items() if not field.is_required()}
-CONFIG_FILE = Path(__file__).resolve().parents[2] / "config.yml"
+CONFIG_FILE = PROJECT / "config.yml"
 
 
 class Config(_Schema):
