@@ -381,14 +381,6 @@ def test_runs_are_found_by_folder_and_by_name(output: Path, monkeypatch: pytest.
     assert [path.name for path in find_runs([], output)] == ["ghost_1", "ghost_2", "ghost_3"]
 
 
-def test_a_misspelt_run_is_answered_with_the_nearest(output: Path):
-    write_run(output / "resnet18_4", [])
-    with pytest.raises(ConfigError, match=rf"^resnet18_5: no such run; nearest in {output}: resnet18_4, ghost_"):
-        find_runs(["ghost_1", "resnet18_5"], output)
-    with pytest.raises(ConfigError, match="no_such: no such run; nowhere has no runs yet"):
-        find_runs(["no_such"], Path("nowhere"))
-
-
 def test_without_runs_the_error_suggests_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^output has no runs yet"):  # output_path of config.yml
