@@ -49,23 +49,27 @@ def test_an_error_of_reading_is_not_blamed_on_the_file_that_is_written(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot flush a folder")
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl on Windows, which cannot flush a folder")
 def test_a_renamed_file_is_flushed_with_its_folder_after_the_rename(tmp_path, monkeypatch):
+    import fcntl
+
     calls, rename, flush = [], os.replace, os.fsync
+    modes = {os.O_RDWR: "to be written", os.O_RDONLY: "to be read"}  # Windows flushes only what is open to be written
 
     def renamed(source, target):
         calls.append(f"rename to {Path(target).name}")
         rename(source, target)
 
     def flushed(descriptor):
-        calls.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        mode = modes[fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE]
+        calls.append(f"flush, open {mode}: {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         flush(descriptor)
 
     monkeypatch.setattr(os, "replace", renamed)
     monkeypatch.setattr(os, "fsync", flushed)
     write_text(tmp_path / "run.json", "new")
     assert [call.partition(".run.json")[0] for call in calls] == [
-        "flush ", "rename to run.json", f"flush {tmp_path.name}"
+        "flush, open to be written: ", "rename to run.json", f"flush, open to be read: {tmp_path.name}"
     ]  # fmt: skip
 
 
@@ -101,18 +105,3 @@ def test_what_killed_processes_have_begun_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     remove_partial(tmp_path, alone=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept[2:])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl on Windows")
-def test_what_is_flushed_is_open_to_be_written_as_windows_wants(tmp_path, monkeypatch):
-    import fcntl
-
-    modes, flush = [], os.fsync
-
-    def flushed(descriptor):
-        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
-        flush(descriptor)
-
-    monkeypatch.setattr(os, "fsync", flushed)
-    write_text(tmp_path / "run.json", "new")
-    assert modes == [os.O_RDWR, os.O_RDONLY]  # the file, and its folder, which Windows flushes never
