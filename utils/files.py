@@ -42,7 +42,7 @@ def replacing(path: Path, *, key: str = "output_path") -> Iterator[Path]:
     except OSError as error:
         if isinstance(error.filename, (str, os.PathLike)) and not _concerns(error.filename, partial):
             raise
-        raise _not_writable(path, error, key) from error
+        raise not_writable(path, error, key) from error
     finally:
         with suppress(OSError):  # on a disk that has become read-only, the first error is the one to report
             partial.unlink(missing_ok=True)
@@ -52,7 +52,8 @@ def _concerns(name: str | os.PathLike, partial: Path) -> bool:
     return Path(name) == partial.parent or Path(name).name.startswith(partial.name)
 
 
-def _not_writable(path: Path, error: OSError, key: str) -> RunError:
+def not_writable(path: Path, error: OSError, key: str) -> RunError:
+    """Returns the error that names the file or folder `path` and the configuration key that decides on its disk."""
     return RunError(f"{path} cannot be written: {error.strerror or error}; make room, or set another {key}")
 
 
@@ -94,7 +95,7 @@ def make_folder(folder: Path, *, key: str = "output_path") -> Path:
     except FileExistsError as error:
         raise ConfigError(f"{key}: {folder} is a file; expected a folder") from error
     except OSError as error:
-        raise _not_writable(folder, error, key) from error
+        raise not_writable(folder, error, key) from error
     return folder
 
 
@@ -109,7 +110,7 @@ def make_timestamped_folder(parent: Path, name: str) -> Path:
         except FileExistsError:  # created in the same second
             number += 1
         except OSError as error:
-            raise _not_writable(parent, error, "output_path") from error
+            raise not_writable(parent, error, "output_path") from error
         else:
             return folder
 

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from utils.errors import RunError
-from utils.files import make_folder
+from utils.files import make_folder, not_writable
 from utils.processes import is_first_process
 
 # Warnings of libraries that are meant for programmers, not for the users of this project.
@@ -134,6 +133,6 @@ def log_to_file(path: Path, *, key: str = "output_path") -> None:
     try:
         handler = _File(path, encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; make room, or set another {key}") from error
+        raise not_writable(path, error, key) from error
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.getLogger().addHandler(handler)
