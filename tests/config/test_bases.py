@@ -157,7 +157,7 @@ def test_a_chain_of_bases_is_relative_to_each_file(tmp_path):
     config = load_config(tmp_path / "lab" / "mine.yml")
     assert (config.seed, config.batch_size, config.optimizer_params) == (8, 32, {"lr": 0.5})
     assert config.out_channels == load_config(EXPERIMENTS / "C-14.yml").out_channels == 1280
-    assert config.experiment_id is None  # it is neither ours nor C-14
+    assert (config.experiment_id, config.description) == (None, None)  # it is neither ours nor C-14
     assert "base" not in config.plain() and "base:" not in config.as_yaml()
 
 

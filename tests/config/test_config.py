@@ -363,11 +363,3 @@ def test_a_typo_is_answered_before_torch_is_imported(tmp_path):
     assert done.returncode == 2
     assert done.stdout.strip() == "False"
     assert done.stderr.startswith("error: The configuration has 1 problem") and "Traceback" not in done.stderr
-
-
-def test_a_file_of_changes_is_no_longer_the_experiment_of_config_yml(tmp_path):
-    path = tmp_path / "mine.yml"
-    path.write_text("num_epochs: 3")
-    assert (load_config(path).experiment_id, load_config(path).description) == (None, None)
-    path.write_text("experiment_id: mine")
-    assert load_config(path).experiment_id == "mine"
