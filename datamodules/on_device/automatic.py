@@ -66,7 +66,6 @@ class RandAugment(BatchedStep):
         super().__init__(transform, size, white_value)
         if white_value == 1:
             raise ValueError("works on images: move it to image_augmentations.")
-        self.transform = transform
         space = self.space()
         self.names = list(space)
         self.signed = torch.tensor([signed for _, signed in space.values()])

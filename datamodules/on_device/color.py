@@ -103,10 +103,6 @@ class ColorJitter(BatchedStep):
 class RandomGrayscale(BatchedStep):
     """Replaces all channels by the gray image."""
 
-    def __init__(self, transform: transforms.RandomGrayscale, size: tuple[int, int], white_value: float) -> None:
-        super().__init__(transform, size, white_value)
-        self.probability = transform.p
-
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
         return to_gray(images).expand_as(images)
 

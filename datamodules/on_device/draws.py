@@ -18,13 +18,13 @@ class BatchedStep:
     """One augmentation of a batch: samples named parameters, packs them into columns, applies the columns.
 
     Attributes:
-        probability: Of a sample being transformed at all.
-        uniforms: Uniform numbers that `sample` needs for one image.
+        transform: torchvision's.
+        probability: Of a sample being transformed at all: `p`, in transforms that have one.
+        num_random: Uniform numbers that `sample` needs for one image.
         works_on_uint8: Whether it only moves pixels, and so needs no conversion to float.
-        size: Height and width of the images that it returns, pixels.
+        input_size, size: Height and width, pixels, of the images that it takes and of those that it returns.
     """
 
-    probability = 1.0
     num_random = 0
     works_on_uint8 = False
 
@@ -36,7 +36,9 @@ class BatchedStep:
             size: Height and width, pixels, of the images that reach this step.
             white_value: The value of white in the parameters: 255 for transforms of PIL images, 1 for tensors.
         """
-        self.size = size
+        self.transform = transform
+        self.probability = getattr(transform, "p", 1.0)
+        self.input_size = self.size = size
 
     @staticmethod
     def unsupported_reason(transform: Any) -> str | None:
@@ -48,8 +50,8 @@ class BatchedStep:
         return {}
 
     def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
-        """Packs the parameters of `count` samples into the columns that `apply` needs, (count, columns)."""
-        return torch.empty(count, 0)
+        """Packs the parameters of `count` samples into the columns that `apply` needs, (count, columns); here as drawn."""
+        return torch.stack([*sampled.values()], 1) if sampled else torch.empty(count, 0)
 
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
         """Returns the transformed images; the given ones are not modified.

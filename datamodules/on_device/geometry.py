@@ -29,15 +29,6 @@ class RandomHorizontalFlip(BatchedStep):
     works_on_uint8 = True
     dimension = -1
 
-    def __init__(
-        self,
-        transform: transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip,
-        size: tuple[int, int],
-        white_value: float,
-    ) -> None:
-        super().__init__(transform, size, white_value)
-        self.probability = transform.p
-
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
         return images.flip(self.dimension)
 
@@ -67,7 +58,6 @@ class Warp(BatchedStep):
         fill = per_channel(transform.fill, white_value)
         self.fill = fill if any(fill) else []
         self.fades = self.interpolation != "nearest" or bool(self.fill)  # towards the outside, by its share of a pixel
-        self.transform = transform
 
     @staticmethod
     def unsupported_reason(
@@ -198,7 +188,6 @@ class RandomPerspective(Warp):
 
     def __init__(self, transform: transforms.RandomPerspective, size: tuple[int, int], white_value: float) -> None:
         super().__init__(transform, size, white_value)
-        self.probability = transform.p
         height, width = size
         self.corners = torch.tensor([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]).double()
         self.inwards = torch.tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]])

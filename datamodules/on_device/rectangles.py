@@ -29,7 +29,6 @@ class RandomCrop(BatchedStep):
         self, transform: transforms.RandomCrop | transforms.CenterCrop, size: tuple[int, int], white_value: float
     ) -> None:
         super().__init__(transform, size, white_value)
-        self.input_size = size
         self.size = tuple(transform.size)
         if self.size[0] > size[0] or self.size[1] > size[1]:
             raise ValueError(f"the size {self.size} is larger than the images, {tuple(size)}.")
@@ -45,9 +44,6 @@ class RandomCrop(BatchedStep):
             "top": integers(uniforms[:, 0], height - out_height + 1),
             "left": integers(uniforms[:, 1], width - out_width + 1),
         }
-
-    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
-        return torch.stack([sampled["top"], sampled["left"]], 1)
 
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
         top, left = params.long().split(1, dim=1)
@@ -66,9 +62,6 @@ class CenterCrop(RandomCrop):
     def unsupported_reason(transform: transforms.CenterCrop) -> str | None:
         return None
 
-    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
-        return torch.empty(count, 0)
-
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
         return {}
 
@@ -85,8 +78,6 @@ class RandomResizedCrop(BatchedStep):
     def __init__(self, transform: transforms.RandomResizedCrop, size: tuple[int, int], white_value: float) -> None:
         super().__init__(transform, size, white_value)
         self.size = tuple(transform.size)
-        self.input_size = size
-        self.transform = transform
 
     @staticmethod
     def unsupported_reason(transform: transforms.RandomResizedCrop) -> str | None:
@@ -115,9 +106,6 @@ class RandomResizedCrop(BatchedStep):
             "height": crop_height,
             "width": crop_width,
         }
-
-    def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
-        return torch.stack([sampled[name] for name in ("top", "left", "height", "width")], 1)
 
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
         top, left, height, width = params.split(1, dim=1)
@@ -170,8 +158,6 @@ class RandomErasing(BatchedStep):
         super().__init__(transform, size, white_value)
         if white_value != 1:
             raise ValueError("works on tensors: move it to tensor_augmentations.")
-        self.probability = transform.p
-        self.transform = transform
         self.value = [] if transform.value == "random" else per_channel(transform.value, white_value)
 
     def sample(self, uniforms: Tensor) -> dict[str, Tensor]:
@@ -189,8 +175,7 @@ class RandomErasing(BatchedStep):
         }
 
     def params(self, sampled: dict[str, Tensor], count: int) -> Tensor:
-        names = ("top", "left", "height", "width", "seed")
-        return torch.cat([torch.stack([sampled[name] for name in names], 1), constant_columns(self.value, count)], 1)
+        return torch.cat([super().params(sampled, count), constant_columns(self.value, count)], 1)
 
     def apply(self, images: Tensor, params: Tensor) -> Tensor:
         top, left, height, width, seed = params[:, :5, None, None].split(1, dim=1)
