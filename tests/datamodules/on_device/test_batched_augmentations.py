@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as reference
 
-from datamodules.on_device.augmentations import BATCHED, BatchedAugmentations, unsupported_augmentations
+from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.on_device.draws import is_zero
 from datamodules.on_device.rectangles import normal_noise
 from utils.errors import ConfigError
@@ -148,6 +148,14 @@ def torchvision_chain(augmentations, images, drawn):
     return torch.stack(results)
 
 
+def compare(images, image_augmentations=None, tensor_augmentations=None, **settings):
+    """Returns what becomes of the images both ways, and by torchvision, and what was drawn; `settings` as in `build`."""
+    augmentations = build(image_augmentations, tensor_augmentations, size=tuple(images.shape[2:]), **settings)
+    rows, drawn = draw(augmentations, len(images))
+    expected = torchvision_chain((image_augmentations or {}) | (tensor_augmentations or {}), images, drawn)
+    return run_both_ways(augmentations, images, rows), expected, drawn
+
+
 CHANNELS = pytest.mark.parametrize("channels", [1, 3])
 
 
@@ -158,11 +166,9 @@ CHANNELS = pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["RandomHorizontalFlip", "RandomVerticalFlip"])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
 def test_flips_are_exact(name, p, channels):
-    augmentations, images = build({name: {"p": p}}), noise(16, channels=channels)
-    rows, drawn = draw(augmentations, 16)
-    expected = torchvision_chain({name: {"p": p}}, images, drawn)
+    result, expected, drawn = compare(noise(16, channels=channels), {name: {"p": p}})
     assert len({applied for applied, _ in drawn[0]}) == (2 if p == 0.5 else 1)
-    assert (run_both_ways(augmentations, images, rows) == expected).all()
+    assert (result == expected).all()
 
 
 @CHANNELS
@@ -181,26 +187,22 @@ def test_flips_are_exact(name, p, channels):
 )
 def test_color_jitter_equals_torchvision(parameters, channels):
     size, count = (25, 32), 120
-    augmentations = build({"ColorJitter": parameters}, size=size)
     images = noise(count, channels=channels, size=size)
     images[:, :, :9] = images[:, :1, :9] // 128 * 128  # gray, black and half-lit pixels, which have no hue
     images[:, :, 9:15] = images[:, :, 9:15] // 128 * 255  # pure colors, where two channels share the maximum
-    rows, drawn = draw(augmentations, count)
+    result, expected, drawn = compare(images, {"ColorJitter": parameters})
     if len(parameters) == 4:
         assert len({tuple(values["order"]) for _, values in drawn[0]}) == 24
-    expected = torchvision_chain({"ColorJitter": parameters}, images, drawn)
-    assert (run_both_ways(augmentations, images, rows) - expected).abs().max() < 1e-5
+    assert (result - expected).abs().max() < 1e-5
     if parameters and (channels == 3 or {"brightness", "contrast"} & set(parameters)):
         assert (expected - images / 255).abs().mean() > 0.01
 
 
 @CHANNELS
 def test_random_grayscale_equals_torchvision(channels):
-    augmentations, images = build({"RandomGrayscale": {"p": 0.5}}), noise(16, channels=channels)
-    rows, drawn = draw(augmentations, 16)
+    result, expected, drawn = compare(noise(16, channels=channels), {"RandomGrayscale": {"p": 0.5}})
     assert {applied for applied, _ in drawn[0]} == {False, True}
-    expected = torchvision_chain({"RandomGrayscale": {"p": 0.5}}, images, drawn)
-    assert (run_both_ways(augmentations, images, rows) - expected).abs().max() < 1e-6
+    assert (result - expected).abs().max() < 1e-6
 
 
 AFFINE_FORMS = {
@@ -216,11 +218,8 @@ AFFINE_FORMS = {
 @pytest.mark.parametrize("size", [SIZE, (64, 64)])
 def test_affine_equals_torchvision_but_for_ties(form, size):
     """float32 positions are right to some 1e-5 pixels; within that of halfway between two pixels either may be taken."""
-    augmentations, images = build({"RandomAffine": AFFINE_FORMS[form]}, size=size), noise(64, size=size)
-    rows, drawn = draw(augmentations, 64)
-    expected = torchvision_chain({"RandomAffine": AFFINE_FORMS[form]}, images, drawn)
-    different = (run_both_ways(augmentations, images, rows) != expected).any(-3)
-    assert different.float().mean() <= 5e-5
+    result, expected, _ = compare(noise(64, size=size), {"RandomAffine": AFFINE_FORMS[form]})
+    assert (result != expected).any(-3).float().mean() <= 5e-5
 
 
 def test_affine_ties_at_full_size():
@@ -234,10 +233,8 @@ def test_affine_ties_at_full_size():
     "parameters", [{"degrees": 15}, {"degrees": [80, 100], "center": [10, 0]}], ids=["15", "center"]
 )
 def test_rotation_equals_torchvision_but_for_ties(parameters):
-    augmentations, images = build({"RandomRotation": parameters}), noise(64)
-    rows, drawn = draw(augmentations, 64)
-    expected = torchvision_chain({"RandomRotation": parameters}, images, drawn)
-    assert (run_both_ways(augmentations, images, rows) != expected).any(-3).float().mean() <= 5e-5
+    result, expected, _ = compare(noise(64), {"RandomRotation": parameters})
+    assert (result != expected).any(-3).float().mean() <= 5e-5
 
 
 def assert_interpolated_alike(result, expected):
@@ -258,15 +255,13 @@ def faded(images):
 @CHANNELS
 @pytest.mark.parametrize("scale", [0.2, 0.5, 0.8])
 def test_perspective_equals_torchvision(scale, channels):
-    parameters = {"distortion_scale": scale, "p": 0.7}
-    augmentations, images = build({"RandomPerspective": parameters}), smooth(24, channels=channels)
-    rows, drawn = draw(augmentations, 24)
-    result = run_both_ways(augmentations, images, rows)
-    assert_interpolated_alike(result, torchvision_chain({"RandomPerspective": parameters}, images, drawn))
+    chain, images = {"RandomPerspective": {"distortion_scale": scale, "p": 0.7}}, smooth(24, channels=channels)
+    result, expected, drawn = compare(images, chain)
+    assert_interpolated_alike(result, expected)
     untouched = [not applied for applied, _ in drawn[0]]
     assert (result[:, untouched] == (images / 255)[untouched]).all()
-    expected = torchvision_chain({"RandomPerspective": parameters}, faded(images), drawn)
-    assert (run_both_ways(augmentations, faded(images), rows) - expected).abs().max() < 1e-5
+    result, expected, _ = compare(faded(images), chain)
+    assert (result - expected).abs().max() < 1e-5
 
 
 def test_perspective_has_finite_pixels_on_the_horizon():
@@ -306,34 +301,27 @@ def test_fill_of_image_augmentations_is_of_255():
 @pytest.mark.parametrize("out", [SIZE, (20, 31), (70, 62), (9, 100)], ids=str)
 @pytest.mark.parametrize("limits", [{}, {"scale": [0.6, 1.0], "ratio": [0.8, 1.2]}], ids=["default", "C-46"])
 def test_resized_crop_equals_torchvision(out, limits, channels):
-    parameters = {"size": out, **limits}
-    augmentations, images = build({"RandomResizedCrop": parameters}), noise(32, channels=channels)
-    rows, drawn = draw(augmentations, 32)
-    expected = torchvision_chain({"RandomResizedCrop": parameters}, images, drawn)
-    result = run_both_ways(augmentations, images, rows)
-    assert result.shape == (2, 32, channels, *out) and augmentations.output_size == out
+    result, expected, _ = compare(noise(32, channels=channels), {"RandomResizedCrop": {"size": out, **limits}})
+    assert result.shape == (2, 32, channels, *out)
     assert (result - expected).abs().max() < 1e-5
 
 
 @CHANNELS
 def test_crops_are_exact(channels):
     crops = {"RandomCrop": {"size": [30, 41]}, "CenterCrop": {"size": [20, 31]}}
-    augmentations, images = build(crops), noise(16, channels=channels)
-    rows, drawn = draw(augmentations, 16)
-    assert (run_both_ways(augmentations, images, rows) == torchvision_chain(crops, images, drawn)).all()
-    assert len({tuple(values.values()) for _, values in drawn[0]}) > 10 and augmentations.output_size == (20, 31)
+    result, expected, drawn = compare(noise(16, channels=channels), crops)
+    assert result.shape == (2, 16, channels, 20, 31) and (result == expected).all()
+    assert len({tuple(values.values()) for _, values in drawn[0]}) > 10
 
 
 @CHANNELS
 def test_each_operation_of_trivial_augment_equals_torchvision(channels):
-    augmentations, images = build({"TrivialAugmentWide": {}}), noise(150, channels=channels)
+    images = noise(150, channels=channels)
     images[::5] = images[::5] // 4 + 60  # for AutoContrast and Equalize: not all levels, and only one
     images[::9] = 77
-    rows, drawn = draw(augmentations, 150)
+    result, expected, drawn = compare(images, {"TrivialAugmentWide": {}})
     assert {values["op"][0] for _, values in drawn[0]} == set(range(14))
-    expected = torchvision_chain({"TrivialAugmentWide": {}}, images, drawn)
-    different = (run_both_ways(augmentations, images, rows) - expected).abs() > 1e-5
-    assert different.float().mean() <= 5e-5  # ties of the warps
+    assert ((result - expected).abs() > 1e-5).float().mean() <= 5e-5  # ties of the warps
 
 
 @pytest.mark.parametrize("parameters", [{}, {"num_ops": 3, "magnitude": 20, "interpolation": "bilinear"}], ids=str)
@@ -354,12 +342,10 @@ def test_rand_augment_equals_torchvision(parameters):
 @pytest.mark.parametrize("scale", [[0.02, 0.25], [0.3, 1.0]], ids=["C-5", "often too large"])
 def test_erasing_is_exact(scale, value, channels):
     value = [0.1, 0.5, 0.9][:channels] if value == "list" else value
-    parameters = {"p": 0.5, "scale": scale, "value": value}
-    augmentations, images = build({}, {"RandomErasing": parameters}), noise(48, channels=channels)
-    rows, drawn = draw(augmentations, 48)
-    expected = torchvision_chain({"RandomErasing": parameters}, images, drawn)
+    images = noise(48, channels=channels)
+    result, expected, _ = compare(images, {}, {"RandomErasing": {"p": 0.5, "scale": scale, "value": value}})
     assert (expected != images / 255).any()
-    assert (run_both_ways(augmentations, images, rows) == expected).all()
+    assert (result == expected).all()
 
 
 def test_erasing_with_noise():
@@ -409,24 +395,16 @@ LONG_TENSOR_CHAIN = {"RandomErasing": {"scale": [0.02, 0.25]}, "RandomRotation":
 
 
 def test_order_of_steps_is_kept():
-    images = smooth(24)
-    augmentations = build(LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
-    rows, drawn = draw(augmentations, 24)
-    expected = torchvision_chain(LONG_IMAGE_CHAIN | LONG_TENSOR_CHAIN, images, drawn)
-    expected = reference.normalize(expected, MEAN, STD)
+    result, expected, _ = compare(smooth(24), LONG_IMAGE_CHAIN, LONG_TENSOR_CHAIN, mean=MEAN, std=STD)
     # Positions that differ by 1e-4 pixels can matter at the sharp edges of an erased rectangle, scaled up by 1 / std.
-    difference = (run_both_ways(augmentations, images, rows) - expected).abs()
+    difference = (result - reference.normalize(expected, MEAN, STD)).abs()
     assert difference.max() < 1e-3 and difference.mean() < 1e-6
-    assert list(BATCHED) != [type(step).__name__ for step in augmentations.steps][:-1]
 
 
 def test_c_50_chain_equals_torchvision():
-    images = noise(64)
-    augmentations = build(C_50, mean=MEAN, std=STD)
-    rows, drawn = draw(augmentations, 64)
-    expected = reference.normalize(torchvision_chain(C_50, images, drawn), MEAN, STD)
-    difference = (augmentations(images, rows) - expected).abs().amax(1)
-    assert (augmentations(images, rows) - augmentations.augment(images, rows)).abs().max() < 1e-5
+    (alone, together), expected, _ = compare(noise(64), C_50, mean=MEAN, std=STD)
+    difference = (alone - reference.normalize(expected, MEAN, STD)).abs().amax(1)
+    assert (alone - together).abs().max() < 1e-5
     # A pixel taken from its neighbor also moves the mean gray of its photo, by about 1e-5 of its size here.
     assert (difference > 1e-4).float().mean() <= 5e-5 and difference.median() < 1e-6
 
