@@ -99,20 +99,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         write_demo_data(config.data_path)
     if arguments.check:
         from datamodules import read_splits
-        from datamodules.check.check import check_data
+        from datamodules.check.check import examine_data
+        from datamodules.check.report import write_report
 
         splits = read_splits(config)
         assembly.build_targets(config, splits.class_names, _load(teachers, splits.class_names))
-        build_data = partial(assembly.build_data, config)
-        check_data(
+        findings = examine_data(
             splits,
-            build_data,
+            partial(assembly.build_data, config),
             folder=config.data_path,
-            output_path=config.output_path,
             near_duplicate_distance=config.near_duplicate_distance,
             mixing=assembly.build_mixing(config, len(splits.class_names)),
             accumulate_batches=config.accumulate_batches,
         )
+        write_report(findings, config.output_path)
         return {}
     if argv is None:  # for the processes that Lightning starts: "last" may change until then
         sys.argv += [f"--resume={resumed}"] if resumed else [f"--branch={trunk.folder}"] if trunk else []

@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from datamodules import DataSplits, ImageRecord
 from datamodules.check.figures import SPLITS, MixedSample, SampleRow
-from datamodules.check.report import REPORT, CheckedImage, Findings, write_report
+from datamodules.check.report import CheckedImage, Findings
 from datamodules.datamodule import CarsDataModule, Split
 from datamodules.hashes import ImageHashes, near_pairs, perceptual_hash
 from datamodules.images import read_image, read_size
@@ -34,47 +34,6 @@ SAMPLE_EPOCHS = 6
 SAMPLE_STEPS = 6
 
 
-def check_data(
-    data: DataSplits,
-    build_data: Callable[[DataSplits], CarsDataModule],
-    *,
-    folder: Path,
-    output_path: Path,
-    near_duplicate_distance: int | None = 4,
-    mixing: Mixing | None = None,
-    accumulate_batches: int = 1,
-) -> Path:
-    """Decodes every image of a data set, prints a summary and writes a report with pictures.
-
-    Args:
-        data: The records of the data set; their image files may be damaged.
-        build_data: Builds the data module of the training to come.
-        folder: The data set's, for the report.
-        output_path: Where the folder of the report, `check_<timestamp>`, is created.
-        near_duplicate_distance: Images whose perceptual hashes differ in at most so many bits are listed; None: none.
-        mixing: What mixes the training batches; None: nothing.
-        accumulate_batches: Training batches of a step.
-
-    Returns:
-        The folder of the report.
-
-    Raises:
-        DataError: Images cannot be decoded (after the report is written), or too few are left to train with.
-        RunError: The report cannot be written.
-    """
-    findings = examine_data(
-        data,
-        build_data,
-        folder=folder,
-        near_duplicate_distance=near_duplicate_distance,
-        mixing=mixing,
-        accumulate_batches=accumulate_batches,
-    )
-    report = write_report(findings, output_path)
-    raise_data_errors(findings.broken, f"the images; {report / REPORT} lists all")
-    return report
-
-
 def examine_data(
     data: DataSplits,
     build_data: Callable[[DataSplits], CarsDataModule],
@@ -84,7 +43,15 @@ def examine_data(
     mixing: Mixing | None = None,
     accumulate_batches: int = 1,
 ) -> Findings:
-    """Decodes every image of a data set; the arguments are those of `check_data`.
+    """Decodes every image of a data set.
+
+    Args:
+        data: The records of the data set; their image files may be damaged.
+        build_data: Builds the data module of the training to come.
+        folder: The data set's, for the report.
+        near_duplicate_distance: Images whose perceptual hashes differ in at most so many bits are listed; None: none.
+        mixing: What mixes the training batches; None: nothing.
+        accumulate_batches: Training batches of a step.
 
     Raises:
         DataError: There are fewer than two classes, or too few images can be decoded to train with.

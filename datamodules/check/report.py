@@ -21,7 +21,7 @@ from datamodules.check.figures import (
     draw_samples,
     draw_sizes,
 )
-from datamodules.readers.records import WRONG_BOXES, are_most
+from datamodules.readers.records import WRONG_BOXES, are_most, raise_data_errors
 from datamodules.transforms import Aspect
 from utils.files import make_timestamped_folder, write_text
 from utils.runs.summary import duration
@@ -160,10 +160,11 @@ class Findings:
         return mean.tolist(), np.sqrt(variance).tolist()
 
 
-def write_report(findings: Findings, output_path: Path) -> Path:
-    """Writes report.md and three pictures into a new folder `check_<timestamp>`, prints the summary, returns the folder.
+def write_report(findings: Findings, output_path: Path) -> None:
+    """Writes report.md and pictures into a new folder `check_<timestamp>` of `output_path`, and prints the summary.
 
     Raises:
+        DataError: Images cannot be used; the report is written before.
         RunError: The folder cannot be written.
     """
     folder = make_timestamped_folder(output_path, "check")
@@ -186,7 +187,7 @@ def write_report(findings: Findings, output_path: Path) -> Path:
         if not findings.broken
         else "  next: replace the damaged images and check again"
     )
-    return folder
+    raise_data_errors(findings.broken, f"the images; {folder / REPORT} lists all")
 
 
 def summary_lines(findings: Findings) -> list[str]:
