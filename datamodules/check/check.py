@@ -71,7 +71,6 @@ def examine_data(
     if few:
         raise_data_errors([*few, *broken], folder)
     usable = {image.path for image in images}
-    normalize = module.train.pipeline.augment.transforms[-1]
     return Findings(
         folder=folder,
         description=data.description,
@@ -87,7 +86,7 @@ def examine_data(
         image_size=module.train.resized_shape[1:],
         aspect=module.train.pipeline.aspect,
         crop=module.train.source.crop,
-        configured=_mean_and_std(normalize) if isinstance(normalize, transforms.Normalize) else None,
+        configured=_normalization(module.train),
         samples=draw_samples(module, usable),
         mixed=mix_samples(module, usable, mixing, accumulate_batches) if mixing else [],
         augmentations=_describe_augmentations(module),
@@ -167,16 +166,17 @@ def _augment(module: CarsDataModule, epoch: int, draws: list[int]) -> list[Tenso
 
 
 def _to_array(image: Tensor, split: Split) -> np.ndarray:
-    """Undoes the normalization of a tensor (C, H, W); returns (H, W, C) in [0, 1]."""
-    last = split.pipeline.augment.transforms[-1]
-    if isinstance(last, transforms.Normalize):
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in _mean_and_std(last))
+    """Undoes the normalization of a tensor (C, H, W); returns (H, W, 3) in [0, 1]."""
+    if normalization := _normalization(split):
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
         image = image * std + mean
-    return image.clamp(0, 1).permute(1, 2, 0).numpy()
+    return image.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def _mean_and_std(normalize: transforms.Normalize) -> tuple[list[float], list[float]]:
-    return list(normalize.mean), list(normalize.std)
+def _normalization(split: Split) -> tuple[list[float], list[float]] | None:
+    """Returns the configured mean and standard deviation of each channel; None without a normalization."""
+    last = split.pipeline.augment.transforms[-1]
+    return (list(last.mean), list(last.std)) if isinstance(last, transforms.Normalize) else None
 
 
 def _describe_augmentations(module: CarsDataModule) -> str:
@@ -249,7 +249,7 @@ def _examine(
         lacks_end="lacks_end" in image.info,
         digest=hashlib.blake2b(content, digest_size=16).hexdigest(),
         has_one_color=_has_one_color(image),
-        perceptual=perceptual_hash(content, upright=data.upright, name=str(record.path)),
+        perceptual=perceptual_hash(content, upright=data.upright, name=name),
     )
     if split != "train":
         return checked, 0
@@ -264,7 +264,7 @@ def _near_duplicates(
     if max_distance is None:
         return []
     digests = [bytes.fromhex(image.digest) for image in images]
-    values = np.array([image.perceptual or 0 for image in images], np.uint64)
+    values = np.array([image.perceptual for image in images], np.uint64)
     pairs, distances = near_pairs(ImageHashes(digests, values, np.ones(len(images), bool)), max_distance)
     order = sorted(zip(distances.tolist(), *pairs.T.tolist(), strict=True))
     return [(images[one], images[other], bits) for bits, one, other in order if digests[one] != digests[other]]

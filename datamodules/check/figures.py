@@ -39,7 +39,7 @@ THUMBNAIL = 320  # pixels of the longer side
 
 @dataclass(frozen=True)
 class SampleRow:
-    """An image, its box, file name and label, and what the model sees in each epoch: (H, W, C) in [0, 1]."""
+    """An image, its box, file name and label, and what the model sees in each epoch: (H, W, 3) in [0, 1]."""
 
     image: Image.Image
     bounding_box: BoundingBox | None
@@ -50,7 +50,7 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class MixedSample:
-    """What the model sees of an image of a mixed batch, (H, W, C) in [0, 1], and its labels with their shares."""
+    """What the model sees of an image of a mixed batch, (H, W, 3) in [0, 1], and its labels with their shares."""
 
     image: np.ndarray
     shares: list[tuple[int, float]]
@@ -159,7 +159,7 @@ def draw_samples(rows: Sequence[SampleRow], class_names: Sequence[str], path: Pa
         caption = places[0].set_title(f"{_short(class_names[row.label])}\n{_short(row.name)}", fontsize=8, pad=3)
         caption.set_in_layout(False)  # there is room for it between the rows
         for epoch, (axes, draw) in enumerate(zip(places[1:], row.draws, strict=True)):
-            axes.imshow(np.repeat(draw, 3, axis=2) if draw.shape[2] == 1 else draw, interpolation="antialiased")
+            axes.imshow(draw, interpolation="antialiased")
             if line == 0:
                 axes.set_title(f"epoch {epoch}", fontsize=10)
         for axes in places:
@@ -188,8 +188,7 @@ def draw_mixed(rows: Sequence[Sequence[MixedSample]], class_names: Sequence[str]
         for axes in places:
             axes.axis("off")
         for axes, sample in zip(places, row, strict=False):
-            image = sample.image
-            axes.imshow(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image, interpolation="antialiased")
+            axes.imshow(sample.image, interpolation="antialiased")
             names = [f"{100 * share:.0f} % {_short(class_names[label])}" for label, share in sample.shares]
             axes.set_title("\n".join(names), fontsize=6, pad=3)
         places[0].text(

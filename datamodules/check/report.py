@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -54,8 +54,8 @@ class CheckedImage:
     is_gray: bool
     lacks_end: bool
     digest: str
-    has_one_color: bool = False
-    perceptual: int | None = None
+    has_one_color: bool
+    perceptual: int
 
     @property
     def oddity(self) -> str | None:
@@ -107,11 +107,11 @@ class Findings:
     samples: list[SampleRow]
     augmentations: str
     began: float
-    near_duplicates: list[tuple[CheckedImage, CheckedImage, int]] = field(default_factory=list)
-    mixed: list[list[MixedSample]] = field(default_factory=list)
-    valid_from: str = "valid"
-    aspect: Aspect = "squash"
-    upright: bool = False
+    near_duplicates: list[tuple[CheckedImage, CheckedImage, int]]
+    mixed: list[list[MixedSample]]
+    valid_from: str
+    aspect: Aspect
+    upright: bool
 
     @cached_property
     def class_counts(self) -> dict[str, list[int]]:
