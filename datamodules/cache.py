@@ -9,7 +9,6 @@ import time
 import weakref
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from datamodules.images import DecodedImages
 from utils.errors import ConfigError, RunError
 from utils.files import remove_partial, replacing
 from utils.machine import available_cores
-from utils.progress import progress_bar
+from utils.progress import in_threads
 
 FORMAT = 3  # part of a cache's name; raised when its layout changes
 SUFFIX = ".photos"
@@ -98,10 +97,8 @@ class ImageCache:
                     zlib.crc32(image) == checksums[i] for i, image in zip(part, self.batch(part).numpy(), strict=True)
                 )
 
-            parts = self._parts()
-            with ThreadPoolExecutor(available_cores()) as pool:
-                results = pool.map(is_equal, parts)
-                return all(progress_bar(results, description=description, unit=" parts", total=len(parts)))
+            threads = available_cores()
+            return all(in_threads(is_equal, self._parts(), threads=threads, description=description, unit=" parts"))
         except (OSError, RunError):
             return False
 
@@ -204,13 +201,8 @@ def _write(path: Path, images: DecodedImages, *, description: str) -> None:
             file.write(stored)
 
     with path.open("wb") as file:
-        pool = ThreadPoolExecutor(available_cores())
-        try:
-            decoded = pool.map(decode, range(len(images)))
-            for _ in progress_bar(decoded, description=description, unit=" images", total=len(images)):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)  # a damaged image or Ctrl-C does not wait for the others
+        for _ in in_threads(decode, range(len(images)), threads=available_cores(), description=description):
+            pass
         file.seek(0, os.SEEK_END)
         file.write(checksums)
 

@@ -7,7 +7,6 @@ transform). Two of them differ in an even number of bits.
 import hashlib
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from datamodules.images import read_image
 from datamodules.readers.records import THREADS, ImageRecord
 from utils.errors import DataError
 from utils.files import replacing
-from utils.progress import progress_bar
+from utils.progress import in_threads, progress_bar
 
 SUFFIX = ".hashes.npy"
 THUMBNAIL = 64  # pixels: twice the side that the perceptual hash looks at
@@ -80,15 +79,8 @@ def hash_images(
         return row
 
     rows = np.empty(len(records), STORED)
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        results = progress_bar(
-            pool.map(hash_one, records), description="hashing images", unit=" images", total=len(records)
-        )
-        for index, row in enumerate(results):
-            rows[index] = row
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
+    for index, row in enumerate(in_threads(hash_one, records, threads=THREADS, description="hashing images")):
+        rows[index] = row
     if file is not None and any(
         (old := stored.pop(row["key"].tobytes(), None)) is None or old["has_perceptual"] != row["has_perceptual"]
         for row in rows

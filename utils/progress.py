@@ -1,11 +1,16 @@
 """Progress bars for a terminal, a notebook and a log file."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
 LOG_FILE_INTERVAL = 30.0  # seconds between two lines of a bar in a log file
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_watched() -> bool:
@@ -30,6 +35,17 @@ def progress_bar(
         return tqdm(iterable, dynamic_ncols=True, **settings)
     interval = {"mininterval": LOG_FILE_INTERVAL, "maxinterval": LOG_FILE_INTERVAL, "delay": LOG_FILE_INTERVAL}
     return tqdm(iterable, file=_Lines(), **interval, **settings)
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], *, threads: int, description: str, unit: str = " images"
+) -> Iterator[Result]:
+    """Yields what `function` returns for each item, in their order, behind a progress bar; so many threads call it."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from progress_bar(pool.map(function, items), description=description, unit=unit, total=len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for the others
 
 
 class _Lines:

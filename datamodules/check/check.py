@@ -25,7 +25,7 @@ from datamodules.mixing import Mixing
 from datamodules.on_device.loader import epoch_params
 from datamodules.readers.records import NO_VALIDATION, THREADS, clip_box, only_class, raise_data_errors
 from utils.errors import DataError
-from utils.progress import progress_bar
+from utils.progress import in_threads
 
 MAX_GRAY_DIFFERENCE = 2  # of 255, between channels: one step of JPEG's chroma
 MAX_COLOR_RANGE = 16  # of 255, within each channel of an image of one color
@@ -211,17 +211,16 @@ def _examine_all(data: DataSplits, module: CarsDataModule) -> tuple[list[Checked
     """Decodes all images; returns them, the histogram of the training images (C, 256), and the problems."""
     items = [(split, index) for split in SPLITS for index in range(len(getattr(data, split)))]
     images, levels, broken = [], np.zeros((module.train.resized_shape[0], 256), np.int64), []
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        results = pool.map(lambda item: _examine(data, module, *item), items)
-        for result in progress_bar(results, description="decoding images", unit=" images", total=len(items)):
-            if isinstance(result, str):
-                broken.append(result)
-                continue
-            images.append(result[0])
-            levels += result[1]
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
+
+    def examine(item: tuple[str, int]) -> tuple[CheckedImage, np.ndarray | int] | str:
+        return _examine(data, module, *item)
+
+    for result in in_threads(examine, items, threads=THREADS, description="decoding images"):
+        if isinstance(result, str):
+            broken.append(result)
+            continue
+        images.append(result[0])
+        levels += result[1]
     return images, levels, broken
 
 

@@ -4,7 +4,6 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from datamodules.images import read_size
 from utils.errors import ConfigError, DataError
 from utils.nearest import nearest
-from utils.progress import progress_bar
+from utils.progress import in_threads
 
 if TYPE_CHECKING:
     from datamodules.readers.parquet import ParquetImage
@@ -188,9 +187,8 @@ def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
         DataError: Lists the images that cannot be read and those whose box lies outside.
     """
     records = data.records
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(partial(clip_box, upright=data.upright), records)
-        checked = list(progress_bar(results, description="checking images", unit=" images", total=len(records)))
+    clip = partial(clip_box, upright=data.upright)
+    checked = list(in_threads(clip, records, threads=THREADS, description="checking images"))
     raise_data_errors([result for result in checked if isinstance(result, str)], "the images")
     count = sum(new is not old for new, old in zip(checked, records, strict=True))
     if count:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, floor
@@ -29,7 +28,7 @@ from datamodules.readers.records import (
 )
 from utils.errors import ConfigError, DataError
 from utils.nearest import nearest
-from utils.progress import progress_bar
+from utils.progress import in_threads
 
 KIND = "table"
 DELIMITERS = (",", ";", "\t", "|")
@@ -272,15 +271,10 @@ def build_splits(
         params.get("box_unit") is None and bool(boxes) and all(0 <= edge <= 1 for box in boxes for edge in box)
     )
     scales: Iterable = itertools.repeat((1, 1), len(rows))
-    with ThreadPoolExecutor(THREADS) as pool:
-        if in_fractions:
-            scales = progress_bar(
-                pool.map(partial(_size, upright=location.upright), rows),
-                description="reading sizes",
-                unit=" images",
-                total=len(rows),
-            )
-        converted = [_convert(row, scale, box_format) for row, scale in zip(rows, scales, strict=True)]
+    if in_fractions:
+        size = partial(_size, upright=location.upright)
+        scales = in_threads(size, rows, threads=THREADS, description="reading sizes")
+    converted = [_convert(row, scale, box_format) for row, scale in zip(rows, scales, strict=True)]
     raise_data_errors([box for box in converted if isinstance(box, str)], location.folder)
     splits: dict[Split, list[NamedImage]] = {"train": [], "valid": [], "test": []}
     for row, box in zip(rows, converted, strict=True):
