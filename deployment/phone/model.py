@@ -34,8 +34,8 @@ def write_model(trained: TrainedModel, output: Path, *, int8: bool, data: Path |
         draft = Path(folder, "draft.onnx")
         if int8:
             _, splits = load_split(trained, data, "valid")
-            found = export(trained, "onnx-int8", splits, draft, num_images=COMPARED_IMAGES).agreement
-            accuracy, images = (found.exported_accuracy, f"{found.images:,} validation photos") if found else (None, "")
+            agreement = export(trained, "onnx-int8", splits, draft, num_images=COMPARED_IMAGES).agreement
+            accuracy, images = agreement.exported_accuracy, f"{agreement.images:,} validation photos"
         else:
             example = torch.zeros(1, len(metadata["channels"]), *metadata["image_size"])
             FORMATS["onnx"].write(trained.exportable(), [example], metadata, draft)

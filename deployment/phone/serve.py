@@ -1,6 +1,7 @@
 """Serves the app in the local network, to try it."""
 
 import errno
+import io
 import socket
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -54,10 +55,8 @@ def network_address() -> str | None:
 
 def qr_code(text: str) -> str:
     """Returns a QR code of `text` for a terminal."""
-    import io
-
     import segno
 
     drawn = io.StringIO()
-    segno.make(text, micro=False).terminal(drawn, compact=True)
+    segno.make_qr(text).terminal(drawn, compact=True)
     return drawn.getvalue().rstrip("\n")
