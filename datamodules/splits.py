@@ -95,7 +95,6 @@ def split_data(data: DataSplits, fractions: Fractions, *, cache_path: Path | Non
         valid=parts["valid"],
         test=parts["test"] + test,
         valid_from="train",
-        test_from=test_from if test else "train",
         split_digest=_digest_of(data.class_names, pool + test, hashes.digests + held_out.digests, all_sides),
     )
 

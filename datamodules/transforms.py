@@ -88,10 +88,6 @@ class Pipeline:
         self.augment = transforms.Compose(list(augment))
 
     @property
-    def transforms(self) -> list[Callable]:
-        return [*self.resize.transforms, *self.augment.transforms]
-
-    @property
     def aspect(self) -> Aspect:
         """How images of another aspect ratio are resized."""
         return getattr(self.resize.transforms[0], "aspect", "squash")

@@ -29,7 +29,6 @@ class Files:
         images: The names of the images in each folder that holds some, by the parts of its path below the folder.
         tables, parquet, archives: Paths.
         empty: Folders without any image at or below them.
-        others: Number of files of any other kind.
     """
 
     images: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
@@ -37,17 +36,14 @@ class Files:
     parquet: list[Path] = field(default_factory=list)
     archives: list[Path] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
-    others: int = 0
 
     def add(self, path: Path) -> None:
-        """Adds a file that is not an image to the list of its kind."""
+        """Adds a file that is not an image to the list of its kind, if there is one."""
         name = path.name.lower()
         kinds = ((TABLE_SUFFIXES, self.tables), (PARQUET_SUFFIX, self.parquet), (ARCHIVE_SUFFIXES, self.archives))
         for suffixes, paths in kinds:
             if name.endswith(suffixes):
                 paths.append(path)
-                return
-        self.others += 1
 
 
 def scan(root: Path) -> Files:

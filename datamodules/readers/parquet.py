@@ -4,7 +4,6 @@ Images stay in their files: a record refers to a row, and its bytes are read whe
 """
 
 import functools
-import io
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from datamodules.readers.archives import check_download
 from datamodules.readers.location import Location, path_inside
@@ -54,9 +53,6 @@ class ParquetImage:
 
     def stat(self) -> os.stat_result:
         return self.file.stat()
-
-    def open(self, mode: str = "rb") -> BinaryIO:
-        return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
         """Returns the bytes of the image.

@@ -75,7 +75,6 @@ class DataSplits:
         description: What was found, such as "updated release of Stanford Cars".
         valid_from: The split of the data set that serves as `valid`: its test split where it has no validation split,
             as in the study of Stanford Cars; "train" if it was split off from the training images.
-        test_from: The same for `test`.
         split_digest: Of the content, class and split of each image, where `validation_fraction` made the splits.
         upright: Whether images are turned by their EXIF orientation; boxes are in pixels of the image as it is read.
     """
@@ -88,7 +87,6 @@ class DataSplits:
     test: tuple[ImageRecord, ...] = ()
     valid_from: Split = "valid"
     upright: bool = False
-    test_from: Split = "test"
     split_digest: str | None = None
 
     @property

@@ -60,7 +60,7 @@ def test_each_class_is_split_by_its_share_and_copies_stay_together(folder):
     found = Counter((name[0], side) for name, side in sides(data).items())
     assert (found["a", "train"], found["a", "valid"]) == (12, 4)
     assert (found["a", "test"], found["b", "train"], found["b", "valid"], found["b", "test"]) == (4, 6, 2, 2)
-    assert (data.valid_from, data.test_from) == ("train", "train")
+    assert data.valid_from == "train"
     for seed in range(5):
         assert len({sides(split(folder, seed=seed))[f"b/{number}.jpg"] for number in range(4)}) == 1
 
@@ -97,7 +97,7 @@ def test_held_out_images_stay_and_become_the_test_split(folder, tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         data = split(tmp_path / "split")
     assert len(data.test) == 30 and all("test" in record.path.parts for record in data.test)
-    assert (len(data.train), len(data.valid), data.test_from) == (24, 6, "test")
+    assert (len(data.train), len(data.valid)) == (24, 6)
     assert "28 images of the test split are identical to images outside of it" in caplog.text
 
 

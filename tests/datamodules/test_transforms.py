@@ -24,7 +24,7 @@ def image() -> Image.Image:
 
 
 def names(pipeline) -> list[str]:
-    return [type(step).__name__ for step in pipeline.transforms]
+    return [type(step).__name__ for step in (*pipeline.resize.transforms, *pipeline.augment.transforms)]
 
 
 def test_the_order_of_steps_is_the_studys():
@@ -65,12 +65,11 @@ def test_gray_has_one_channel(image):
 
 def test_augmentations_have_torchvisions_parameters_and_defaults():
     pipeline = build_transforms(image_size=[64, 64], image_augmentations=AUGMENTATIONS)
-    affine = pipeline.transforms[2]
+    affine = pipeline.augment.transforms[1]
     assert affine.interpolation == transforms.InterpolationMode.NEAREST and affine.fill == 0
     assert (affine.degrees, affine.shear) == ([-25.0, 25.0], [-8.0, 8.0])
-    assert (
-        build_transforms(image_size=[8, 8], image_augmentations={"RandomHorizontalFlip": None}).transforms[1].p == 0.5
-    )
+    flip = build_transforms(image_size=[8, 8], image_augmentations={"RandomHorizontalFlip": None}).augment.transforms[0]
+    assert flip.p == 0.5
 
 
 def test_the_same_seed_draws_the_same_image_and_leaves_the_generator_alone(image):

@@ -79,7 +79,10 @@ def test_the_26_parameters_equal_the_published_record_and_all_is_built_as_they_s
     logged = {key: value(text) for key, text in published.items()}
     before, normalization = ["Resize"] + ["Grayscale"] * logged["grayscale"], ["Normalize"] * logged["normalize"]
     image, tensor = (list(logged[f"{kind}_augmentations"] or ()) for kind in ("image", "tensor"))
-    train, valid = ([type(each).__name__ for each in way.transforms] for way in assembly.build_pipelines(config))
+    train, valid = (
+        [type(each).__name__ for each in (*way.resize.transforms, *way.augment.transforms)]
+        for way in assembly.build_pipelines(config)
+    )
     assert train == [*before, *image, "ToTensor", *tensor, *normalization]
     assert valid == [*before, "ToTensor", *normalization]
     is_plateau = logged["lr_scheduler"] == "ReduceLROnPlateau"
