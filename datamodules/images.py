@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -29,7 +29,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # else Pillow takes the photo of a phone fo
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 Crop = Literal["no", "box", "box on white"]
-Source: TypeAlias = "Path | ParquetImage | bytes | BinaryIO"
+Source: TypeAlias = "Path | ParquetImage | bytes"
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def read_image(
     `info["mode"]` is the color mode of the file.
 
     Args:
-        source: A file, its content, its path, or an image in a Parquet file.
+        source: The path of a file, its content, or an image in a Parquet file.
         upright: Whether to turn the image as its EXIF orientation asks. HEIC and TIFF are always turned.
         name: Of the image in messages; by default its path.
         size: A JPEG is read at the smallest of its sizes (1, 1/2, 1/4, 1/8) whose shorter side has so many pixels.
@@ -161,26 +161,19 @@ class DecodedImages:
 
 
 def _name(source: Source) -> str:
-    if hasattr(source, "read_bytes"):  # a path, or an image in a Parquet file
-        return str(source)
-    return getattr(source, "name", "an image without a name")
+    return "an image without a name" if isinstance(source, bytes) else str(source)
 
 
-def _content(source: Source) -> Path | bytes | BinaryIO:
-    return source.read_bytes() if hasattr(source, "read_bytes") and not isinstance(source, Path) else source
+def _content(source: Source) -> Path | bytes:
+    return source if isinstance(source, (Path, bytes)) else source.read_bytes()
 
 
-def _read_bytes(source: Path | bytes | BinaryIO, count: int = -1) -> bytes:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return file.read(count)
-    if isinstance(source, bytes):
-        return source[: count if count >= 0 else None]
-    source.seek(0)
-    return source.read(count)
+def _read_bytes(source: Path | bytes, count: int = -1) -> bytes:
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        return file.read(count)
 
 
-def _open(source: Path | bytes | BinaryIO) -> Image.Image:
+def _open(source: Path | bytes) -> Image.Image:
     """Opens an image without decoding it."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
