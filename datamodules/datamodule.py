@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import DataSplits, ImageRecord
 from datamodules.cache import ImageCache, check_cache_folder, open_cache
-from datamodules.images import Crop, DecodedImages, ImageSource
+from datamodules.images import Crop, DecodedImages
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import DeviceLoader
 from datamodules.sampler import EpochBatchSampler, Item
@@ -37,6 +37,7 @@ PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset):
     """The images of one split. An item is (epoch, draw) of the sampler; its random draws depend on the seed and the item alone.
 
@@ -47,11 +48,11 @@ class ImageDataset(Dataset):
         seed: Seed of the random draws.
     """
 
-    def __init__(self, source: ImageSource, labels: Sequence[int], augment: Transform, *, seed: int = 0) -> None:
-        self.source = source
-        self.labels = labels
-        self.augment = augment
-        self.seed = seed
+    source: DecodedImages | ImageCache
+    labels: Sequence[int]
+    augment: Transform
+    _: KW_ONLY
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.source)
@@ -96,7 +97,7 @@ class Split:
     name: str
     records: Sequence[ImageRecord]
     pipeline: Pipeline
-    source: ImageSource
+    source: DecodedImages | ImageCache
     batched: BatchedAugmentations | None
 
     @property

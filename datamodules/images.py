@@ -5,8 +5,9 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -106,18 +107,9 @@ def box_within(image: Image.Image, box: "BoundingBox") -> tuple[int, int, int, i
     return x1 // reduction, y1 // reduction, -(-x2 // reduction), -(-y2 // reduction)
 
 
-class ImageSource(Protocol):
-    """The resized images of a split, before any augmentation."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Image.Image:
-        """Returns an image, RGB or gray."""
-        ...
-
-
+@dataclass(eq=False)
 class DecodedImages:
-    """Decodes, cuts and resizes an image at each access; the other `ImageSource` is the cache.
+    """Decodes, cuts and resizes an image at each access; `ImageCache` reads the results of all.
 
     Args:
         records: File and box of each image.
@@ -127,20 +119,12 @@ class DecodedImages:
         upright: Whether to turn images by their EXIF orientation.
     """
 
-    def __init__(
-        self,
-        records: "Sequence[ImageRecord]",
-        resize: Callable[[Image.Image], Image.Image],
-        *,
-        aspect: str = "squash",
-        crop: Crop = "no",
-        upright: bool = False,
-    ) -> None:
-        self.records = records
-        self.resize = resize
-        self.aspect = aspect
-        self.crop = crop
-        self.upright = upright
+    records: "Sequence[ImageRecord]"
+    resize: Callable[[Image.Image], Image.Image]
+    _: KW_ONLY
+    aspect: str = "squash"
+    crop: Crop = "no"
+    upright: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
