@@ -18,7 +18,7 @@ def load_annotations(config: Config) -> DataSplits:
     Raises:
         DataError: The data set is missing, incomplete or damaged.
     """
-    annotations, _ = clip_boxes(read_splits(config))
+    annotations = clip_boxes(read_splits(config))
     require_trainable(annotations, config.data_path)
     return annotations
 
@@ -48,7 +48,7 @@ def build_data(config: Config, annotations: DataSplits) -> CarsDataModule:
         ConfigError: augmentation_device is device, but a configured transform does not support it.
     """
     if config.crop_to_bboxes:
-        require_boxes(annotations.train, "crop_to_bboxes")
+        require_boxes(annotations.train)
     if config.shuffle_bounding_boxes:
         annotations = replace(annotations, train=with_boxes_of_others(annotations.train))
     train_transform, valid_transform = build_pipelines(config)

@@ -175,11 +175,8 @@ def only_class(class_names: Sequence[str]) -> str:
     return f"only the class {class_names[0]!r}" if class_names else "no images"
 
 
-def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
+def clip_boxes(data: DataSplits) -> DataSplits:
     """Reads the header of every image and clips the boxes that extend beyond their images.
-
-    Returns:
-        The data, and the number of clipped boxes.
 
     Raises:
         DataError: Lists the images that cannot be read and those whose box lies outside.
@@ -195,7 +192,7 @@ def clip_boxes(data: DataSplits) -> tuple[DataSplits, int]:
         logger.log(level, "%d of %d boxes extended beyond their images and were clipped%s", count, boxes, hint)
     first, second = len(data.train), len(data.train) + len(data.valid)
     train, valid, test = checked[:first], checked[first:second], checked[second:]
-    return replace(data, train=tuple(train), valid=tuple(valid), test=tuple(test)), count
+    return replace(data, train=tuple(train), valid=tuple(valid), test=tuple(test))
 
 
 def are_most(clipped: int, boxes: int) -> bool:
@@ -203,17 +200,12 @@ def are_most(clipped: int, boxes: int) -> bool:
     return 2 * clipped > boxes
 
 
-def require_boxes(records: Iterable[ImageRecord], key: str) -> None:
-    """Checks that an option that needs bounding boxes can be used.
-
-    Args:
-        records: The images that the option applies to.
-        key: The option, such as "crop_to_bboxes".
+def require_boxes(records: Sequence[ImageRecord]) -> None:
+    """Checks that training images can be cut to their boxes.
 
     Raises:
         ConfigError: An image has no bounding box.
     """
-    records = list(records)
     without = [record for record in records if record.bounding_box is None]
     if without:
         count = (
@@ -221,7 +213,9 @@ def require_boxes(records: Iterable[ImageRecord], key: str) -> None:
             if len(without) == len(records)
             else f"{len(without):,} of {len(records):,} have none"
         )
-        raise ConfigError(f"{key}: needs a bounding box for each training image; {count}, such as {without[0].path}")
+        raise ConfigError(
+            f"crop_to_bboxes: needs a bounding box for each training image; {count}, such as {without[0].path}"
+        )
 
 
 def raise_data_errors(problems: Sequence[str], where: object) -> None:

@@ -93,7 +93,7 @@ def load_split(trained: TrainedModel, data: Path | None, split: Split) -> tuple[
         DataError: The data set is invalid, has a class that the model was not trained on, or the split is empty.
     """
     folder = data or trained.config.data_path
-    splits, _ = clip_boxes(_with_splits_of_training(trained, read_splits(trained.config, data), data))
+    splits = clip_boxes(_with_splits_of_training(trained, read_splits(trained.config, data), data))
     label_of = {name: label for label, name in enumerate(trained.class_names)}
     unknown = [name for name in splits.class_names if name not in label_of]
     if unknown:

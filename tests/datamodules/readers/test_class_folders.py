@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import clip_boxes, read_data, read_splits, require_boxes, require_trainable
+from datamodules import clip_boxes, read_data, read_splits, require_trainable
 from tests.support.data_sets import pack, write_images, write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def test_class_folders_without_splits(tmp_path: Path, above: str) -> None:
     expected = ["a/1.jpg", "a/deep/er/1.jpeg", "b car/10.JPG", "b car/2.jpg", "Ä/1.PNG"]
     assert contents(root, data) == {"train": [(name, name.partition("/")[0]) for name in expected]}
     assert (data.class_names, data.kind, data.valid_from) == (("a", "b car", "Ä"), "class_folders", "valid")
-    assert clip_boxes(data) == (data, 0)
+    assert clip_boxes(data) == data
 
 
 @pytest.mark.parametrize("valid", ["val", "valid", "Validation"])
@@ -184,14 +184,6 @@ def test_another_kind_than_the_named_one_is_an_error(tmp_path: Path) -> None:
             ConfigError, match=rf"^dataset: {kind}, but .* holds class_folders \(class folders\); set auto or"
         ):
             read_data(tmp_path, kind=kind)
-
-
-def test_boxes_are_required_only_by_what_needs_them(tmp_path: Path) -> None:
-    write_images(tmp_path, "a/1.jpg", "b/1.jpg")
-    with pytest.raises(
-        ConfigError, match=r"^crop_to_bboxes: needs a bounding box .*; the data set has none, such as .*1\.jpg"
-    ):
-        require_boxes(read_data(tmp_path).train, "crop_to_bboxes")
 
 
 @pytest.mark.parametrize("suffix", [".tgz", ".zip"])

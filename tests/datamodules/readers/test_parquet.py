@@ -54,7 +54,7 @@ def test_shards_of_splits_with_the_class_names_of_the_schema(tmp_path: Path, lay
     assert [record.label for record in data.train] == [2, 0, 0, 1] and [record.label for record in data.valid] == [0, 2]
     assert reds(data.train) == [0, 1, 2, 3] and reds(data.valid) == [10, 11]
     assert [record.path.name for record in data.train] == [f"0000{number}.png" for number in range(4)]
-    assert clip_boxes(data) == (data, 0)
+    assert clip_boxes(data) == data
     assert read_data(tmp_path) == data
 
 
@@ -83,7 +83,7 @@ def test_text_labels_split_and_box_columns(tmp_path: Path) -> None:
         None,
         BoundingBox(0, 0, 20, 30),
     ]
-    assert clip_boxes(data)[0].valid[0].bounding_box == BoundingBox(0, 0, 20, 10)
+    assert clip_boxes(data).valid[0].bounding_box == BoundingBox(0, 0, 20, 10)
 
 
 def test_columns_of_bytes_and_of_paths_beside_the_file(tmp_path: Path) -> None:

@@ -145,9 +145,8 @@ def test_boxes_that_touch_the_edges_are_converted_to_the_pixel(tmp_path: Path) -
         rows.append({"relative_im_path": f"car_ims/{name}.jpg", **box, "class": 1, "test": 0})
     write_mat(tmp_path / "cars_annos.mat", rows, UPDATED_FIELDS, class_names=CLASS_NAMES)
 
-    annotations, clipped = clip_boxes(read_data(tmp_path))
+    annotations = clip_boxes(read_data(tmp_path))
 
-    assert clipped == 0
     assert [tuple(annotation.bounding_box) for annotation in annotations.train] == [
         (0, 0, 300, 20),
         (299, 19, 300, 20),
@@ -174,9 +173,8 @@ def test_boxes_are_clipped_to_their_photos_and_counted(tmp_path: Path, caplog) -
     read = read_data(tmp_path)
 
     with caplog.at_level(logging.INFO):
-        annotations, clipped = clip_boxes(read)
+        annotations = clip_boxes(read)
 
-    assert clipped == 2
     assert "2 of 12 boxes extended beyond their images and were clipped" in caplog.text
     first, second, third = (photo.box for photo in photos[:3])
     assert tuple(annotations.train[0].bounding_box) == (first[0], first[1], 64, first[3])
@@ -184,7 +182,7 @@ def test_boxes_are_clipped_to_their_photos_and_counted(tmp_path: Path, caplog) -
     assert tuple(annotations.train[2].bounding_box) == (third[0], third[1], 64, 48)
     assert annotations.train[3:] == read.train[3:]
     assert annotations.valid == read.valid
-    assert clip_boxes(annotations) == (annotations, 0)
+    assert clip_boxes(annotations) == annotations
 
 
 def test_a_box_outside_its_photo_and_unreadable_photos_are_listed(tmp_path: Path) -> None:
@@ -250,9 +248,10 @@ def test_the_published_annotations_of_the_original_release() -> None:
 def test_the_crops_of_stanford_cars(tmp_path: Path) -> None:
     shutil.copy(CROPS / "cars_annos.mat", tmp_path)
 
-    annotations, clipped = clip_boxes(read_data(tmp_path, raw_path=CROPS))
+    annotations = read_data(tmp_path, raw_path=CROPS)
 
-    assert (len(annotations.train), len(annotations.valid), clipped) == (5792, 1372, 0)
+    assert clip_boxes(annotations) == annotations
+    assert (len(annotations.train), len(annotations.valid)) == (5792, 1372)
     assert Counter(Counter(annotation.label for annotation in annotations.valid).values()) == {7: 196}
     assert len(annotations.class_names) == 196
     for annotation in annotations.train[::500]:
