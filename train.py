@@ -185,6 +185,7 @@ def train(
         stop_after: Number of finished epochs after which it stops, to be resumed; None: it ends as configured.
     """
     import assembly
+    from datamodules.cache import check_cache_folder
     from training.checkpoints import resume_guard, write_checkpoint
     from training.failures.error_hints import error_hints
     from training.failures.max_batch_size import find_max_batch_size
@@ -200,7 +201,8 @@ def train(
         config, num_classes=len(names), splits=splits, teachers=_load(teachers, names)
     )
     data = assembly.build_data(config, splits)
-    data.check_cache_path()
+    if config.cache_path is not None:
+        check_cache_folder(config.cache_path)
     branch = assembly.read_branch(config, classifier, trunk, teachers, class_names=names) if trunk else None
     best = assembly.read_best(config, classifier, trunk) if trunk else None
 

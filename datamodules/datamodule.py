@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import DataSplits, ImageRecord
-from datamodules.cache import ImageCache, check_cache_folder, open_cache
+from datamodules.cache import ImageCache, open_cache
 from datamodules.images import Crop, DecodedImages
 from datamodules.on_device.augmentations import BatchedAugmentations
 from datamodules.on_device.loader import DeviceLoader
@@ -188,15 +188,6 @@ class CarsDataModule(LightningDataModule):
         self.loaders: list[WorkerLoader] = []
         self._num_workers: int | None = None  # decided with the first loader
         self._cache_fits: bool | None = None
-
-    def check_cache_path(self) -> None:
-        """Checks that caches can be written.
-
-        Raises:
-            ConfigError: They cannot.
-        """
-        if self.cache_path is not None:
-            check_cache_folder(self.cache_path)
 
     def prepare_data(self) -> None:
         """Builds missing caches, in one process of each machine, while the others wait."""

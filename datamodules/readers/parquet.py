@@ -84,8 +84,10 @@ def read_parquet(location: Location, params: Mapping[str, Any]) -> DataSplits | 
     files = location.files.parquet
     if not files:
         return None
-    if not _has_pyarrow():
-        raise ConfigError(f"{files[0]}: reading Parquet files needs pyarrow; run pip install pyarrow")
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{files[0]}: reading Parquet files needs pyarrow; run pip install pyarrow") from error
     splits = {file: _split_of(file, location.folder) for file in files}
     rows: list[Row] = []
     problems: list[str] = []
@@ -109,14 +111,6 @@ def read_parquet(location: Location, params: Mapping[str, Any]) -> DataSplits | 
         rows, params, columns.box_format, kind=KIND, description=description, location=location,
         class_names=class_names.pop() if len(class_names) == 1 else (),
     )  # fmt: skip
-
-
-def _has_pyarrow() -> bool:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -152,8 +152,7 @@ def describe_tables(location: Location, params: Mapping[str, Any]) -> list[str]:
     """Returns a line for each table without a path or a class column."""
     for table in location.files.tables:
         check_download(table)
-    headers = {table: _read_file(table, params)[0] for table in location.files.tables}
-    return [_describe(table, header) for table, header in headers.items()]
+    return [_describe(table, _read_file(table, params)[0]) for table in location.files.tables]
 
 
 def _describe(table: Path, header: Sequence[str]) -> str:
