@@ -22,14 +22,6 @@ def epoch_of(batches: EpochBatchSampler, epoch: int = 0) -> list[list[int]]:
     return [[index for _, index in batch] for batch in made]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("count", [2, 16, 17, 63, 64, 65, 129, 200])
-def test_every_photo_once_and_the_last_partial_batch_kept(count, shuffle):
-    made = epoch_of(EpochBatchSampler(count, 16, shuffle=shuffle))
-    assert sorted(itertools.chain(*made)) == list(range(count))
-    assert all(len(batch) == 16 for batch in made[:-1])
-
-
 def test_the_study_trained_on_a_last_batch_of_16():
     sizes = [len(batch) for batch in epoch_of(EpochBatchSampler(8144, 64, shuffle=True))]
     assert sizes == [64] * 127 + [16]
@@ -88,13 +80,6 @@ def test_processes_share_every_image_and_none_trains_on_a_batch_of_one(count, ba
     whole = epoch_of(EpochBatchSampler(count, batch_size * world_size, shuffle=shuffle), 2)
     for batch, *parts in zip(whole[: len(sizes) - 1], *shares, strict=False):
         assert sorted(itertools.chain(*parts)) == sorted(batch)
-
-
-@pytest.mark.parametrize("count", [130, 131])
-def test_two_processes_with_a_small_last_batch(count):
-    """A share of one image would end the training: batch norm needs two."""
-    shares = [EpochBatchSampler(count, 64, shuffle=True, rank=rank, world_size=2) for rank in (0, 1)]
-    assert [[len(batch) for batch in share] for share in shares] == [[65 + count % 2], [65]]
 
 
 def test_balanced_classes_have_equal_chances_and_repeats_draw_other_numbers():

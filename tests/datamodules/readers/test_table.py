@@ -151,6 +151,8 @@ def test_paths_of_windows_and_absolute_paths_inside_the_folder(folder: Path) -> 
         (b"", r"labels\.csv is empty \(0 bytes\)"),
         (b"<html>", r"labels\.csv is a web page, not a data file"),
         (b"path,class\nimages/1.jpg,\0" + b'"' + b"x" * 200_000, r"labels\.csv, line \d: not a line of a table"),
+        ("path,class\nimages/1.jpg,a\n".encode("utf-16-le"), "is not in"),
+        (b"\n \n", r"labels\.csv is empty"),
     ],
 )
 def test_what_is_no_table_is_named(folder: Path, content: bytes, message: str) -> None:
@@ -221,20 +223,6 @@ def test_a_table_beside_a_release_is_read_where_it_is_named(tmp_path: Path) -> N
     write(tmp_path, "path,class", f"{photos[0].name},my car", name="mine.csv")
     assert read_data(tmp_path).kind == "stanford_cars"
     assert read_data(tmp_path / "mine.csv").class_names == ("my car",)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("path,class\nimages/1.jpg,a\n".encode("utf-16-le"), "is not in"),
-        (b"", r"labels\.csv is empty"),
-        (b"\n \n", r"labels\.csv is empty"),
-    ],
-)
-def test_a_table_without_text_is_named(folder: Path, content: bytes, message: str) -> None:
-    (folder / "labels.csv").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_data(folder)
 
 
 def test_blank_lines_before_the_header_are_skipped(folder: Path) -> None:
