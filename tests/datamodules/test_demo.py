@@ -13,10 +13,10 @@ from PIL import Image
 
 from datamodules import demo
 from datamodules.demo import CarModel, car_models, write_demo_data
+from tests.support.data_sets import PUBLISHED, needs_published
 from utils.errors import DataError
 
 PROJECT = Path(__file__).resolve().parents[2]
-AUTHENTIC = PROJECT.parent / "shared" / "data" / "stanford_cars_annotations" / "cars_annos.mat"
 TRAINING, VALIDATION = 2, 1
 
 
@@ -79,9 +79,9 @@ def structure(path: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.skipif(not AUTHENTIC.exists(), reason="needs the authentic cars_annos.mat in ../shared")
+@needs_published
 def test_annotations_have_the_structure_of_the_updated_release(small: Path) -> None:
-    assert structure(small / "cars_annos.mat") == structure(AUTHENTIC)
+    assert structure(small / "cars_annos.mat") == structure(PUBLISHED / "cars_annos.mat")
 
 
 def test_photos_lie_in_blocks_by_class_training_before_validation(small: Path, rows: list[dict]) -> None:

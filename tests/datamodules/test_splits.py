@@ -15,13 +15,12 @@ from datamodules import read_data, read_splits
 from datamodules.hashes import ImageHashes, hash_images, near_pairs
 from datamodules.readers.records import DataSplits
 from datamodules.splits import Fractions, group_images, split_data
+from tests.support.data_sets import SHARED
 from tests.support.small_runs import run
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.runs.folder import BEST, read_record
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
 
 
 def write_noise(path: Path, seed: int, quality: int = 90) -> None:
@@ -236,9 +235,9 @@ def test_without_a_fraction_the_test_split_is_the_validation_split(trained_run):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real data lies in ../shared, which is not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data lies in ../shared, which is not here")
 def test_somebodys_own_photos_are_split_without_a_leak(tmp_path):
-    shutil.unpack_archive(REAL / "own_photos" / "car_photos.tgz", tmp_path / "data", filter="data")
+    shutil.unpack_archive(SHARED / "own_photos" / "car_photos.tgz", tmp_path / "data", filter="data")
     data = split(tmp_path / "data", 0.15)
     assert (len(data.train), len(data.valid), len(data.test)) == (1884, 403, 403)
     hashes = hash_images(data.records, perceptual=True, upright=data.upright, cache_path=None, name="own")

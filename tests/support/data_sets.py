@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 import scipy.io
 from PIL import Image, ImageDraw
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"  # real data, which is not part of the project
+PUBLISHED = SHARED / "stanford_cars_annotations"
+needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published annotations are not in {PUBLISHED}")
 
 CLASS_NAMES = ("AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012", "Audi TT RS Coupe 2012")
 IMAGE_SIZES = ((64, 48), (48, 64), (90, 60), (300, 200))  # width, height; boxes in 8 bits and in 16
@@ -167,6 +172,12 @@ def write_mat(
         variables["class_names"][0] = class_names
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(path, variables, do_compression=compressed)
+
+
+def change_rows(folder: Path, photos: Sequence[Photo], changes: dict[int, dict[str, Any]]) -> None:
+    """Rewrites the cars_annos.mat of `write_updated_release` with other values in some rows, by their index."""
+    rows = [photo.row | changes.get(index, {}) for index, photo in enumerate(photos)]
+    write_mat(folder / "cars_annos.mat", rows, UPDATED_FIELDS, class_names=CLASS_NAMES)
 
 
 def write_photos(folder: Path, photos: Sequence[Photo], generator: random.Random) -> None:

@@ -5,9 +5,8 @@ import pytest
 
 from datamodules import read_data
 from tests.support.data_sets import (
-    CLASS_NAMES,
     ORIGINAL_FIELDS,
-    UPDATED_FIELDS,
+    change_rows,
     write_mat,
     write_original_release,
     write_updated_release,
@@ -22,12 +21,6 @@ def message_of(folder: Path, archive_folder: Path | None = None) -> str:
     with pytest.raises(DataError) as error:
         read_data(folder, raw_path=archive_folder)
     return str(error.value)
-
-
-def change(folder: Path, photos: list, changes: dict[int, dict]) -> None:
-    """Rewrites cars_annos.mat with other values in some rows."""
-    rows = [{**photo.row, **changes.get(index, {})} for index, photo in enumerate(photos)]
-    write_mat(folder / "cars_annos.mat", rows, UPDATED_FIELDS, class_names=CLASS_NAMES)
 
 
 def test_without_data_the_message_tells_what_to_get_where_and_that_the_demo_needs_none(tmp_path: Path) -> None:
@@ -132,10 +125,12 @@ def test_training_photos_in_cars_test_are_refused(tmp_path: Path) -> None:
 
 def test_numbers_alone_do_not_match(tmp_path: Path) -> None:
     photos = write_updated_release(tmp_path)
-    change(tmp_path, photos, {index: {"relative_im_path": Path(photo.name).name} for index, photo in enumerate(photos)})
+    change_rows(
+        tmp_path, photos, {index: {"relative_im_path": Path(photo.name).name} for index, photo in enumerate(photos)}
+    )
     assert message_of(tmp_path).startswith(f"15 problems in the data set in {tmp_path}:\n  0000")
     for name in ("car_ims/../cars_annos.mat", "/etc/passwd"):
-        change(tmp_path, photos, {0: {"relative_im_path": name}})
+        change_rows(tmp_path, photos, {0: {"relative_im_path": name}})
         assert message_of(tmp_path).splitlines()[1] == (
             f"  {name} (row 1 of cars_annos.mat): not in {tmp_path / 'car_ims'}"
         )
@@ -205,7 +200,7 @@ def test_wrong_labels_splits_boxes_and_repeated_photos_are_listed(tmp_path: Path
         4: {"bbox_x1": 7, "bbox_x2": 9, "bbox_y1": 30, "bbox_y2": 20},
         6: {"relative_im_path": photos[5].name},
     }
-    change(tmp_path, photos, changes)
+    change_rows(tmp_path, photos, changes)
     names = [photo.name for photo in photos]
     assert message_of(tmp_path).splitlines() == [
         f"6 problems in the data set in {tmp_path}:",

@@ -12,12 +12,17 @@ from datamodules import BoundingBox, read_data
 from datamodules.readers import mat_files
 from datamodules.readers.mat_files import read_mat_files
 from datamodules.readers.stanford_cars import parse_class_names, parse_rows
-from tests.support.data_sets import CLASS_NAMES, ORIGINAL_FIELDS, UPDATED_FIELDS, write_mat, write_updated_release
+from tests.support.data_sets import (
+    CLASS_NAMES,
+    ORIGINAL_FIELDS,
+    PUBLISHED,
+    UPDATED_FIELDS,
+    needs_published,
+    write_mat,
+    write_updated_release,
+)
 from utils.errors import DataError
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
-PUBLISHED = SHARED / "stanford_cars_annotations"
-needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published annotations are not in {PUBLISHED}")
 ROW = {"relative_im_path": "car_ims/000001.jpg", "fname": "00001.jpg", "class": 1, "test": 0}
 ROW |= {"bbox_x1": 200, "bbox_y1": 250, "bbox_x2": 300, "bbox_y2": 260}  # in 8 and in 16 bits
 

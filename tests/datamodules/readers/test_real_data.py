@@ -15,10 +15,9 @@ import pytest
 from datamodules import DataSplits, read_data
 from datamodules.readers.mat_files import read_mat_files
 from datamodules.readers.stanford_cars import parse_class_names, parse_rows
-from tests.support.data_sets import BOX_FIELDS, UPDATED_FIELDS, write_images, write_mat
+from tests.support.data_sets import BOX_FIELDS, SHARED, UPDATED_FIELDS, write_images, write_mat
 from utils.errors import DataError
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 STANFORD, OWN = SHARED / "stanford_cars_224", SHARED / "own_photos"
 needs_own = pytest.mark.skipif(not OWN.is_dir(), reason=f"the photos of a person's own are not in {OWN}")
 

@@ -12,7 +12,11 @@ from datamodules.readers.mat_files import read_mat_files
 from datamodules.readers.stanford_cars import Row, parse_class_names, parse_rows
 from tests.support.data_sets import (
     CLASS_NAMES,
+    PUBLISHED,
+    SHARED,
     UPDATED_FIELDS,
+    change_rows,
+    needs_published,
     pack,
     write_mat,
     write_original_release,
@@ -20,10 +24,7 @@ from tests.support.data_sets import (
 )
 from utils.errors import DataError
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
-PUBLISHED = SHARED / "stanford_cars_annotations"
 CROPS = SHARED / "stanford_cars_crops"
-needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published annotations are not in {PUBLISHED}")
 needs_crops = pytest.mark.skipif(not CROPS.is_dir(), reason=f"the crops of Stanford Cars are not in {CROPS}")
 
 LAYOUTS = {
@@ -142,16 +143,10 @@ def test_boxes_that_touch_the_edges_are_converted_to_the_pixel(tmp_path: Path) -
             assert {colour: count for count, colour in image.getcolors()}[255, 0, 0] == red[0][0]
 
 
-def change(folder: Path, photos: list, changes: dict[int, dict]) -> None:
-    """Rewrites cars_annos.mat with other values in some rows."""
-    rows = [{**photo.row, **changes.get(index, {})} for index, photo in enumerate(photos)]
-    write_mat(folder / "cars_annos.mat", rows, UPDATED_FIELDS, class_names=CLASS_NAMES)
-
-
 def test_boxes_are_clipped_to_their_photos_and_counted(tmp_path: Path, caplog) -> None:
     photos = write_updated_release(tmp_path, valid_per_class=1, image_sizes=[(64, 48)])
     changes = {0: {"bbox_x2": 65}, 1: {"bbox_x1": 0, "bbox_y2": 300}, 2: {"bbox_x2": 64, "bbox_y2": 48}}
-    change(tmp_path, photos, changes)
+    change_rows(tmp_path, photos, changes)
     read = read_data(tmp_path)
 
     with caplog.at_level(logging.INFO):
@@ -169,7 +164,7 @@ def test_boxes_are_clipped_to_their_photos_and_counted(tmp_path: Path, caplog) -
 
 def test_a_box_outside_its_photo_and_unreadable_photos_are_listed(tmp_path: Path) -> None:
     photos = write_updated_release(tmp_path, image_sizes=[(64, 48)])
-    change(tmp_path, photos, {0: {"bbox_x1": 65, "bbox_x2": 70}})
+    change_rows(tmp_path, photos, {0: {"bbox_x1": 65, "bbox_x2": 70}})
     path = tmp_path / photos[3].name
     path.write_bytes(path.read_bytes()[:30])
     (tmp_path / photos[4].name).write_text("<html>404</html>")
