@@ -26,7 +26,6 @@ from measurements import (
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from measurements.recipe_cost import __main__ as recipe_cost
-from tests.support.data_sets import write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.machine import PROJECT
@@ -37,13 +36,6 @@ TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu
 
 def words(*changes: str) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
-
-
-@pytest.fixture(scope="module")
-def cars(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cars")
-    write_updated_release(folder, train_per_class=6, valid_per_class=3)
-    return folder
 
 
 def conditions_of(path: Path) -> dict:
@@ -119,7 +111,7 @@ def test_throughput_measures_every_variant(cars, tmp_path, capsys):
     else:
         assert "timm, ghostnet_100" in names
     stated = conditions_of(report)
-    assert (stated["images"], stated["batch_size"], stated["precision"]) == (18, 4, "32-true")
+    assert (stated["images"], stated["batch_size"], stated["precision"]) == (20, 4, "32-true")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +261,7 @@ def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, capsys):
         "c50.ckpt", "c50.csv", "c50_speed.csv", "visit.json", "visit.log"
     ]  # fmt: skip
     assert len((output / "c50.csv").read_text().splitlines()) == 2
-    assert len(load_trained(str(output / "c50.ckpt")).class_names) == 3
+    assert len(load_trained(str(output / "c50.ckpt")).class_names) == 4
     assert [row["part"] for row in json.loads((output / "visit.json").read_text())["rows"]] == ["lite0", "c50"]
     assert "completed, 1 epochs, best top-1" in capsys.readouterr().out
     conditions_of(output / "visit.json")
