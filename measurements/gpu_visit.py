@@ -42,6 +42,7 @@ from measurements.measuring import (
     command,
     conditions,
     data_override,
+    duration,
     existing_folder,
     new_folder,
     settings,
@@ -175,19 +176,6 @@ def summary(result: dict[str, Any]) -> str:
     return text
 
 
-def visit_minutes(text: str) -> float:
-    """Parses the length of a visit: more than it keeps free at its end, and at most a day."""
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not GRACE_SECONDS / 60 < minutes <= MAX_MINUTES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected minutes above {GRACE_SECONDS / 60:.2g}, at most {MAX_MINUTES}"
-        )
-    return minutes
-
-
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Makes SIGTERM an exception, so that what a part has is kept."""
@@ -206,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-d", "--data", metavar="FOLDER", type=existing_folder, required=True, help="Stanford Cars")
     parser.add_argument("--output", metavar="FOLDER", type=new_folder, required=True, help="folder of the results")
-    parser.add_argument("--minutes", type=visit_minutes, default=9.0, help="of the whole visit (9)")
+    minutes = duration("minutes", above=GRACE_SECONDS / 60, at_most=MAX_MINUTES)
+    parser.add_argument("--minutes", type=minutes, default=9.0, help="of the whole visit (9)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all, in this order")
     parser.add_argument("--lite0", metavar="FILE", type=Path, help="weights of EfficientNet-Lite0")
     parser.add_argument(

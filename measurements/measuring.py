@@ -19,7 +19,6 @@ from utils.runs.provenance import commit, versions
 
 Step = Callable[[Tensor, Tensor], None]
 WARM_UP_BATCHES = 3  # while the processes of a loader fill their queues
-MAX_SECONDS = 24 * 3600.0
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -37,15 +36,19 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def positive_seconds(text: str) -> float:
-    """Parses a duration of at most a day."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MAX_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds above 0, at most {MAX_SECONDS:.0f}")
-    return seconds
+def duration(unit: str, *, above: float, at_most: int) -> Callable[[str], float]:
+    """Returns a parser of durations in a unit, such as "seconds"."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = above
+        if not above < number <= at_most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {unit} above {above:.2g}, at most {at_most}")
+        return number
+
+    return parse
 
 
 def output_file(text: str) -> Path:

@@ -28,8 +28,8 @@ from measurements.measuring import (
     build_parser,
     conditions,
     data_override,
+    duration,
     measure_batches,
-    positive_seconds,
     print_conditions,
     spread,
     write_report,
@@ -41,6 +41,7 @@ from utils.errors import ConfigError
 from utils.progress import progress_bar
 
 MODES = ("default", "reduce-overhead", "max-autotune")
+MAX_SECONDS = 24 * 3600
 WARM_UP_STEPS = 3  # the first ones compile and record
 
 
@@ -114,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--compile", metavar="MODE", nargs="*", choices=MODES, default=[], help=", ".join(MODES))
     parser.add_argument("--variants", metavar="WORD", nargs="*", help="only those whose name has one of these words")
     parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--seconds", type=positive_seconds, default=4, help="of each turn")
+    parser.add_argument(
+        "--seconds", type=duration("seconds", above=0, at_most=MAX_SECONDS), default=4, help="of each turn"
+    )
     arguments = parser.parse_args(argv)
     config = load_config(overrides=[data_override(arguments.data), *arguments.set])
     device = best_device()
