@@ -9,15 +9,15 @@ reads them once.
 import csv
 import multiprocessing
 import os
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from datamodules import read_data
+from deployment.profiling.peak_memory import resident
 from measurements.measuring import at_least, best_device, build_parser, conditions, print_conditions, write_report
 from utils.cli import run_command
 
@@ -58,17 +58,11 @@ KINDS: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-def peak_megabytes() -> float:
-    """Returns the peak of this process's memory; getrusage counts that of the process that started it too."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-
-
-def measure(folder: Path, connection: Connection) -> None:
-    """Reads a data set in a process of its own, and sends the number of images, seconds and megabytes."""
-    before, started = peak_megabytes(), time.perf_counter()
+def measure(folder: Path) -> tuple[int, float, float]:
+    """Reads a data set, and returns the number of images, seconds and megabytes; to be called in a new process."""
+    before, started = resident("VmHWM"), time.perf_counter()
     data = read_data(folder)
-    connection.send((len(data.train), time.perf_counter() - started, peak_megabytes() - before))
+    return len(data.train), time.perf_counter() - started, (resident("VmHWM") - before) / 2**20
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
@@ -79,16 +73,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     stated = conditions(best_device(), classes=CLASSES, load=round(os.getloadavg()[0], 1))
     rows = []
     print(f"{'data set':<15}{'images':>9}{'seconds':>10}{'memory, MB':>12}")
-    context = multiprocessing.get_context("spawn")
     for images in (arguments.images // 10, arguments.images):
         for kind, write in KINDS.items():
             with tempfile.TemporaryDirectory() as folder:
                 write(Path(folder) / "data", images)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=measure, args=(Path(folder) / "data", sender))
-                process.start()
-                count, seconds, megabytes = receiver.recv()
-                process.join()
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    count, seconds, megabytes = pool.submit(measure, Path(folder) / "data").result()
             rows.append(
                 {"data_set": kind, "images": count, "seconds": round(seconds, 2), "memory_mb": round(megabytes, 1)}
             )
