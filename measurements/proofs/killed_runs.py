@@ -30,12 +30,13 @@ from pathlib import Path
 
 from datamodules.demo import write_demo_data
 from measurements.measuring import at_least, build_parser, command, settings
-from measurements.proofs.run_differences import count_epochs, differences, unexpected_files
+from measurements.proofs.run_differences import differences, unexpected_files
 from utils.cli import run_command
 from utils.files import write_text
 from utils.machine import PROJECT, available_cores
 from utils.progress import progress_bar
-from utils.runs.folder import LAST
+from utils.runs.folder import LAST, METRICS
+from utils.runs.metrics import read_rows
 from utils.runs.provenance import versions
 
 NUM_EPOCHS = 4
@@ -149,7 +150,7 @@ def find_phase(work: Path) -> str:
         return "logging to MLflow"
     if any(runs[-1].glob(".*.partial")):
         return "records"
-    return "end" if count_epochs(runs[-1]) == NUM_EPOCHS else "training"
+    return "end" if len(read_rows(runs[-1] / METRICS)) == NUM_EPOCHS else "training"
 
 
 def watch(training: Training, work: Path) -> dict[str, list[float]]:
@@ -197,7 +198,8 @@ def kill(training: Training, work: Path, generator: random.Random) -> Kill | Non
         return None
     runs = sorted(work.glob("output/ghost_*"))
     partial_files = sorted(path.name for path in work.rglob("*") if _is_partial(path))
-    epochs, alone = count_epochs(runs[-1]) if runs else 0, generator.random() < KILLED_ALONE
+    epochs = len(read_rows(runs[-1] / METRICS)) if runs else 0
+    alone = generator.random() < KILLED_ALONE
     killed = Kill(find_phase(work), round(training.seconds, 3), epochs, alone, partial_files)
     training.kill(alone=alone)
     return killed

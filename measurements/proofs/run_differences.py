@@ -1,6 +1,5 @@
 """Compares a run with an undisturbed one: every number, the run in MLflow, and all files."""
 
-import csv
 import json
 import math
 import re
@@ -110,11 +109,3 @@ def wrong_in_mlflow(folder: Path) -> Iterator[str]:
                 yield f"MLflow: {name} is {latest.get(name)}, not {value}"
         if store.execute("SELECT count(*) FROM experiments WHERE name != 'Default'").fetchone() != (1,):
             yield "MLflow: more than one experiment"
-
-
-def count_epochs(folder: Path) -> int:
-    """Returns the current number of complete rows in a run's metrics."""
-    try:
-        return len(list(csv.DictReader((folder / METRICS).read_text().splitlines())))
-    except OSError:
-        return 0
