@@ -14,7 +14,7 @@ visit.json has its result; visit.log has all output. A training leaves its metri
 <part>_speed.csv and its best weights as <part>.ckpt, which every command that takes a checkpoint can read. --set is for all
 parts but the tests.
 
-It takes the packages of requirements.txt except the trackers, and for the tests pytest and timm.
+It takes the packages of requirements.txt except the trackers, and for the tests pytest.
 """
 
 import argparse

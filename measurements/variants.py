@@ -158,12 +158,9 @@ def build_variants(
     batches = changed(augmentation_device="device")
     step = own_step(cached, device, num_classes)
     variants = {"torchvision on PIL": Variant(lambda: torchvision_loader(config, splits), "ghost", step)}
-    try:
-        variants[f"timm, {TIMM_MODEL}"] = Variant(
-            lambda: timm_loader(config, splits, device), TIMM_MODEL, timm_step(config, device, num_classes)
-        )
-    except ImportError as error:
-        print(f"without timm: {error}")
+    variants[f"timm, {TIMM_MODEL}"] = Variant(
+        lambda: timm_loader(config, splits, device), TIMM_MODEL, timm_step(config, device, num_classes)
+    )
     uncached = changed(augmentation_device="cpu", cache_path=None)
     variants["no cache"] = Variant(lambda: own_loader(uncached, splits, device), "ghost", step)
     variants["cache"] = Variant(lambda: own_loader(cached, splits, device), "ghost", step)

@@ -1,6 +1,5 @@
 """The proofs that kill trainings and that train for long work on a small scale."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from utils.machine import PROJECT
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="they read /proc"),
-    pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="mlflow is not installed"),
 ]
 
 
