@@ -22,6 +22,7 @@ import torch
 
 import assembly
 from datamodules import DataSplits
+from deployment.export import evenly_spaced
 from measurements.measuring import (
     at_least,
     best_device,
@@ -56,8 +57,7 @@ OWN_MEMORY = {"MALLOC_CHECK_": "0"}
 
 def write_table(splits: DataSplits, folder: Path, count: int) -> Path:
     """Writes a table of `count` training images, evenly spaced, and of one validation image of each class."""
-    step = len(splits.train) / min(count, len(splits.train))
-    chosen = [splits.train[int(number * step)] for number in range(min(count, len(splits.train)))]
+    chosen = evenly_spaced(splits.train, count)
     valid = {record.label: record for record in splits.valid}.values()
     path = folder / "images.csv"
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -35,12 +36,13 @@ from measurements.measuring import (
     write_report,
 )
 from measurements.variants import Variant, build_variants, held_batch
+from models.compilation import CompileMode
 from utils.cli import run_command
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.progress import progress_bar
 
-MODES = ("default", "reduce-overhead", "max-autotune")
+MODES = get_args(CompileMode)
 MAX_SECONDS = 24 * 3600
 WARM_UP_STEPS = 3  # the first ones compile and record
 

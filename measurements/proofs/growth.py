@@ -129,7 +129,7 @@ def memory_limit() -> int | None:
     return min((limit for limit in found if limit < NO_LIMIT), default=None)
 
 
-def limits(config: Config, device: torch.device) -> dict[str, int]:
+def limits(device: torch.device) -> dict[str, int]:
     """Returns the number of images of the configured size that fit into memory, and on CUDA into the device's share."""
     size = np.prod(load_config().image_size) * 3
     found = {}
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     counts = [arguments.images * factor for factor in arguments.factors]
     if min(counts) <= config.batch_size:
         raise ConfigError(f"--images {arguments.images}: expected more than one batch of {config.batch_size}")
-    fits = limits(config, device)
+    fits = limits(device)
     stated = conditions(
         device, image_size=arguments.image_size, batch_size=config.batch_size, rounds=arguments.rounds, fits_below=fits,
         memory_limit=memory_limit(),

@@ -127,7 +127,7 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch, groups, f
     monkeypatch.setattr(growth, "LIMITS", tmp_path)
     assert growth.memory_limit() == limit
     if limit:
-        assert growth.limits(load_config(), CPU)["memory"] == limit // (3 * 227 * 227)
+        assert growth.limits(CPU)["memory"] == limit // (3 * 227 * 227)
 
 
 @pytest.mark.slow
