@@ -21,11 +21,10 @@ from measurements.measuring import (
     command,
     conditions,
     print_conditions,
-    settings,
     spread,
     write_report,
 )
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.errors import RunError
 from utils.machine import PROJECT, SPIN_VARIABLES
 from utils.progress import progress_bar
@@ -57,7 +56,7 @@ def measure_trainings(overrides: Sequence[str], folder: Path, *, count: int, var
     with tempfile.TemporaryFile("w+") as log:
         try:
             for output in outputs:
-                words = command("train.py", "--config", str(DEMO), *settings([*overrides, f"output_path={output}"]))
+                words = command("train.py", "--config", str(DEMO), *set_options([*overrides, f"output_path={output}"]))
                 processes.append(subprocess.Popen(words, cwd=PROJECT, env=environment, stdout=log, stderr=log))
             codes = [process.wait() for process in processes]
         finally:

@@ -45,12 +45,11 @@ from measurements.measuring import (
     duration,
     existing_folder,
     new_folder,
-    settings,
     write_report,
 )
 from models.classifier import RAW
 from training.checkpoints import read_checkpoint
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import load_config
 from utils.errors import ConfigError, RunError, UserError
 from utils.files import replacing
@@ -101,7 +100,7 @@ class Visit:
         if name in THROUGHPUT:
             report = self.scratch / f"{name}.json"
             words = ("-d", str(self.data), "--seconds", "2", *THROUGHPUT[name])
-            line = command("-m", "measurements.throughput", *words, *settings(self.changes), "--output", str(report))
+            line = command("-m", "measurements.throughput", *words, *set_options(self.changes), "--output", str(report))
             found = self._run_limited(name, line)
             return found | ({"rows": json.loads(report.read_text())["rows"]} if report.is_file() else {})
         return self._train(name)
@@ -110,7 +109,7 @@ class Visit:
         runs = self.scratch / name
         changes = ["trackers=[]", f"output_path={runs}", f"cache_path={self.scratch / 'cache'}"]
         changes += [*LITE0, f"pretrained={self.lite0}"] if name == "lite0" else []
-        words = ("--config", TRAININGS[name], "-d", str(self.data), *settings([*changes, *self.changes]))
+        words = ("--config", TRAININGS[name], "-d", str(self.data), *set_options([*changes, *self.changes]))
         try:
             found = self._run_limited(name, command("train.py", *words))
         finally:

@@ -185,8 +185,3 @@ def command(*words: str) -> list[str]:
 def data_override(folder: str) -> str:
     """Returns the override that names the folder of the data set."""
     return f"data_path={json.dumps(folder)}"
-
-
-def settings(overrides: Iterable[str]) -> list[str]:
-    """Returns overrides as command line arguments."""
-    return [word for override in overrides for word in ("--set", override)]

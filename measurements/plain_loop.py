@@ -31,7 +31,6 @@ from measurements.measuring import (
     conditions,
     data_override,
     print_conditions,
-    settings,
     spread,
     synchronize,
     write_report,
@@ -39,7 +38,7 @@ from measurements.measuring import (
 from measurements.variants import torchvision_loader
 from models import build_model
 from models.optimization import build_optimizer
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import Config, load_config
 from utils.errors import RunError
 from utils.machine import PROJECT
@@ -102,10 +101,10 @@ def run_turn(variant: str, overrides: Sequence[str], folder: Path) -> list[float
     environment = dict(os.environ)
     if variant == "plain loop":
         environment.pop("OMP_WAIT_POLICY", None)  # set by this command
-        words = command("-m", "measurements.plain_loop", "--turn", *settings(overrides))
+        words = command("-m", "measurements.plain_loop", "--turn", *set_options(overrides))
     else:
         environment |= OWN_MEMORY if variant == RETURNING else {}
-        words = command("train.py", "--config", str(C_50), *settings([*overrides, f"output_path={folder}"]))
+        words = command("train.py", "--config", str(C_50), *set_options([*overrides, f"output_path={folder}"]))
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"{variant} failed: {done.stderr.strip()[-2000:]}")

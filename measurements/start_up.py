@@ -22,11 +22,10 @@ from measurements.measuring import (
     conditions,
     data_override,
     print_conditions,
-    settings,
     spread,
     write_report,
 )
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import load_config
 from utils.errors import RunError
 from utils.machine import PROJECT
@@ -41,7 +40,7 @@ ALWAYS = ("num_epochs=1", "trackers=[]", "checkpoint_interval=1.0e-9")
 
 def time_first_step(data: str, overrides: Sequence[str], folder: Path) -> float:
     """Starts a training in `folder`, kills it after its first step, and returns the seconds until then."""
-    words = ["train.py", "-d", data, *settings([*ALWAYS, f"output_path={folder}", *overrides])]
+    words = ["train.py", "-d", data, *set_options([*ALWAYS, f"output_path={folder}", *overrides])]
     with tempfile.TemporaryFile("w+") as log:
         started = time.perf_counter()
         process = subprocess.Popen(command(*words), cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules import DataSplits, read_splits
+from utils.cli import set_options
 from utils.config import LOCAL_KEYS, RESUMABLE_KEYS, Config, load_config, read_config_file
 from utils.config.expressions import compress_time
 from utils.config.schema import RENAMED_KEYS
@@ -95,7 +96,7 @@ class Job:
         else:
             source = ["--resume", str(run)]
             overrides = [each for each in self.overrides if _key(each) in {*RESUMABLE_KEYS} & {*LOCAL_KEYS}]
-        return [*source, *(word for each in overrides for word in ("--set", each))]
+        return [*source, *set_options(overrides)]
 
 
 class RunIndex:

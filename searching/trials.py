@@ -16,6 +16,7 @@ from searching.costs import cost_of
 from searching.space import describe, round_number
 from searching.study import REASON, Claim, Search, latest, storage_errors
 from training.signals import SignalHandler
+from utils.cli import set_options
 from utils.config import Config
 from utils.errors import Interrupted, RunError
 from utils.files import write_text
@@ -197,7 +198,7 @@ class _Runner:
         """Returns the arguments of Python that start a trial, or that resume its run."""
         stop = [] if epochs is None else ["--stop-after", str(epochs)]
         if run is not None and (run / LAST).is_file():
-            changes = [word for override in self.search.space.local_overrides for word in ("--set", override)]
+            changes = set_options(self.search.space.local_overrides)
             return [str(PROJECT / "train.py"), "--resume", str(run), *changes, *stop]
         values = config.plain() | {
             "output_path": str(self.search.folder),

@@ -13,6 +13,7 @@ from PIL import Image
 import train
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, run
+from utils.cli import set_options
 from utils.tracking.mlflow import EXPERIMENT, STORE, open_store
 
 # Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
@@ -46,7 +47,7 @@ def trained_run(car_photos, tmp_path_factory) -> Path:
         "num_epochs=15", "optimizer_params={lr: 0.002}", "num_workers=0", "accelerator=cpu", "augment_images=False",
         "cache_path=null", "trackers=[]", f"output_path={output}",
     ]  # fmt: skip
-    train.main(["-d", str(car_photos), *(word for setting in settings for word in ("--set", setting))])
+    train.main(["-d", str(car_photos), *set_options(settings)])
     (folder,) = output.iterdir()
     return folder
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 import train
+from utils.cli import set_options
 from utils.config import CONFIG_FILE
 
 PROJECT = CONFIG_FILE.parent
@@ -32,7 +33,7 @@ SMALL = ("image_size=[32, 32]", "num_epochs=1", "batch_size=8", "num_workers=0",
 
 
 def small(data: Path, *changes: str) -> list[str]:
-    return ["-d", str(data), *(word for change in (*SMALL, *changes) for word in ("--set", change))]
+    return ["-d", str(data), *set_options([*SMALL, *changes])]
 
 
 def test_the_readme_shows_every_command():
@@ -102,7 +103,7 @@ def test_each_command_runs(command, car_photos, trained_run, tmp_path, monkeypat
             "freeze_epochs=0",
             "resize_size=[40, 40]",
         )
-        changes += [word for change in shorter for word in ("--set", change)]
+        changes += set_options(shorter)
     if script == "train.py" and "--resume" in arguments:
         main(arguments)
         assert "Nothing is left to do" in capsys.readouterr().out

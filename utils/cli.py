@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -48,6 +48,11 @@ def run_command(main: Callable[[Sequence[str] | None], Any], *, outlives_termina
             output.detach_lost()
         sys.stdout, sys.stderr = originals
     return code
+
+
+def set_options(overrides: Iterable[str]) -> list[str]:
+    """Returns the arguments of a command line that make these overrides of the configuration."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 class _ReaderGone(BaseException):

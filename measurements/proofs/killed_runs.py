@@ -29,9 +29,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datamodules.demo import write_demo_data
-from measurements.measuring import at_least, build_parser, command, settings
+from measurements.measuring import at_least, build_parser, command
 from measurements.proofs.run_differences import differences, unexpected_files
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.files import write_text
 from utils.machine import PROJECT, available_cores
 from utils.progress import progress_bar
@@ -125,7 +125,7 @@ def write_archive(folder: Path) -> None:
 
 def training_arguments(archives: Path, work: Path, changes: Sequence[str] = ()) -> list[str]:
     """Returns the arguments of a training in `work`."""
-    return settings(
+    return set_options(
         ["image_size=[32, 32]", "batch_size=16", f"num_epochs={NUM_EPOCHS}", "num_workers=0", "width_multiplier=0.35",
          "optimizer_params.lr=0.002", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[mlflow]",
          f"raw_data_path={archives}", f"data_path={work / 'data'}", f"output_path={work / 'output'}",

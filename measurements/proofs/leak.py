@@ -20,7 +20,7 @@ from datamodules import DataSplits, read_data
 from datamodules.hashes import hash_images
 from datamodules.splits import group_images
 from deployment.evaluation.evaluation import wilson_interval
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.errors import ConfigError
 from utils.files import make_folder
 
@@ -64,7 +64,7 @@ def write_random_split(data: DataSplits, root: Path, folder: Path, seed: int = 0
 
 def measure(data_path: Path, output: Path, *settings: str) -> dict[str, Any]:
     """Trains on a data set, and returns the result on its test split."""
-    words = [word for setting in (*SETTINGS, *settings, f"output_path={output}") for word in ("--set", setting)]
+    words = set_options([*SETTINGS, *settings, f"output_path={output}"])
     train.main(["-d", str(data_path), *words])
     (run,) = output.glob("shuff*")
     evaluate.main([str(run), "--split", "test"])

@@ -28,10 +28,9 @@ from measurements.measuring import (
     conditions,
     data_override,
     print_conditions,
-    settings,
     write_report,
 )
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError
 from utils.progress import progress_bar
@@ -67,7 +66,7 @@ def train_or_resume(folder: Path, overrides: Sequence[str]) -> float:
     interrupted = next((run for run in runs if (run / LAST).is_file()), None)
     if interrupted is not None:
         return train.main(["--resume", str(interrupted)])[BEST]
-    return train.main(settings(overrides))[BEST]
+    return train.main(set_options(overrides))[BEST]
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

@@ -24,8 +24,8 @@ from pathlib import Path
 import psutil
 
 from datamodules.demo import write_demo_data
-from measurements.measuring import at_least, build_parser, command, settings
-from utils.cli import run_command
+from measurements.measuring import at_least, build_parser, command
+from utils.cli import run_command, set_options
 from utils.errors import RunError
 from utils.files import write_text
 from utils.machine import PROJECT, available_cores
@@ -50,7 +50,7 @@ def start(folder: Path, epochs: int) -> subprocess.Popen:
         "early_stopping_patience=null", "accelerator=cpu", "trackers=[mlflow]", f"data_path={folder / 'data'}",
         f"output_path={folder / 'output'}", f"cache_path={folder / 'cache'}",
     ]  # fmt: skip
-    words = command("train.py", *settings(changes))
+    words = command("train.py", *set_options(changes))
     with (folder / "log.txt").open("w") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(words, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, env=environment)

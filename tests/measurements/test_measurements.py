@@ -26,16 +26,13 @@ from measurements import (
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from measurements.recipe_cost import __main__ as recipe_cost
+from utils.cli import set_options
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.machine import PROJECT
 
 CPU = torch.device("cpu")
 TINY = ("image_size=[32, 32]", "batch_size=4", "num_workers=1", "accelerator=cpu")
-
-
-def words(*changes: str) -> list[str]:
-    return [word for change in changes for word in ("--set", change)]
 
 
 def conditions_of(path: Path) -> dict:
@@ -95,7 +92,7 @@ def test_a_generated_cache_is_readable(tmp_path):
 def test_throughput_measures_every_variant(cars, tmp_path):
     report = tmp_path / "throughput.json"
     rows = throughput.main(
-        ["-d", str(cars), "--rounds", "2", "--seconds", "0.1", "--output", str(report), *words(*TINY)]
+        ["-d", str(cars), "--rounds", "2", "--seconds", "0.1", "--output", str(report), *set_options(TINY)]
     )
     names = {row["variant"] for row in rows}
     assert {"torchvision on PIL", "timm, ghostnet_100", "no cache", "cache", "batched on the device"} <= names
@@ -136,7 +133,7 @@ def test_each_part_of_the_recipe_is_set_beside_the_plain_step(tmp_path, monkeypa
         recipe_cost, "PARTS", {part: recipe_cost.PARTS[part] for part in ("plain", "mixup", recipe_cost.TEACHER)}
     )
     report = tmp_path / "recipe.json"
-    small = words("image_size=[32, 32]", "batch_size=2", "width_multiplier=0.25", "accelerator=cpu")
+    small = set_options(["image_size=[32, 32]", "batch_size=2", "width_multiplier=0.25", "accelerator=cpu"])
     rows = recipe_cost.main([*small, "--rounds", "1", "--steps", "5", "--output", str(report)])
     assert [row["part"] for row in rows] == ["plain", "mixup", "teacher of the same size"]
     assert rows[0]["ratio"]["median"] == 1 and all(row["milliseconds"]["min"] > 0 for row in rows)
@@ -159,7 +156,7 @@ def test_growth_reports_time_and_memory_of_each_size(tmp_path, capsys):
 @pytest.mark.slow
 def test_start_up_is_that_of_the_command_itself(cars, tmp_path):
     report = tmp_path / "start_up.json"
-    rows = start_up.main(["-d", str(cars), "--rounds", "1", "--output", str(report), *words(*TINY)])
+    rows = start_up.main(["-d", str(cars), "--rounds", "1", "--output", str(report), *set_options(TINY)])
     seconds = {row["variant"]: row["seconds"]["median"] for row in rows}
     assert list(seconds) == ["existing cache", "cache to be built", "no cache", "wrong configuration"]
     assert seconds["wrong configuration"] < seconds["existing cache"] < 60
@@ -170,7 +167,7 @@ def test_start_up_is_that_of_the_command_itself(cars, tmp_path):
 def test_finished_runs_are_not_trained_again_and_interrupted_ones_are_resumed(cars, tmp_path, monkeypatch):
     report = tmp_path / "same.json"
     settings = ["-d", str(cars), "--runs", str(tmp_path / "runs"), "--seeds", "2", "--output", str(report)]
-    settings += words(*TINY, "num_epochs=1")
+    settings += set_options([*TINY, "num_epochs=1"])
     rows = same_training.main(settings)
     assert [row["variant"] for row in rows] == list(same_training.VARIANTS)
     assert all(len(row["accuracies"]) == 2 for row in rows) and "differs" not in rows[0]
@@ -185,7 +182,7 @@ def test_finished_runs_are_not_trained_again_and_interrupted_ones_are_resumed(ca
     with pytest.raises(
         ConfigError, match=r"seed-0/ghost_\d+ was trained with num_epochs: 1; give --runs another folder"
     ):
-        same_training.main([*settings, *words("num_epochs=2")])
+        same_training.main([*settings, *set_options(["num_epochs=2"])])
     record = next((tmp_path / "runs").glob("*/seed-1/*/run.json"))
     record.write_text(record.read_text().replace('"completed"', '"interrupted"'))
     same_training.main(settings)
@@ -230,10 +227,10 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
         ConfigError, match=r"--variants torchaudio: expected words of torchvision on PIL, .*, batched on the device"
     ):
         throughput.main(
-            ["-d", str(cars), "--variants", "torchaudio", "--output", str(tmp_path / "x.json"), *words(*TINY)]
+            ["-d", str(cars), "--variants", "torchaudio", "--output", str(tmp_path / "x.json"), *set_options(TINY)]
         )
     with pytest.raises(ConfigError, match="--images 4: expected more than one batch of 4"):
-        growth.main(["--images", "4", "--output", str(tmp_path / "x.json"), *words("batch_size=4")])
+        growth.main(["--images", "4", "--output", str(tmp_path / "x.json"), *set_options(["batch_size=4"])])
     with pytest.raises(ConfigError, match="--lite0 nowhere: no such file"):
         gpu_visit.main(["-d", str(cars), "--output", str(tmp_path / "visit"), "--lite0", "nowhere"])
     with pytest.raises(ConfigError, match=r"compile: 'fast'"):
@@ -247,8 +244,8 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
 def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, capsys):
     """Rehearsed on a CPU, with a training of one epoch."""
     output = tmp_path / "visit"
-    arguments = ["-d", str(cars), "--output", str(output), *words(*TINY, "num_epochs=1", "image_augmentations=null")]
-    lite0, c50 = gpu_visit.main([*arguments, "--parts", "lite0", "c50"])
+    changes = set_options([*TINY, "num_epochs=1", "image_augmentations=null"])
+    lite0, c50 = gpu_visit.main(["-d", str(cars), "--output", str(output), "--parts", "lite0", "c50", *changes])
     assert lite0["skipped"] == "no weights: --lite0 FILE"
     assert (c50["exit_code"], c50["status"], c50["epochs"], c50["precision"]) == (0, "completed", 1, "32-true")
     assert sorted(path.name for path in output.iterdir()) == [
@@ -262,7 +259,7 @@ def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, capsys):
 
 
 def test_a_visit_to_a_gpu_ends_in_time(cars, tmp_path, monkeypatch, capsys):
-    arguments = ["-d", str(cars), "--output", str(tmp_path), "--parts", "c50", "long", *words(*TINY)]
+    arguments = ["-d", str(cars), "--output", str(tmp_path), "--parts", "c50", "long", *set_options(TINY)]
     monkeypatch.setattr(gpu_visit, "GRACE_SECONDS", 5.0)
     stopped, late = gpu_visit.main([*arguments, "--minutes", "0.1"])
     assert stopped["exit_code"] is None and stopped["seconds"] < 8 and late["skipped"] == "no time was left"
@@ -271,7 +268,7 @@ def test_a_visit_to_a_gpu_ends_in_time(cars, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_visit_that_is_stopped_keeps_what_its_training_has(cars, tmp_path):
-    arguments = ["-d", str(cars), "--output", str(tmp_path), "--parts", "c50", *words(*TINY)]
+    arguments = ["-d", str(cars), "--output", str(tmp_path), "--parts", "c50", *set_options(TINY)]
     visit = subprocess.Popen(
         [sys.executable, "-m", "measurements.gpu_visit", *arguments], cwd=PROJECT, start_new_session=True
     )
@@ -289,7 +286,7 @@ def test_a_visit_that_is_stopped_keeps_what_its_training_has(cars, tmp_path):
 @pytest.mark.slow
 def test_the_plain_loop_and_the_trainer_take_turns(cars, tmp_path):
     report = tmp_path / "plain.json"
-    changes = words(*TINY, "num_workers=0", "width_multiplier=0.35")
+    changes = set_options([*TINY, "num_workers=0", "width_multiplier=0.35"])
     rows = plain_loop.main(
         ["-d", str(cars), "--images", "8", "--rounds", "1", "--epochs", "2", "--output", str(report), *changes]
     )

@@ -16,6 +16,7 @@ from models.finetuning.parameter_groups import head_names
 from models.finetuning.pretrained import PretrainedWeights, load_pretrained, published_weights, weights_of_file
 from tests.support.small_runs import ARCHITECTURE, NAMES, only_run, run
 from training.checkpoints import read_checkpoint
+from utils.cli import set_options
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError
 
@@ -186,7 +187,7 @@ def test_processes_that_start_later_get_the_path_of_weights_that_are_named_last(
         "pretrained=last", f"output_path={four_epochs.parent}", "trackers=[]", "image_size=[32, 32]",
         f"architecture={ARCHITECTURE}", "out_channels=null",
     )  # fmt: skip
-    words = ["train.py", "-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    words = ["train.py", "-d", str(cars), *set_options(settings)]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(train, "train", lambda *_, **__: {})
     train.main()
@@ -207,7 +208,7 @@ def test_processes_that_start_later_get_the_path_of_weights_that_are_named_last(
     ],
 )
 def test_what_cannot_be_had_is_found_before_any_data_is_read(changes, message, tmp_path):
-    words = [word for change in [*changes, f"output_path={tmp_path}"] for word in ("--set", change)]
+    words = set_options([*changes, f"output_path={tmp_path}"])
     with pytest.raises(ConfigError) as caught:
         train.main(["-d", str(tmp_path / "no data"), *words])
     assert message in str(caught.value)

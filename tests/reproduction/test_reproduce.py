@@ -24,6 +24,7 @@ from reproduction.results import read_measured, read_results
 from tests.support.data_sets import write_updated_release
 from tests.support.reproduction_runs import Ended, jobs_for, write_facts, write_run
 from tests.support.small_runs import assert_same_run, only_run, rows
+from utils.cli import set_options
 from utils.config import load_config
 from utils.errors import ConfigError, RunError
 
@@ -257,7 +258,7 @@ def test_the_command_trains_resumes_after_a_signal_evaluates_and_then_has_nothin
     write_updated_release(cars, train_per_class=4, valid_per_class=3, image_sizes=[(40, 32), (32, 40)])
     changes = ["image_size=[32, 32]", "batch_size=4", "num_epochs=15", "early_stopping_patience=null", "num_workers=0",
                "accelerator=cpu", "trackers=[]", f"cache_path={tmp_path / 'cache'}"]  # fmt: skip
-    settings = [word for change in changes for word in ("--set", change)]
+    settings = set_options(changes)
     command = ["C-12", "-d", str(cars), "--output", str(output), *settings]
     process = subprocess.Popen(
         [sys.executable, "reproduce.py", *command],

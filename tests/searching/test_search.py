@@ -15,6 +15,7 @@ import train
 from searching.trials import run_trials
 from tests.support.search_runs import Trainings, train_here, write_space
 from tests.support.small_runs import assert_same_run
+from utils.cli import set_options
 from utils.config import CONFIG_FILE, load_config
 from utils.errors import RunError
 
@@ -46,7 +47,7 @@ def arguments(folder: Path, cars: Path) -> list[str]:
         "image_size=[32, 32]", "batch_size=8", "num_workers=0", "accelerator=cpu", "trackers=[]", "num_epochs=4",
         "architecture=shuff_v2_x05", "dropout=null", "out_channels=null", f"cache_path={cars.parent / 'cache'}",
     ]  # fmt: skip
-    words = [word for setting in settings for word in ("--set", setting)]
+    words = set_options(settings)
     return [str(folder / "s.yml"), "-d", str(cars), "--output", str(folder), *words]
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import train
+from utils.cli import set_options
 
 # Batch norm, dropout, stochastic depth and a head, as GhostNet has, in a fifth of its layers.
 ARCHITECTURE = "timm/test_efficientnet"
@@ -24,7 +25,7 @@ def run(cars: Path, output: Path, *changes: str, extra: tuple[str, ...] = ()) ->
     ]  # fmt: skip
     before = set(output.glob("*")) if output.exists() else set()
     try:
-        train.main([*extra, "-d", str(cars), *(word for change in settings for word in ("--set", change))])
+        train.main([*extra, "-d", str(cars), *set_options(settings)])
     finally:
         made = set(output.glob("*")) - before if output.exists() else set()
     (folder,) = (path for path in made if (path / "train.log").is_file())  # and not what trackers have made

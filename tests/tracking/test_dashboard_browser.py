@@ -25,6 +25,7 @@ import pytest
 
 from tests.support.browser import CHROMIUM, DRIVER, PAGE_SECONDS, browser, wait_for
 from tests.support.tracked_runs import ROWS, Run, points, stored_runs, warnings_of
+from utils.cli import set_options
 from utils.machine import PROJECT
 from utils.runs.folder import BEST
 from utils.runs.metrics import COLUMNS
@@ -98,7 +99,7 @@ def runs(car_photos, tmp_path_factory) -> Path:
     for number, rate in enumerate((0.003, 0.03, 0.03)):
         own = [f"optimizer_params={{lr: {rate}}}", f"experiment_id=B-{number}", f"seed={number}"]
         own += ["trackers=[]"] if number else []
-        train.main(["-d", str(car_photos), *(word for setting in [*settings, *own] for word in ("--set", setting))])
+        train.main(["-d", str(car_photos), *set_options([*settings, *own])])
     return output
 
 

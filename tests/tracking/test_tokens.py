@@ -21,7 +21,7 @@ from tests.support.neptune_server import PROJECT as NEPTUNE_PROJECT
 from tests.support.neptune_server import NeptuneServer
 from tests.support.small_runs import only_run
 from tests.support.small_runs import run as small_run
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError, RunError
 from utils.logs import log_to_file, start_logging, without_secrets
@@ -89,7 +89,7 @@ def train(folder: Path, *changes: str, config: str = "", **environment: str) -> 
     own = {"OAUTHLIB_INSECURE_TRANSPORT": "1", "NEPTUNE_RETRIES_TIMEOUT": "1", "OMP_NUM_THREADS": "1"}
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("NEPTUNE", "WANDB"))}
     done = subprocess.run(
-        [*command, *(word for change in settings for word in ("--set", change))],
+        [*command, *set_options(settings)],
         cwd=folder, env=plain | own | environment, capture_output=True, timeout=300,
     )  # fmt: skip
     (folder / "mine.yml").unlink()  # the user's own file

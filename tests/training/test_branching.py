@@ -11,6 +11,7 @@ import assembly
 import train
 from tests.support.small_runs import assert_same_run, rows, run
 from training.checkpoints import ABOUT, read_checkpoint
+from utils.cli import set_options
 from utils.config import load_branch_config, load_run_config
 from utils.errors import ConfigError
 from utils.runs.branches import Trunk
@@ -25,7 +26,7 @@ def trunk(cars, tmp_path_factory) -> Path:
 
 def branch(trunk: Path, output: Path, *changes: str, at: int = 2) -> Path:
     """Branches a run and returns the branch's folder."""
-    words = [word for change in (*changes, f"output_path={output}") for word in ("--set", change)]
+    words = set_options([*changes, f"output_path={output}"])
     train.main(["--branch", str(trunk), "--at", str(at), *words])
     (folder,) = output.iterdir()
     return folder
@@ -119,7 +120,7 @@ def test_a_branch_has_no_tags_of_its_trunk(four_epochs, tmp_path):
 )
 def test_what_cannot_be_branched_is_one_error_and_leaves_nothing(trunk, tmp_path, changes, at, message):
     changes = [change.replace("teacher=trunk", f"teacher={trunk}") for change in changes]
-    words = [word for change in (*changes, f"output_path={tmp_path / 'output'}") for word in ("--set", change)]
+    words = set_options([*changes, f"output_path={tmp_path / 'output'}"])
     with pytest.raises(ConfigError, match=message):
         train.main(["--branch", str(trunk), "--at", str(at), *words])
     assert not (tmp_path / "output").exists()

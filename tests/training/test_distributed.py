@@ -33,6 +33,7 @@ from tests.support.data_sets import write_updated_release
 from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import read_checkpoint
+from utils.cli import set_options
 from utils.config import CONFIG_FILE, load_run_config
 from utils.errors import RunError, UserError
 from utils.runs.summary import summarize
@@ -75,7 +76,7 @@ def arguments(cars: Path, output: Path, *changes: str, batch_size: int = 4) -> l
         "optimizer_params.lr=0.003", "lr_scheduler_params.milestones=[1, 3]", "accelerator=cpu", "trackers=[]",
         f"output_path={output}", f"cache_path={output}_cache", *changes,
     ]  # fmt: skip
-    return ["-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    return ["-d", str(cars), *set_options(settings)]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -330,7 +331,7 @@ def test_a_taught_run_is_branched_and_resumed_on_two_processes_as_on_one(cars, t
     codes, _ = train_on_two(arguments(cars, tmp_path / "trunk", *changes, "devices=2", "num_epochs=1"))
     assert codes == [0, 0]
     settings = (*drop, "num_epochs=2", f"output_path={tmp_path / 'two'}")
-    words = [word for setting in settings for word in ("--set", setting)]
+    words = set_options(settings)
     codes, _ = train_on_two(["--branch", str(only(tmp_path / "trunk")), "--at", "1", *words], fault=("signal", 3))
     assert codes == [128 + signal.SIGTERM, 0]
     codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={tmp_path / 'two'}"])

@@ -14,6 +14,7 @@ import pytest
 from datamodules import images
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, only_run, run
+from utils.cli import set_options
 from utils.config import CONFIG_FILE, load_config
 from utils.errors import Interrupted
 from utils.runs.folder import read_record
@@ -45,7 +46,7 @@ def start(
         f"cache_path={output / 'cache'}", "num_workers=2", *changes,
     ]  # fmt: skip
     command = ["train.py"] if script is None else ["-c", script]
-    words = ["-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    words = ["-d", str(cars), *set_options(settings)]
     return subprocess.Popen(
         [sys.executable, *command, *words], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         **settings_of_it,

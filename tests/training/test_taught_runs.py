@@ -15,6 +15,7 @@ from models import build_model, count_parameters
 from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from tests.training.test_training import broken_off
 from training.checkpoints import ABOUT, read_checkpoint
+from utils.cli import set_options
 from utils.errors import ConfigError
 from utils.runs.teachers import TeacherFile
 
@@ -93,7 +94,7 @@ def test_a_resumed_run_has_the_same_teacher_or_says_which_is_missing(taught, tea
 
 def test_processes_that_start_later_get_the_path_of_a_teacher_that_is_named_last(cars, teacher, monkeypatch):
     settings = ("teacher=last", f"output_path={teacher.parent}", "trackers=[]", "image_size=[32, 32]")
-    words = ["train.py", "-d", str(cars), *(word for setting in settings for word in ("--set", setting))]
+    words = ["train.py", "-d", str(cars), *set_options(settings)]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(train, "train", lambda *_, **__: {})
     train.main()

@@ -24,7 +24,7 @@ from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, read_checkpoint
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import CONFIG_FILE
 from utils.config.signatures import UNSUPPORTED, lr_schedulers
 from utils.errors import ConfigError, DataError, Interrupted, RunError
@@ -367,7 +367,7 @@ def test_nothing_is_written_for_a_wrong_configuration_or_wrong_data(cars, tmp_pa
         "image_augmentations={CenterCrop: {size: 9}}",
     ]
     with pytest.raises(ConfigError) as caught:
-        train.main(["-d", str(cars), "--set", f"output_path={output}", *(w for c in wrong for w in ("--set", c))])
+        train.main(["-d", str(cars), "--set", f"output_path={output}", *set_options(wrong)])
     assert all(change.partition("=")[0] in str(caught.value) for change in wrong), caught.value
     with pytest.raises(DataError):
         train.main(["-d", str(tmp_path / "nowhere"), "--set", f"output_path={output}"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.small_runs import only_run
+from utils.cli import set_options
 from utils.machine import PROJECT, SPIN_VARIABLES, set_thread_policy
 from utils.runs.folder import read_record
 from utils.runs.metrics import read_rows
@@ -197,7 +198,7 @@ def test_a_real_training_piped_into_head_and_hung_up_trains_to_its_end(cars, tmp
         "image_size=[32, 32]", "width_multiplier=0.2", "out_channels=32", "batch_size=8", "num_epochs=3",
         "num_workers=0", "trackers=[]", "accelerator=cpu", "cache_path=null", f"output_path={tmp_path}",
     ]  # fmt: skip
-    command = [sys.executable, "train.py", "-d", str(cars), *(word for each in settings for word in ("--set", each))]
+    command = [sys.executable, "train.py", "-d", str(cars), *set_options(settings)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         process.stdout.readline()
         process.stdout.close()

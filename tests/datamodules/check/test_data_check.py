@@ -20,7 +20,7 @@ from datamodules import read_data
 from datamodules.check.check import SAMPLE_EPOCHS, draw_samples, examine_data, mix_samples
 from datamodules.check.report import full_report, summary_lines, write_report, yaml_lines
 from tests.support.data_sets import UPDATED_FIELDS, Photo, write_mat, write_updated_release
-from utils.cli import run_command
+from utils.cli import run_command, set_options
 from utils.config import Config, load_config
 from utils.errors import DataError
 
@@ -43,7 +43,7 @@ def photos(tmp_path) -> list[Photo]:
 
 def arguments(tmp_path: Path, *settings: str) -> list[str]:
     paths = (f"output_path={tmp_path / 'output'}", f"cache_path={tmp_path / 'cache'}")
-    words = [word for setting in (*SETTINGS, *paths, *settings) for word in ("--set", setting)]
+    words = set_options([*SETTINGS, *paths, *settings])
     return ["--check", "-d", str(tmp_path / "data"), *words]
 
 
@@ -304,7 +304,7 @@ def test_images_that_look_alike_or_wrong_are_listed_with_what_to_do(tmp_path):
     for name, size in (("tiny", (20, 30)), ("banner", (400, 50))):
         Image.effect_noise(size, 90).convert("RGB").save(folder / "b" / f"{name}.png")
     words = [f"output_path={tmp_path / 'output'}", "cache_path=null", "validation_fraction=0.2", "test_fraction=null"]
-    train.main(["--check", "-d", str(folder), *(word for each in words for word in ("--set", each))])
+    train.main(["--check", "-d", str(folder), *set_options(words)])
     (report,) = (tmp_path / "output").glob("check_*/report.md")
     text = report.read_text()
     (pair,) = section(text, "Pairs that look alike (at most 500 are listed)")
