@@ -19,9 +19,8 @@ import psutil
 import pytest
 
 from tests.support.data_sets import write_updated_release
-from utils.config import CONFIG_FILE
+from utils.machine import PROJECT
 
-PROJECT = CONFIG_FILE.parent
 NOTEBOOK = PROJECT / "train_colab.ipynb"
 LIMIT = 120  # seconds for a cell
 FAST = "architecture=shuff_v2_x05 dropout=null out_channels=null image_size=[32,32] batch_size=8 num_workers=0"

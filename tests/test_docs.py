@@ -12,9 +12,8 @@ from torch.distributed.run import get_args_parser
 
 import train
 from utils.cli import set_options
-from utils.config import CONFIG_FILE
+from utils.machine import PROJECT
 
-PROJECT = CONFIG_FILE.parent
 README = PROJECT / "README.md"
 GUIDES = [README, *sorted((PROJECT / "docs").glob("*.md")), PROJECT / "experiments" / "README.md"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from utils.machine import PROJECT
 
 # Each room may import those below it.
 FLOORS = (

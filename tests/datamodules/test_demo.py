@@ -15,8 +15,8 @@ from datamodules import demo
 from datamodules.demo import CarModel, car_models, write_demo_data
 from tests.support.data_sets import PUBLISHED, needs_published
 from utils.errors import DataError
+from utils.machine import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 TRAINING, VALIDATION = 2, 1
 
 

@@ -12,6 +12,7 @@ import train
 from tests.support.reproduction_runs import Ended
 from utils.errors import UserError
 from utils.files import write_csv, write_text
+from utils.machine import PROJECT
 from utils.runs.metrics import COLUMNS, read_rows
 
 Accuracy = Callable[[dict[str, Any], int], float]  # of a configuration, after an epoch
@@ -19,9 +20,7 @@ Accuracy = Callable[[dict[str, Any], int], float]  # of a configuration, after a
 
 def write_space(path: Path, **keys: Any) -> Path:
     """Writes a space of the demo, and returns its path."""
-    from utils.config import CONFIG_FILE
-
-    base = os.path.relpath(CONFIG_FILE.parent / "experiments" / "demo.yml", path.parent)
+    base = os.path.relpath(PROJECT / "experiments" / "demo.yml", path.parent)
     path.write_text(yaml.safe_dump({"base": base, **keys}, sort_keys=False))
     return path
 

@@ -34,12 +34,12 @@ from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import read_checkpoint
 from utils.cli import set_options
-from utils.config import CONFIG_FILE, load_run_config
+from utils.config import load_run_config
 from utils.errors import RunError, UserError
+from utils.machine import PROJECT
 from utils.runs.summary import summarize
 
 pytestmark = pytest.mark.slow
-PROJECT = CONFIG_FILE.parent
 TRAIN_PHOTOS, VALID_PHOTOS = 15, 9  # shares of 4 + 4 and 4 + 3, and of 5 + 4: nine are not left as eight and one
 WITHOUT_BATCH_NORM = (
     "architecture=sq_11", "dropout=null", "out_channels=null", "optimizer=SGD", "lr_scheduler=null", "lr_scheduler_params=null",

@@ -15,14 +15,14 @@ from datamodules import images
 from tests.support.data_sets import write_updated_release
 from tests.support.small_runs import NAMES, only_run, run
 from utils.cli import set_options
-from utils.config import CONFIG_FILE, load_config
+from utils.config import load_config
 from utils.errors import Interrupted
+from utils.machine import PROJECT
 from utils.runs.folder import read_record
 from utils.tracking import TRACKERS
 from utils.tracking.mlflow import STORE
 from utils.tracking.trackers import SIGNAL_SECONDS, Trackers
 
-PROJECT = CONFIG_FILE.parent
 SCRIPT = """
 import sys, time
 import train

@@ -25,11 +25,8 @@ from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.cli import run_command, set_options
-from utils.config import CONFIG_FILE
 from utils.config.signatures import UNSUPPORTED, lr_schedulers
 from utils.errors import ConfigError, DataError, Interrupted, RunError
-
-PROJECT = CONFIG_FILE.parent
 
 
 def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):

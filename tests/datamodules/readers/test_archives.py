@@ -16,8 +16,8 @@ from datamodules.readers import archives
 from datamodules.readers.archives import extract_archive
 from tests.support.hostile import damaged, examples, outcome
 from utils.errors import DataError
+from utils.machine import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[3]
 FILES = {f"car_ims/{number:06d}.jpg": random.Random(number).randbytes(300 * number) for number in range(1, 6)}
 EXTRACT = """
 import sys

@@ -14,8 +14,7 @@ from datamodules import clip_boxes, read_data, read_splits, require_trainable
 from tests.support.data_sets import pack, write_images, write_updated_release
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
-
-PROJECT = Path(__file__).resolve().parents[3]
+from utils.machine import PROJECT
 
 
 def contents(folder: Path, data) -> dict[str, list[tuple[str, str]]]:
