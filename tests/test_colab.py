@@ -1,6 +1,5 @@
 """The Colab notebook, executed whole in a kernel of its own; stand-ins are there for google.colab only."""
 
-import csv
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support.data_sets import write_updated_release
+from tests.support.small_runs import rows
 from utils.machine import PROJECT
 
 NOTEBOOK = PROJECT / "train_colab.ipynb"
@@ -173,8 +173,7 @@ def press_stop(pid: int) -> None:
 
 
 def read(folder: Path) -> tuple[list[int], dict]:
-    epochs = [int(row["epoch"]) for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines())]
-    return epochs, json.loads((folder / "run.json").read_text())
+    return [int(row["epoch"]) for row in rows(folder)], json.loads((folder / "run.json").read_text())
 
 
 @pytest.fixture

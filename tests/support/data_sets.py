@@ -114,7 +114,6 @@ def write_original_release(
     train_per_class: int = 3,
     valid_per_class: int = 2,
     class_names: Sequence[str] = CLASS_NAMES,
-    image_sizes: Sequence[tuple[int, int]] = IMAGE_SIZES,
     labels: str = "cars_test_annos_withlabels.mat",
     seed: int = 0,
 ) -> list[Photo]:
@@ -126,7 +125,6 @@ def write_original_release(
         nested: Whether to nest the folders as cars_train/cars_train/ and car_devkit/devkit/.
         train_per_class, valid_per_class: How many photos of each class the splits have.
         class_names: One each class.
-        image_sizes: (width, height), taken in turn.
         labels: Where the labels of the test split are, such as devkit/cars_test_annos_withlabels.mat.
         seed: Of colours, boxes, numbers and order.
     """
@@ -137,7 +135,7 @@ def write_original_release(
         generator.shuffle(kinds)
         numbers = sorted(generator.sample(range(1, 3 * len(kinds) + 1), len(kinds)))
         names = [f"{part}/{part}/{n:05d}.jpg" if nested else f"{part}/{n:05d}.jpg" for n in numbers]
-        photos += _photos(names, kinds, image_sizes, generator, colours)
+        photos += _photos(names, kinds, IMAGE_SIZES, generator, colours)
     write_photos(folder, photos, generator)
 
     rows = {split: [photo.row for photo in photos if photo.split == split] for split in ("train", "valid")}
@@ -159,7 +157,6 @@ def write_mat(
     fields: Sequence[str] = (),
     *,
     class_names: Sequence[str] | None = None,
-    compressed: bool = True,
 ) -> None:
     """Writes a .mat as published: (1, N) structs, each number a (1, 1) array of the smallest unsigned type."""
     variables = {}
@@ -171,7 +168,7 @@ def write_mat(
         variables["class_names"] = np.empty((1, len(class_names)), dtype=object)
         variables["class_names"][0] = class_names
     path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(path, variables, do_compression=compressed)
+    scipy.io.savemat(path, variables, do_compression=True)
 
 
 def change_rows(folder: Path, photos: Sequence[Photo], changes: dict[int, dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ torch, as forks that see the environment of torchrun or of srun. SyncBatchNorm i
 compared with one, the network has no batch norm.
 """
 
-import csv
 import itertools
 import json
 import multiprocessing
@@ -30,6 +29,7 @@ from datamodules.images import read_image
 from models import build_model
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
+from tests.support.small_runs import rows
 from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import read_checkpoint
@@ -77,10 +77,6 @@ def arguments(cars: Path, output: Path, *changes: str, batch_size: int = 4) -> l
         f"output_path={output}", f"cache_path={output}_cache", *changes,
     ]  # fmt: skip
     return ["-d", str(cars), *set_options(settings)]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
 def only(folder: Path) -> Path:
