@@ -88,28 +88,18 @@ def compare(
     temperature = fit_temperature(*fitting)
     fitted, judged = (compute_scores(logits, temperature) for logits, _ in (fitting, judging))
     right, judged_right = (logits.argmax(dim=1) == labels for logits, labels in (fitting, judging))
+    others = [(kind, compute_scores(logits, temperature)) for kind, logits in negatives.items() if len(logits)]
     rows = []
     for name, score in fitted.items():
         threshold, lax = choose_threshold(score, right, rate), float(score.quantile(1 - KEPT))
         if threshold == NEVER:
             threshold = math.inf  # an energy may be larger
-        accepted = judged[name] >= threshold
-        known = {"kind": "known", "images": len(accepted), "right": _share(judged_right[accepted])}
-        of_others = {
-            kind: compute_scores(logits, temperature)[name] for kind, logits in negatives.items() if len(logits)
-        }
-        for row, scores in (
-            (known, judged[name]),
-            *(({"kind": kind, "images": len(scores)}, scores) for kind, scores in of_others.items()),
-        ):
-            rows.append(
-                {
-                    "score": name,
-                    **row,
-                    "accepted": _share(scores >= threshold),
-                    "accepted by 95 %": _share(scores >= lax),
-                }
-            )
+        for kind, scores in (("known", judged), *others):
+            accepted = scores[name] >= threshold
+            row = {"score": name, "kind": kind, "images": len(accepted)}
+            if scores is judged:
+                row["right"] = _share(judged_right[accepted])
+            rows.append(row | {"accepted": _share(accepted), "accepted by 95 %": _share(scores[name] >= lax)})
     return rows
 
 
