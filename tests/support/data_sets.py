@@ -120,13 +120,10 @@ def write_original_release(
     """Writes cars_train/, cars_test/ and devkit/, or their archives; returns the rows of both .mat, training first.
 
     Args:
-        folder: Where to; made if need be.
-        archives: Whether to write archives instead of folders.
         nested: Whether to nest the folders as cars_train/cars_train/ and car_devkit/devkit/.
-        train_per_class, valid_per_class: How many photos of each class the splits have.
-        class_names: One each class.
         labels: Where the labels of the test split are, such as devkit/cars_test_annos_withlabels.mat.
-        seed: Of colours, boxes, numbers and order.
+
+    The other arguments are those of `write_updated_release`.
     """
     generator = random.Random(seed)
     photos, colours = [], _colours(generator)
