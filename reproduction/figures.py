@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from reproduction.comparison import Accuracy, margin_of_error
 from reproduction.published import WRONG_BOXES, FirstDrop, Line, Published, sort_key
 from utils.files import replacing
-from utils.runs.curves import COLORS
+from utils.runs.curves import COLORS, escape_dollars
 
 if TYPE_CHECKING:  # importing matplotlib takes half a second
     from matplotlib.axes import Axes
@@ -151,5 +151,4 @@ def _short(name: str) -> str:
 
 
 def _legend_text(setup: str) -> str:
-    cut = setup if len(setup) <= MAX_SETUP_LENGTH else setup[: MAX_SETUP_LENGTH - 1] + "…"
-    return cut.replace("$", r"\$")  # two of them would enclose a formula
+    return escape_dollars(setup if len(setup) <= MAX_SETUP_LENGTH else setup[: MAX_SETUP_LENGTH - 1] + "…")

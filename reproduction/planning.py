@@ -19,6 +19,7 @@ from datamodules import DataSplits, read_splits
 from utils.cli import set_options
 from utils.config import LOCAL_KEYS, RESUMABLE_KEYS, Config, load_config, read_config_file
 from utils.config.expressions import compress_time
+from utils.config.loading import DEFAULTS
 from utils.config.schema import RENAMED_KEYS
 from utils.errors import ConfigError
 from utils.runs.folder import CONFIG, LAST, RECORD, has_ended, read_record
@@ -31,8 +32,6 @@ SCALE_TAG = re.compile(r"(?:epochs / |shortened )(\d+)")  # "shortened": written
 # The seed is a part of the key of its own, and num_nodes is part of devices.
 NOT_SETTINGS = {*LOCAL_KEYS, "seed", "num_nodes"}
 OWN_KEYS = {"experiment_id": "it names the experiment", "output_path": "use --output"}
-# A configuration of an earlier version lacks the keys that were added since; each had the effect of its default.
-DEFAULTS = {name: field.default for name, field in Config.model_fields.items() if not field.is_required()}
 # What decides on the images of a data set, beside the seed of its split.
 DATA_KEYS = ("data_path", "raw_data_path", "extract_path", "dataset", "table_params", "exif_orientation",
              "validation_fraction", "test_fraction", "near_duplicate_distance")  # fmt: skip
@@ -247,6 +246,7 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(set(values) - set(Config.model_fields)):
         raise ConfigError(f"unknown settings: {', '.join(unknown)}")
+    # A configuration of an earlier version lacks the keys that were added since; each had the effect of its default.
     settings = {name: value for name, value in {**DEFAULTS, **values}.items() if name not in NOT_SETTINGS}
     devices = values["devices"]
     settings["devices"] = values["num_nodes"] * (len(devices) if isinstance(devices, list) else devices)

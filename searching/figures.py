@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reproduction.figures import new_figure, save_figure
+from reproduction.figures import GRAY, new_figure, save_figure
 from searching.results import Repeated, Result
 from searching.space import Range, Space
+from utils.runs.curves import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, RED, GRAY = "#1b6ca8", "#d1495b", "0.6"
+BLUE, RED = COLORS[:2]
 MAX_COLUMNS = 3
 MAX_LABEL = 10  # characters that are not rotated
 COSTS = {

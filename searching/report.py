@@ -11,7 +11,7 @@ import optuna
 import yaml
 
 from reproduction.comparison import Accuracy, margin_of_error
-from reproduction.report import markdown_table
+from reproduction.report import NONE, markdown_table
 from searching.figures import draw_search
 from searching.results import Repeated, Result, pareto_front, ranked
 from searching.space import Space, describe, round_number
@@ -24,7 +24,6 @@ from utils.runs.summary import duration
 MIN_IMPORTANCE = 8  # finished trials
 MAX_SHOWN = 10  # trials in the terminal
 MAX_LOSS = 1e6  # that is written with its decimals
-NONE = "–"
 
 
 @dataclass(frozen=True)
