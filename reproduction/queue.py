@@ -22,7 +22,7 @@ from utils.errors import Interrupted
 from utils.files import make_folder
 from utils.machine import PROJECT
 from utils.processes import end_with_parent
-from utils.progress import is_watched, progress_bar
+from utils.progress import show_total, total_bar
 from utils.runs.folder import SPEED, has_ended
 from utils.runs.lock import is_held, try_lock
 from utils.runs.metrics import read_rows
@@ -181,10 +181,7 @@ class Progress:
         self.expected = {
             job.key: min(job.num_epochs, published.get(job.key.experiment, job.num_epochs)) for job in jobs
         }
-        self.bar = progress_bar(description="", unit=" epochs", total=sum(self.expected.values()))
-        self.bar.bar_format = "{percentage:3.0f}%|{bar}| {desc}, {remaining} left"
-        self.bar.smoothing = 0  # the mean speed, not the most recent one
-        self.bar.n = self.bar.initial = sum(self.done().values())
+        self.bar = total_bar(unit=" epochs", total=sum(self.expected.values()), done=sum(self.done().values()))
 
     def done(self) -> dict[Key, int]:
         """Returns the finished epochs of each job, at most the expected ones; all of these for a finished job."""
@@ -199,12 +196,8 @@ class Progress:
     def update(self, job: Job) -> None:
         """Shows the progress of the list and of `job`."""
         done = self.done()
-        self.bar.set_description_str(
-            f"{job.name}: epoch {done[job.key]} of about {self.expected[job.key]}", refresh=False
-        )
-        self.bar.update(sum(done.values()) - self.bar.n)
-        if is_watched():
-            self.bar.refresh()
+        description = f"{job.name}: epoch {done[job.key]} of about {self.expected[job.key]}"
+        show_total(self.bar, description, sum(done.values()))
 
 
 def failure_reason(exit_code: int, output: Path) -> str:

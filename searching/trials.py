@@ -21,7 +21,7 @@ from utils.config import Config
 from utils.errors import Interrupted, RunError
 from utils.files import write_text
 from utils.machine import PROJECT
-from utils.progress import is_watched, progress_bar
+from utils.progress import show_total, total_bar
 from utils.runs.folder import LAST, METRICS, has_ended, read_record
 from utils.runs.lock import is_held
 from utils.runs.metrics import best, read_rows
@@ -85,10 +85,7 @@ class _Runner:
         self.start = start
         self.signals = signals
         self.failures: list[str] = []  # in a row
-        self.bar = progress_bar(description="", unit=" %", total=100)
-        self.bar.bar_format = "{percentage:3.0f}%|{bar}| {desc}, {remaining} left"
-        self.bar.smoothing = 0  # the mean speed, not the most recent one
-        self.bar.n = self.bar.initial = self._done()
+        self.bar = total_bar(unit=" %", total=100, done=self._done())
 
     def run(self) -> None:
         try:
@@ -255,10 +252,7 @@ class _Runner:
         for slot in self.slots:
             if slot.claim is not None and (run := self.search.run_of(slot.claim.root)) is not None:
                 texts.append(f"trial {slot.claim.root} epoch {_epochs(run)}")
-        self.bar.set_description_str(", ".join(texts), refresh=False)
-        self.bar.update(max(0.0, self._done() - self.bar.n))
-        if is_watched():
-            self.bar.refresh()
+        show_total(self.bar, ", ".join(texts), max(self.bar.n, self._done()))
 
 
 def _epochs(run: Path) -> int:

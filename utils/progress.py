@@ -48,6 +48,23 @@ def in_threads(
         pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for the others
 
 
+def total_bar(*, unit: str, total: int, done: float) -> tqdm:
+    """Returns a bar over work that takes hours, of which `done` was finished before; `show_total` moves it."""
+    bar = progress_bar(description="", unit=unit, total=total)
+    bar.bar_format = "{percentage:3.0f}%|{bar}| {desc}, {remaining} left"
+    bar.smoothing = 0  # the mean speed, not the most recent one
+    bar.n = bar.initial = done
+    return bar
+
+
+def show_total(bar: tqdm, description: str, done: float) -> None:
+    """Shows what is being done and how much is finished."""
+    bar.set_description_str(description, refresh=False)
+    bar.update(done - bar.n)
+    if is_watched():
+        bar.refresh()
+
+
 class _Lines:
     """Prints each state of a bar as a line of its own; work shorter than the interval prints none."""
 
