@@ -87,7 +87,6 @@ class Section:
     """A question of the study, and the groups of experiments that answer it."""
 
     name: str
-    compared: str
     groups: tuple[Group, ...]
 
 
@@ -186,8 +185,6 @@ def read_sections() -> list[Section]:
     """Returns the questions of the study, in its order."""
     with SECTIONS.open(encoding="utf-8") as file:
         return [
-            Section(
-                each["name"], each["compared"], tuple(Group(g["name"], tuple(g["experiments"])) for g in each["groups"])
-            )
+            Section(each["name"], tuple(Group(g["name"], tuple(g["experiments"])) for g in each["groups"]))
             for each in yaml.safe_load(file)
         ]

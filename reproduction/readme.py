@@ -8,7 +8,7 @@ from reproduction.comparison import compare
 from reproduction.figures import draw_first_drops
 from reproduction.published import EXPERIMENTS, REPEATS, describe, experiment_files, first_drops, read_published
 from reproduction.report import NONE, batch_sentence, markdown_table, order_text
-from reproduction.results import Measured, Setup, Summary, read_measured, write_measured
+from reproduction.results import Measured, Setup, Summary, read_table, write_measured
 from utils.errors import ConfigError
 from utils.files import write_text
 
@@ -42,9 +42,7 @@ accuracy](../docs/results.md) follows this epoch.
 """
 
 
-def update_readme(
-    new: Sequence[Measured], *, measured: Path = MEASURED, readme: Path = README, picture: Path | None = None
-) -> int:
+def update_readme(new: Sequence[Measured], *, measured: Path = MEASURED, readme: Path = README) -> int:
     """Adds the runs `new` to measured.csv, replacing earlier rows of the same runs, and updates the README and its picture.
 
     Returns:
@@ -54,17 +52,17 @@ def update_readme(
         ConfigError: measured.csv or the README is damaged.
         RunError: A file cannot be written.
     """
-    rows = read_measured(measured)
+    rows = read_table(measured, Measured)
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     for name in ("first drop", "table"):
         split_at_section(readme, text, BEGIN.format(name), END.format(name))
     write_measured(measured, [*rows, *new])
-    rows = read_measured(measured)
+    rows = read_table(measured, Measured)
     for name, content in (("first drop", first_drop_text()), ("table", table_text(rows))):
         before, after = split_at_section(readme, text, BEGIN.format(name), END.format(name))
         text = f"{before}\n\n{content}\n{after}"
     drops, others, line = first_drops(MIN_WEIGHT_DECAY)
-    draw_first_drops(drops, others, line, picture or readme.parent / PICTURE)
+    draw_first_drops(drops, others, line, readme.parent / PICTURE)
     write_text(readme, text)
     return len(rows)
 

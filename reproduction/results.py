@@ -158,11 +158,6 @@ def by_setup(measured: Sequence[Measured]) -> dict[Setup, dict[str, Summary]]:
     }
 
 
-def read_measured(path: Path) -> list[Measured]:
-    """Reads the rows of measured.csv, as `read_table` does."""
-    return read_table(path, Measured)
-
-
 def read_table(path: Path, kind: type[Row]) -> list[Row]:
     """Reads a CSV file of this project whose rows are dataclasses of this kind; no rows if there is no such file.
 

@@ -20,7 +20,7 @@ from reproduction.planning import DataSet, read_data_set
 from reproduction.published import EXPERIMENTS, choose_experiments
 from reproduction.queue import run_jobs
 from reproduction.readme import BEGIN, END, MEASURED, PICTURE, README, first_drop_text, table_text, update_readme
-from reproduction.results import read_measured, read_results
+from reproduction.results import Measured, read_results, read_table
 from tests.support.data_sets import write_updated_release
 from tests.support.reproduction_runs import Ended, jobs_for, write_facts, write_run
 from tests.support.small_runs import assert_same_run, only_run, rows
@@ -127,11 +127,11 @@ def test_the_table_keeps_every_run_once(output, tmp_path):
     )
     new, _ = read_results(output / "reproduction", choose_experiments(["all"]))
     assert update_readme(new, measured=measured, readme=readme) == len(new) == 8
-    assert read_measured(measured) == new
+    assert read_table(measured, Measured) == new
 
     again = [replace(new[0], valid_acc_percent=12.5), replace(new[1], seed=9, run="ghost_new")]
     assert update_readme(again, measured=measured, readme=readme) == 9
-    rows = read_measured(measured)
+    rows = read_table(measured, Measured)
     assert again[0] in rows and again[1] in rows and new[0] not in rows and new[1] in rows
 
     text = readme.read_text()
@@ -160,7 +160,7 @@ def test_the_table_keeps_every_run_once(output, tmp_path):
 
 def test_experiments_readme_is_what_the_command_writes():
     text = README.read_text(encoding="utf-8")
-    for name, content in zip(NAMES, (first_drop_text(), table_text(read_measured(MEASURED))), strict=True):
+    for name, content in zip(NAMES, (first_drop_text(), table_text(read_table(MEASURED, Measured))), strict=True):
         written = re.search(f"{re.escape(BEGIN.format(name))}\n\n(.*)\n{re.escape(END.format(name))}", text, re.DOTALL)
         assert written[1] == content
 
