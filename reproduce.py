@@ -84,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> list[Comparison]:
         unfinished = run_jobs(jobs, folder)
     comparisons = report(folder, files, add_to_table=arguments.table)
     for key in unfinished.elsewhere:
-        print(f"{key.experiment} with seed {key.seed} is being trained by another process")
+        print(f"{key.name} is being trained by another process")
     if unfinished.failed:
-        failed = "".join(f"\n  {key.experiment} with seed {key.seed}: {why}" for key, why in unfinished.failed.items())
+        failed = "".join(f"\n  {key.name}: {why}" for key, why in unfinished.failed.items())
         raise RunError(f"{len(unfinished.failed)} runs failed; the same command tries them again{failed}")
     return comparisons
 

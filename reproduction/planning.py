@@ -50,6 +50,10 @@ class Key(NamedTuple):
     settings: str
     data: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.experiment} with seed {self.seed}"
+
     def __str__(self) -> str:
         experiment = re.sub(r"[^\w.-]+", "_", self.experiment)
         return f"{experiment}_seed-{self.seed}_{self.settings}-{self.data}"
@@ -83,10 +87,6 @@ class Job:
     num_epochs: int
     overrides: tuple[str, ...]
     folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.key.experiment} with seed {self.key.seed}"
 
     def arguments(self, run: Path | None) -> list[str]:
         """Returns the arguments of train.py that start this training, or that resume `run`."""
@@ -133,7 +133,6 @@ def plan(
     repeat: int,
     folder: Path,
     divisor: int = 1,
-    data: DataSet | None = None,
 ) -> list[Job]:
     """Plans `repeat` trainings of each experiment: all experiments with one seed before any gets the next.
 
@@ -143,7 +142,6 @@ def plan(
         repeat: Number of seeds: the configured one and those that follow it.
         folder: Where the run folders are created.
         divisor: Divides all epoch counts of the schedule. `overrides` come after it.
-        data: The data set of all experiments; None to read each.
 
     Raises:
         ConfigError: A configuration is invalid, or `overrides` change a key that this command sets.
@@ -166,7 +164,7 @@ def plan(
             seed, settings = config.seed + number, settings_of(config.plain())
             source = str([getattr(config, each) for each in DATA_KEYS] + [settings["split_seed"]])
             if source not in sets:
-                sets[source] = data or read_data_set(config)
+                sets[source] = read_data_set(config)
             own = {
                 "experiment_id": name, "seed": seed, "output_path": str(folder), "split_seed": settings["split_seed"],
                 "tags": [*config.tags, *scale_tag, sets[source].tag],

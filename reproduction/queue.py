@@ -127,9 +127,8 @@ class _Queue:
         code = 0
         if self.index.finished(job.key) is None:
             run = self.index.resumable(job.key)
-            logger.info(
-                "%d of %d: %s%s", 1 + self.jobs.index(job), len(self.jobs), job.name, f", resuming {run}" if run else ""
-            )
+            resuming = f", resuming {run}" if run else ""
+            logger.info("%d of %d: %s%s", 1 + self.jobs.index(job), len(self.jobs), job.key.name, resuming)
             code = self._run([str(PROJECT / "train.py"), *job.arguments(run)], output, job)
         run = self.index.finished(job.key)
         if run is not None and not self.signals.received:
@@ -138,10 +137,10 @@ class _Queue:
             return
         reason = failure_reason(code, output)
         if run is not None:
-            logger.warning("%s is finished, but: %s; see %s", job.name, reason, output)
+            logger.warning("%s is finished, but: %s; see %s", job.key.name, reason, output)
             return
         self.unfinished.failed[job.key] = f"{reason}; see {output}"
-        logger.error("%s failed: %s", job.name, self.unfinished.failed[job.key])
+        logger.error("%s failed: %s", job.key.name, self.unfinished.failed[job.key])
 
     def _run(self, arguments: Sequence[str], output: Path, job: Job) -> int:
         """Runs a process to its end, passes a signal on to it, and returns its exit code."""
@@ -196,7 +195,7 @@ class Progress:
     def update(self, job: Job) -> None:
         """Shows the progress of the list and of `job`."""
         done = self.done()
-        description = f"{job.name}: epoch {done[job.key]} of about {self.expected[job.key]}"
+        description = f"{job.key.name}: epoch {done[job.key]} of about {self.expected[job.key]}"
         show_total(self.bar, description, sum(done.values()))
 
 

@@ -138,9 +138,7 @@ def read_results(folder: Path, files: Mapping[str, Path]) -> tuple[list[Measured
         elif has_ended(runs[0]):
             measured.append(_measured(key, runs[0], record, files[key.experiment]))
         else:
-            not_counted.append(
-                f"not finished: {key.experiment} with seed {key.seed}: {record.get('status')}, {runs[0]}"
-            )
+            not_counted.append(f"not finished: {key.name}: {record.get('status')}, {runs[0]}")
     if others:
         not_counted.append(f"not asked for: runs of {', '.join(dict.fromkeys(others))}")
     return measured, not_counted

@@ -227,9 +227,10 @@ def test_own_files_are_planned_beside_the_study(tmp_path):
     mine, fast = tmp_path / "mine.yml", tmp_path / "fast.yml"
     mine.write_text(f"base: {EXPERIMENTS / 'base.yml'}\nbatch_size: 32\n")
     fast.write_text(f"base: {mine}\nexperiment_id: half precision\nprecision: bf16-mixed\n")
-    files = choose_experiments(["C-50", str(mine), str(fast)])
+    names, folder, overrides = ("C-50", str(mine), str(fast)), tmp_path / "runs", ("num_epochs=9",)
+    files = choose_experiments(names)
     assert list(files) == ["C-50", "mine", "half precision"]
-    published, own, other = plan(files, overrides=("num_epochs=9",), repeat=1, folder=tmp_path / "runs", data=DATA)
+    published, own, other = jobs_for(folder, *names, overrides=overrides)
     assert str(other.key).startswith("half_precision_seed-0_")
     configs = [load_config(job.file, overrides=job.overrides) for job in (published, own, other)]
     assert [config.experiment_id for config in configs] == list(files)
@@ -238,13 +239,12 @@ def test_own_files_are_planned_beside_the_study(tmp_path):
     ]  # fmt: skip
     for job in (published, own, other):
         write_run(job)
-    measured, _ = read_results(tmp_path / "runs", files)
+    measured, _ = read_results(folder, files)
     assert {run.changes for run in measured} == {"num_epochs=9"}
     mine.write_text(mine.read_text().replace("32", "16"))  # a run is not taken for one of the edited file
-    (again,) = (run for run in read_results(tmp_path / "runs", files)[0] if run.experiment == "mine")
+    (again,) = (run for run in read_results(folder, files)[0] if run.experiment == "mine")
     assert again.changes == "batch_size=32; num_epochs=9"
-    assert RunIndex(tmp_path / "runs").finished(plan(files, overrides=("num_epochs=9",), repeat=1,
-                                                     folder=tmp_path / "runs", data=DATA)[1].key) is None  # fmt: skip
+    assert RunIndex(folder).finished(jobs_for(folder, *names, overrides=overrides)[1].key) is None
 
 
 def test_a_data_set_is_known_by_its_annotations_wherever_it_lies(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 from reproduction.planning import DataSet, Job, plan
 from reproduction.published import choose_experiments
@@ -20,9 +21,9 @@ def jobs_for(
     divisor: int = 1,
     data: DataSet = DATA,
 ) -> list[Job]:
-    return plan(
-        choose_experiments(names), overrides=overrides, repeat=repeat, folder=folder, divisor=divisor, data=data
-    )
+    """Plans experiments as if `data` were the data set of each."""
+    with patch("reproduction.planning.read_data_set", return_value=data):
+        return plan(choose_experiments(names), overrides=overrides, repeat=repeat, folder=folder, divisor=divisor)
 
 
 def write_run(
