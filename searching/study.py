@@ -149,10 +149,8 @@ class Search:
 
     def hours(self) -> float:
         """Returns the hours of training of all trials that are not running."""
-        seconds: dict[int, float] = {}
-        for trial in self.trials():
-            seconds[root_of(trial)] = trial.user_attrs.get("seconds", seconds.get(root_of(trial), 0.0))
-        return sum(seconds.values()) / 3600
+        ended = (trial for trial in self.trials() if "seconds" in trial.user_attrs)
+        return sum({root_of(trial): trial.user_attrs["seconds"] for trial in ended}.values()) / 3600
 
     def _place(self) -> str:
         path = self.queue / "place.txt"
@@ -299,7 +297,4 @@ def root_of(trial: Trial | FrozenTrial) -> int:
 
 def latest(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the last trial of each run, in the order of the runs."""
-    found: dict[int, FrozenTrial] = {}
-    for trial in trials:
-        found[root_of(trial)] = trial
-    return list(found.values())
+    return list({root_of(trial): trial for trial in trials}.values())
