@@ -1,6 +1,5 @@
 """Evaluation: the training's own metrics to the last bit, and the tables and figures behind them."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -18,14 +17,11 @@ from deployment.evaluation.figures import draw_confused_pairs, draw_confusion_ma
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
 from tests.support.data_sets import write_original_release, write_updated_release
+from tests.support.small_runs import table
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.errors import ConfigError, DataError, RunError
 
 NAMES = ("Alpha 2001", "Beta 2002", "Gamma 2003", "Delta 2004")
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def changed_checkpoint(trained_run: Path, path: Path, change) -> Path:

@@ -1,6 +1,5 @@
 """The table and the picture of whole trainings hold what the runs recorded."""
 
-import csv
 from dataclasses import replace
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from measurements.trainings import beside_published
 from measurements.trainings import table as trained
 from reproduction.published import read_published
+from tests.support.small_runs import table
 from utils.errors import ConfigError, RunError
 from utils.runs.metrics import read_rows
 
@@ -45,8 +45,7 @@ def test_a_run_is_added_once_with_its_figures(trained_run, results):
     assert row.latency_ms > 0
     assert trained.read_table(trained.TRAINED, trained.Trained) == [row]  # every value survives the file
     assert trained.main([]) == [row]
-    with (results.parent / "trained.csv").open(encoding="utf-8") as file:
-        (kept,) = csv.DictReader(file)
+    (kept,) = table(results.parent / "trained.csv")
     assert kept["run"] == trained_run.name
     text = results.read_text()
     assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "old" not in text

@@ -1,7 +1,5 @@
 """The published experiments: every file says what ran, and their schedules and early stops come out as published."""
 
-import ast
-import csv
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,28 +11,16 @@ from pytorch_lightning.callbacks import EarlyStopping
 import assembly
 from datamodules import DataSplits
 from models.classifier import Classifier
+from tests.support.reference import logged_value, needs_reference, reference_rows
 from training.run_record import RunRecord
 from training.signals import SignalHandler
 from utils.config import CONFIG_FILE, Config, load_config
 
 EXPERIMENTS = CONFIG_FILE.parent / "experiments"
-REFERENCE = CONFIG_FILE.parents[1] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"the published metrics are not part of the project; expected in {REFERENCE}"
-)
 FAULTY_BOXES = {"C-10", "C-11"}
-
-
-def rows(name: str) -> list[dict[str, str]]:
-    if not REFERENCE.is_dir():
-        return []
-    with (REFERENCE / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-PUBLISHED = {row["id"]: row for row in rows("experiments.csv")}
+PUBLISHED = {row["id"]: row for row in reference_rows("experiments.csv")}
 CURVES = defaultdict(list)
-for each in rows("curves.csv"):
+for each in reference_rows("curves.csv"):
     CURVES[each["id"]].append(each)
 
 
@@ -48,13 +34,6 @@ def build(name: str, folder: Path) -> tuple[Config, Classifier, RunRecord, Early
     callbacks = assembly.build_callbacks(config, record, class_names=("car",), signals=SignalHandler())
     (stopper,) = (callback for callback in callbacks if isinstance(callback, EarlyStopping))
     return config, classifier, record, stopper
-
-
-def value(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text or None
 
 
 @needs_reference
@@ -72,11 +51,11 @@ def test_the_26_parameters_equal_the_published_record_and_all_is_built_as_they_s
     assert len(record.values["parameters"]) == 26
     for key, logged in record.values["parameters"].items():
         if key != "runtime":
-            assert logged == value(published[key]), key
+            assert logged == logged_value(published[key]), key
     assert record.values["description"] == published["description"]
     assert config.shuffle_bounding_boxes == name.endswith("-published-boxes")
 
-    logged = {key: value(text) for key, text in published.items()}
+    logged = {key: logged_value(text) for key, text in published.items()}
     before, normalization = ["Resize"] + ["Grayscale"] * logged["grayscale"], ["Normalize"] * logged["normalize"]
     image, tensor = (list(logged[f"{kind}_augmentations"] or ()) for kind in ("image", "tensor"))
     train, valid = (

@@ -1,7 +1,6 @@
 """The published figures, experiments and questions."""
 
 import ast
-import csv
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,22 +15,14 @@ from reproduction.published import (
     read_published,
     read_sections,
 )
+from tests.support.reference import needs_reference, reference_rows
+from tests.support.small_runs import table
 from utils.errors import ConfigError
-
-REFERENCE = EXPERIMENTS.parents[1] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"the published record is not part of the project; expected in {REFERENCE}"
-)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @needs_reference
 def test_the_published_results_are_those_of_the_study():
-    reference, ours = rows(REFERENCE / "experiments.csv"), rows(PUBLISHED)
+    reference, ours = reference_rows("experiments.csv"), table(PUBLISHED)
     assert [row["id"] for row in ours] == [row["id"] for row in reference] and len(ours) == 56
     for row, published in zip(ours, reference, strict=True):
         assert row.pop("description") == published["description"]
@@ -44,13 +35,13 @@ def test_the_published_results_are_those_of_the_study():
 @needs_reference
 def test_the_first_drops_are_those_of_the_published_learning_rates():
     rates = defaultdict(list)
-    for row in rows(REFERENCE / "curves.csv"):
+    for row in reference_rows("curves.csv"):
         rates[row["id"]].append(float(row["lr"]))
-    for row in rows(PUBLISHED):
+    for row in table(PUBLISHED):
         lr = rates[row["id"]]
         drops = [epoch for epoch in range(1, len(lr)) if lr[epoch] <= lr[epoch - 1] / 2]
         assert row["first_drop"] == (str(drops[0]) if drops else ""), row["id"]
-    assert sum(bool(row["first_drop"]) for row in rows(PUBLISHED)) == 27
+    assert sum(bool(row["first_drop"]) for row in table(PUBLISHED)) == 27
 
 
 def test_accuracy_follows_the_epoch_of_the_first_drop():

@@ -1,6 +1,5 @@
 """reproduce.py: the comparison, the table of experiments, and the command."""
 
-import csv
 import json
 import math
 import re
@@ -23,7 +22,7 @@ from reproduction.readme import BEGIN, END, MEASURED, PICTURE, README, first_dro
 from reproduction.results import Measured, read_results, read_table
 from tests.support.data_sets import write_updated_release
 from tests.support.reproduction_runs import Ended, jobs_for, write_facts, write_run
-from tests.support.small_runs import assert_same_run, only_run, rows
+from tests.support.small_runs import assert_same_run, only_run, rows, table
 from utils.cli import set_options
 from utils.config import load_config
 from utils.errors import ConfigError, RunError
@@ -45,11 +44,6 @@ def output(tmp_path: Path) -> Path:
         write_run(job, acc=acc, photos=(8144, 8041))
     write_run(jobs_for(folder, "C-1")[0], status="interrupted", photos=(5792, 1372))
     return tmp_path / "output"
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_comparison_of_what_is_there(output, capsys):

@@ -1,6 +1,5 @@
 """search.py with real trainings: killed and resumed to the bit, promoted to the bit, and what it writes."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import search
 import train
 from searching.trials import run_trials
 from tests.support.search_runs import Trainings, train_here, write_space
-from tests.support.small_runs import assert_same_run
+from tests.support.small_runs import assert_same_run, table
 from utils.cli import set_options
 from utils.config import CONFIG_FILE, load_config
 from utils.errors import RunError
@@ -73,13 +72,12 @@ def write(folder: Path) -> None:
 
 
 def trials_of(folder: Path) -> list[dict[str, str]]:
-    rows = list(csv.DictReader((folder / "searches" / "s.csv").read_text().splitlines()))
+    rows = table(folder / "searches" / "s.csv")
     return [{key: value for key, value in row.items() if key not in ("seconds", "run")} for row in rows]
 
 
 def run_of(folder: Path, number: int) -> Path:
-    rows = list(csv.DictReader((folder / "searches" / "s.csv").read_text().splitlines()))
-    return folder / "searches" / rows[number]["run"]
+    return folder / "searches" / table(folder / "searches" / "s.csv")[number]["run"]
 
 
 def test_a_search_leaves_a_table_a_picture_a_summary_and_a_configuration(undisturbed, cars):

@@ -32,8 +32,13 @@ def run(cars: Path, output: Path, *changes: str, extra: tuple[str, ...] = ()) ->
     return folder
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    return table(folder / "metrics.csv")
 
 
 def assert_same_run(first: Path, second: Path) -> None:

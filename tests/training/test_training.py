@@ -1,6 +1,5 @@
 """Training from the command line: what it leaves behind, and that a run that is broken off goes on as the same run."""
 
-import csv
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import train
 from datamodules import read_data
 from tests.support.data_sets import write_updated_release
 from tests.support.devices import needs_cuda
-from tests.support.small_runs import NAMES, assert_same_run, rows, run
+from tests.support.small_runs import NAMES, assert_same_run, rows, run, table
 from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, read_checkpoint
@@ -44,7 +43,7 @@ def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
     for split, photos in (("train", 20), ("valid", 8)):  # correct predictions over the images of this epoch alone
         correct = [float(row[f"{split}_acc"]) * photos for row in metrics]
         assert correct == pytest.approx([round(number) for number in correct], abs=1e-9), split
-    speed = list(csv.DictReader((folder / "speed.csv").read_text().splitlines()))
+    speed = table(folder / "speed.csv")
     assert [row["epoch"] for row in speed] == ["0", "1", "2", "3"] and float(speed[0]["images_per_second"]) > 0
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((folder / "run.json").read_text())
