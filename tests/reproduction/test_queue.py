@@ -1,7 +1,6 @@
 """One process works through a list of trainings, or several share it."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,11 +15,9 @@ from filelock import FileLock
 from reproduction.planning import Job, RunIndex
 from reproduction.published import EXPERIMENTS
 from reproduction.queue import QUEUE, Progress, failure_reason, run_jobs, start_process
-from tests.support.reproduction_runs import DATA, Ended, jobs_for, write_facts, write_run
+from tests.support.reproduction_runs import DATA, Ended, jobs_for, run_in_two_processes, write_facts, write_run
 from utils.errors import Interrupted, RunError
 from utils.runs.lock import hold
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 class Trainings:
@@ -146,17 +143,12 @@ def work(folder: Path, log: Path, barrier) -> None:
 
 @pytest.mark.slow
 def test_processes_share_a_list_without_doing_a_run_twice(tmp_path):
-    barrier, log, folder = SPAWN.Barrier(2), tmp_path / "log.txt", tmp_path / "runs"
-    processes = [SPAWN.Process(target=work, args=(folder, log, barrier)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    log, folder = tmp_path / "log.txt", tmp_path / "runs"
+    ids = run_in_two_processes(work, folder, log)
     lines = [line.split() for line in log.read_text().splitlines()]
     jobs = jobs_for(folder, "C-1", "C-2", "C-3", repeat=4)
     assert sorted(key for key, _ in lines) == sorted(str(job.key) for job in jobs)
-    assert {pid for _, pid in lines} == {str(process.pid) for process in processes}
+    assert {pid for _, pid in lines} == ids
     assert all(RunIndex(folder).finished(job.key) for job in jobs)
 
 

@@ -1,7 +1,7 @@
 """Which trials a search makes, and what becomes of each; no training here."""
 
 import json
-import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from searching.results import Result, judge, ranked, read_trials, repeats_of
 from searching.space import Space
 from searching.study import PLACE, Search
 from searching.trials import run_trials
+from tests.support.reproduction_runs import run_in_two_processes
 from tests.support.search_runs import Trainings, write_space
 from utils.errors import ConfigError, RunError
 from utils.runs.lock import try_lock
 
-SPAWN = multiprocessing.get_context("spawn")
 VARY = {
     "optimizer_params.lr": {"low": 0.001, "high": 0.1, "log": True},
     "optimizer_params.weight_decay": {"low": 0.0, "high": 1.0},
@@ -174,7 +174,7 @@ def work(folder: Path, log: Path, barrier) -> None:
     class Logged(Trainings):
         def __call__(self, arguments, output, environment):
             with log.open("a") as file:
-                file.write(f"{output.stem} {multiprocessing.current_process().name}\n")
+                file.write(f"{output.stem} {os.getpid()}\n")
             return super().__call__(arguments, output, environment)
 
     barrier.wait(60)
@@ -183,17 +183,12 @@ def work(folder: Path, log: Path, barrier) -> None:
 
 @pytest.mark.slow
 def test_processes_share_a_search_without_training_a_trial_twice(tmp_path):
-    barrier, log = SPAWN.Barrier(2), tmp_path / "log.txt"
+    log = tmp_path / "log.txt"
     write_space(tmp_path / "s.yml", vary=VARY, budget={"trials": 10})
-    processes = [SPAWN.Process(target=work, args=(tmp_path, log, barrier), name=str(n)) for n in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    ids = run_in_two_processes(work, tmp_path, log)
     lines = [line.split() for line in log.read_text().splitlines()]
     assert sorted(name for name, _ in lines) == sorted(f"s-{number}" for number in range(10))
-    assert {process for _, process in lines} == {"0", "1"}
+    assert {pid for _, pid in lines} == ids
     results = read_trials(open_search(read_space(tmp_path / "s.yml"), tmp_path))
     assert len(results) == 10 and all(result.is_finished for result in results)
     assert len({json.dumps(result.values) for result in results}) == 10

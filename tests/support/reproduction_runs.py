@@ -1,8 +1,11 @@
-"""What tests of the reproduction share: jobs, run folders, and processes that have ended."""
+"""What tests of the reproduction share: jobs, run folders, two processes, and processes that have ended."""
 
 import json
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from reproduction.planning import DataSet, Job, plan
@@ -55,6 +58,19 @@ def write_facts(run: Path) -> None:
     """Writes what the evaluation of a finished run leaves behind."""
     facts = {"device": "A GPU", "checkpoint_acc": 0.5, "checkpoint_acc_over_batches": 0.501}
     (run / "reproduction.json").write_text(json.dumps(facts))
+
+
+def run_in_two_processes(work: Callable[..., None], *arguments: Any) -> set[str]:
+    """Calls `work` with the arguments and a barrier in two processes at once, and returns their ids."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(2)
+    processes = [spawn.Process(target=work, args=(*arguments, barrier)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return {str(process.pid) for process in processes}
 
 
 class Ended:
