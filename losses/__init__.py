@@ -76,7 +76,7 @@ def mean_loss(loss: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     """
     if labels.is_floating_point():
         labels = labels.to(torch.promote_types(labels.dtype, logits.dtype))
-    value, denominator = loss(logits, labels), mean_denominator(loss, labels)
+    value, denominator = loss(logits, labels), image_weights(loss, labels).sum()
     if depends_on_labels(loss):
         if labels.is_floating_point() and loss.reduction == "mean":
             value = value * len(labels) / torch.where(denominator > 0, denominator, 1)
@@ -84,28 +84,18 @@ def mean_loss(loss: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, 
     return value, denominator
 
 
-def mean_denominator(loss: nn.Module, labels: Tensor) -> Tensor:
-    """Returns what `reduction: mean` of `loss` divides the sum over a batch by; no copy to the host.
+def image_weights(loss: nn.Module, labels: Tensor) -> Tensor:
+    """Returns the weight of each image in the mean of `loss`, (N,), without a copy to the host.
 
-    It is the number of images. With class weights it is the sum of the labels' weights, with smoothed labels too, as torch
-    defines it; ignored labels do not count. A probability counts as so much of its label, see `mean_loss`.
+    It is 1; with class weights that of the label, with smoothed labels too, as torch defines it; for probabilities, the mean
+    of those of the labels, see `mean_loss`; and 0 for an ignored label.
 
     Args:
         loss: A loss of `build_loss`.
         labels: (N,), or probabilities (N, classes).
-
-    Returns:
-        A scalar, float32 or the type of the weights.
     """
     if not depends_on_labels(loss):
-        return torch.full((), len(labels), dtype=torch.float32, device=labels.device)
-    return image_weights(loss, labels).sum()
-
-
-def image_weights(loss: nn.Module, labels: Tensor) -> Tensor:
-    """Returns the weight of each image in the mean of `loss`, (N,); `mean_denominator` is their sum."""
-    if not depends_on_labels(loss):
-        return torch.ones(len(labels), device=labels.device)
+        return torch.ones(len(labels), dtype=torch.float32, device=labels.device)
     if labels.is_floating_point():
         return (labels * loss.weight).sum(dim=1)  # elementwise: a product of matrices would lose digits under autocast
     weights = torch.ones(len(labels), device=labels.device) if loss.weight is None else loss.weight[labels]
