@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 
 from losses import depends_on_labels, mean_loss
 from losses.auxiliary import GROUPS_CHANGED
-from losses.targets import MoreTargets
+from losses.targets import MoreTargets, sum_dtype
 from models.averaging import AveragedWeights
 from models.compilation import CompileMode, FullBatches
 from models.finetuning.auxiliary_rows import cut_rows, join_rows
@@ -428,7 +428,7 @@ class Classifier(LightningModule):
         count = torch.full((), len(labels), device=logits.device)
         total_loss = loss.detach() if self._reduction == "sum" else loss.detach() * denominator
         batch = torch.stack([total_loss, hits[:, 0].sum(), hits.any(dim=1).sum(), count, denominator])
-        batch = batch.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+        batch = batch.to(sum_dtype(logits.device))
         return batch if sums is None else sums.to(batch.device) + batch
 
     @torch.no_grad()
