@@ -1,43 +1,25 @@
 """Builds data, model and trainer from a configuration: the one place that knows all parts."""
 
 from assembly.checks import check_buildable
-from assembly.data import (
-    augmentation_path,
-    batched_augmentations,
-    build_data,
-    build_pipelines,
-    image_shape,
-    load_annotations,
-)
-from assembly.model import (
-    build_classifier,
-    build_mixing,
-    build_network,
-    build_targets,
-    parameter_group_settings,
-    view_of,
-)
-from assembly.pretrained import find_pretrained, load_pretrained_weights, resolve_pretrained
+from assembly.data import augmentation_path, build_data, build_pipelines, image_shape, load_annotations
+from assembly.model import build_classifier, build_mixing, build_targets, view_of
+from assembly.pretrained import load_pretrained_weights, resolve_pretrained
 from assembly.run import build_callbacks, build_record, build_trainer, precision, read_best, read_branch
 
 __all__ = [
     "augmentation_path",
-    "batched_augmentations",
     "build_callbacks",
     "build_classifier",
     "build_data",
     "build_mixing",
-    "build_network",
     "build_pipelines",
     "build_record",
     "build_targets",
     "build_trainer",
     "check_buildable",
-    "find_pretrained",
     "image_shape",
     "load_annotations",
     "load_pretrained_weights",
-    "parameter_group_settings",
     "precision",
     "read_best",
     "read_branch",
