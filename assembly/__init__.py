@@ -4,7 +4,8 @@ from assembly.checks import check_buildable
 from assembly.data import augmentation_path, build_data, build_pipelines, image_shape, load_annotations
 from assembly.model import build_classifier, build_mixing, build_targets, view_of
 from assembly.pretrained import load_pretrained_weights, resolve_pretrained
-from assembly.run import build_callbacks, build_record, build_trainer, precision, read_best, read_branch
+from assembly.run import build_callbacks, build_record, read_best, read_branch
+from assembly.trainer import build_trainer, precision
 
 __all__ = [
     "augmentation_path",

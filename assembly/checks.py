@@ -8,7 +8,7 @@ import torch
 
 from assembly.data import batched_augmentations, build_pipelines, image_shape
 from assembly.model import build_network
-from assembly.run import build_trainer
+from assembly.trainer import build_trainer
 from datamodules.transforms import build_transform, build_transforms
 from losses import build_loss, require_probabilities
 from models.compilation import check_compiler

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from assembly.trainer import uses_cuda
 from datamodules import DataSplits, clip_boxes, read_splits, require_boxes, require_trainable
 from datamodules.datamodule import CarsDataModule, with_boxes_of_others
 from datamodules.on_device.augmentations import BatchedAugmentations, unsupported_augmentations
 from datamodules.transforms import Pipeline, build_transforms
-from training.trainer import uses_cuda
 from utils.config import Config, ConfigError
 from utils.config.checks import with_sizes
 

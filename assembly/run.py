@@ -1,11 +1,11 @@
-"""Builds what runs a training: record, callbacks, trainer, and the checkpoint of a branch."""
+"""Builds what surrounds a training: record, callbacks, and the checkpoint of a branch."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 
 from assembly.model import build_network
 from datamodules import DataSplits
@@ -13,7 +13,6 @@ from losses.groupings import group_classes
 from models import count_parameters
 from models.classifier import Classifier
 from models.optimization import build_optimizer, stopping_patience
-from training import trainer
 from training.branching import branch_checkpoint, read_trunk
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, check_targets, read_checkpoint
@@ -112,36 +111,6 @@ def _patience(config: Config) -> int | None:
         lr_scheduler=config.lr_scheduler,
         lr_scheduler_params=config.lr_scheduler_params,
     )
-
-
-def build_trainer(
-    config: Config, folder: Path, callbacks: Sequence[Callback], *, first_checkpoint: dict[str, Any] | None = None
-) -> Trainer:
-    """Returns Lightning's Trainer of `config`; `first_checkpoint` is what it loads first, whatever the file holds.
-
-    Raises:
-        ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
-    """
-    return trainer.build_trainer(
-        folder,
-        callbacks,
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        precision=config.precision,
-        num_epochs=config.num_epochs,
-        deterministic=config.deterministic,
-        compiled=config.compile is not None,
-        accumulate_batches=config.accumulate_batches,
-        gradient_clip_norm=config.gradient_clip_norm,
-        first_checkpoint=first_checkpoint,
-    )
-
-
-def precision(config: Config) -> str:
-    """Returns the precision; for auto, the fastest that the devices support natively."""
-    return trainer.resolve_precision(config.precision, accelerator=config.accelerator, devices=config.devices)
 
 
 def read_branch(

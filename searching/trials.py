@@ -50,7 +50,7 @@ def device_environments(config: Config) -> list[dict[str, str]]:
     """Returns what to add to the environment of a process for each device that may train; imports torch."""
     import torch
 
-    from training.trainer import uses_cuda
+    from assembly.trainer import uses_cuda
 
     if not uses_cuda(config.accelerator) or torch.cuda.device_count() < 2:
         return [{}]

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import assembly
+from assembly import trainer
+from assembly.trainer import SyncBatchNorm
 from datamodules.datamodule import with_boxes_of_others
 from losses.distillation import Teacher
 from models import build_model
 from models.optimization import build_optimizer
-from training import trainer
-from training.trainer import SyncBatchNorm
 from utils.config import load_config
 
 H100, A100, T4 = (9, 0), (8, 0), (7, 5)

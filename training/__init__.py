@@ -1,6 +1,5 @@
 """What surrounds `trainer.fit`.
 
-- `trainer`: Lightning's Trainer, with the device, the precision and the processes.
 - Callbacks, in the order in which they run; the last two are checkpoint callbacks, which Lightning runs after the module's own
   hooks, when the metrics of an epoch are complete:
   1. `progress.TrainingProgress`: the progress bar.
