@@ -1,11 +1,19 @@
-"""Trains a network of a few layers on a handful of photos, and compares two such runs."""
+"""Trains a network of a few layers on a handful of photos, and compares such runs."""
 
 import csv
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 import train
+from datamodules import read_data
 from utils.cli import set_options
+from utils.config import load_run_config
+from utils.errors import Interrupted
+from utils.runs.folder import read_record
 
 # Batch norm, dropout, stochastic depth and a head, as GhostNet has, in a fifth of its layers.
 ARCHITECTURE = "timm/test_efficientnet"
@@ -39,6 +47,48 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     return table(folder / "metrics.csv")
+
+
+def broken_off(cars: Path, output: Path, monkeypatch: pytest.MonkeyPatch, step: int, *changes: str) -> Path:
+    """Trains four epochs of three steps, but ends by a signal after `step`, and returns the run's folder."""
+    from training.checkpoint_callback import Checkpoints
+
+    original = Checkpoints.on_train_batch_end
+
+    def send_signal(self, trainer, *arguments):
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", send_signal)
+        with pytest.raises(Interrupted) as caught:
+            run(cars, output, "num_epochs=4", *changes)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    folder = only_run(output)
+    assert read_record(folder)["status"] == "interrupted"
+    return folder
+
+
+def assert_validated(cars: Path, folder: Path) -> None:
+    """Compares the last row of a run with its last checkpoint's loss and accuracy of all validation photos in one batch."""
+    import torch
+
+    import assembly
+    from training.checkpoints import read_checkpoint
+
+    config = load_run_config(folder)
+    splits = read_data(cars)
+    classifier = assembly.build_classifier(config, num_classes=len(splits.class_names))
+    classifier.load_state_dict(read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
+    classifier.eval()
+    data = assembly.build_data(config, splits)
+    images, labels = zip(*(data.dataset(data.valid)[0, index] for index in range(len(splits.valid))), strict=True)
+    with torch.no_grad():
+        logits = classifier(torch.stack(images))
+    last = rows(folder)[-1]
+    assert float(last["valid_loss"]) == pytest.approx(classifier.loss(logits, torch.tensor(labels)).item(), rel=1e-5)
+    assert float(last["valid_acc"]) == pytest.approx((logits.argmax(1) == torch.tensor(labels)).double().mean().item())
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -1,8 +1,6 @@
 """Checkpoint files: copied whole from any device, written while nothing forks, and those of former versions are read."""
 
 import multiprocessing
-import os
-import signal
 import threading
 from multiprocessing import popen_fork
 
@@ -10,11 +8,9 @@ import pytest
 import torch
 
 import train
-from tests.support.small_runs import assert_same_run, only_run, run
+from tests.support.small_runs import assert_same_run, broken_off, run
 from training import checkpoints
-from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, read_checkpoint
-from utils.errors import Interrupted
 
 
 class OnDevice(torch.Tensor):
@@ -59,24 +55,14 @@ def test_no_checkpoint_is_being_written_when_workers_are_forked(cars, tmp_path, 
 @pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4], ids=["after an epoch", "in mid-epoch"])
 def test_a_checkpoint_of_the_first_version_is_resumed_as_the_same_run(cars, four_epochs, tmp_path, monkeypatch, step):
     """It had the data module under another name, and no denominators of the loss."""
-
-    original = Checkpoints.on_train_batch_end
-
-    def interrupted(self, trainer, *arguments):
-        if trainer.global_step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, trainer, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Checkpoints, "on_train_batch_end", interrupted)
-        run(cars, tmp_path, "num_epochs=4")
-    path = only_run(tmp_path) / "checkpoints/last.ckpt"
+    folder = broken_off(cars, tmp_path, monkeypatch, step)
+    path = folder / "checkpoints/last.ckpt"
     checkpoint = read_checkpoint(path)
     checkpoint["StanfordCars"] = checkpoint.pop("CarsDataModule")
     checkpoint["train_sums"] = checkpoint["train_sums"][:4].clone()
     assert checkpoint[ABOUT]["format"] == 1 and checkpoint["global_step"] == step
     path.unlink()  # it may be a second name of best.ckpt
     torch.save(checkpoint, path)
-    train.main(["--resume", str(only_run(tmp_path))])
-    assert_same_run(four_epochs, only_run(tmp_path))
+    train.main(["--resume", str(folder)])
+    assert_same_run(four_epochs, folder)
     assert read_checkpoint(path)["CarsDataModule"]["images_per_step"] == 8

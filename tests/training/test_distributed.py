@@ -23,18 +23,17 @@ import pytest
 import torch
 
 import train
-from datamodules import images, read_data
+from datamodules import images
 from datamodules.datamodule import ImageDataset
 from datamodules.images import read_image
 from models import build_model
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
-from tests.support.small_runs import rows
+from tests.support.small_runs import assert_validated, rows
 from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import read_checkpoint
 from utils.cli import set_options
-from utils.config import load_run_config
 from utils.errors import RunError, UserError
 from utils.machine import PROJECT
 from utils.runs.summary import summarize
@@ -94,22 +93,6 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def assert_validated_once(cars: Path, folder: Path) -> None:
-    """Compares the last row with all validation photos in one batch."""
-    import assembly
-
-    classifier = assembly.build_classifier(load_run_config(folder), num_classes=3)
-    classifier.load_state_dict(read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
-    classifier.eval()
-    data = assembly.build_data(load_run_config(folder), read_data(cars))
-    images, labels = zip(*(data.dataset(data.valid)[0, index] for index in range(VALID_PHOTOS)), strict=True)
-    with torch.no_grad():
-        logits = classifier(torch.stack(images))
-    last = rows(folder)[-1]
-    assert float(last["valid_loss"]) == pytest.approx(classifier.loss(logits, torch.tensor(labels)).item(), rel=1e-5)
-    assert float(last["valid_acc"]) == pytest.approx((logits.argmax(1) == torch.tensor(labels)).double().mean().item())
-
-
 # --- Two processes as a person starts them -----------------------------------------------------------------------------
 
 
@@ -163,7 +146,7 @@ def test_python_train_starts_the_second_process_and_only_one_speaks(cars, starte
     output, _ = process.communicate(timeout=100)
     folder = only(path)
     assert status(folder) == "completed" and process.returncode == 0, output
-    assert_validated_once(cars, folder)
+    assert_validated(cars, folder)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
         "config.yml", "run.json", "metrics.csv", "speed.csv", "curves.png", "train.log", ".training",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt",
@@ -373,7 +356,7 @@ def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undi
     assert sorted(decoded[0]) == sorted(path.name for path in cars.glob("car_ims/*"))
     assert decoded[1] == []
     assert [len(items) - len(names) for items, names in zip(seen, decoded, strict=True)] == [2 * (8 + 5), 2 * (7 + 4)]
-    assert_validated_once(cars, folder)
+    assert_validated(cars, folder)
 
 
 def test_srun_on_two_machines_gives_the_same_run(cars, undisturbed, tmp_path, train_on_two):

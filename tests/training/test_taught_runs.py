@@ -12,8 +12,7 @@ import train
 from deployment.teachers import load_teachers
 from deployment.trained import load_trained
 from models import build_model, count_parameters
-from tests.support.small_runs import NAMES, assert_same_run, rows, run
-from tests.training.test_training import broken_off
+from tests.support.small_runs import NAMES, assert_same_run, broken_off, rows, run
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.cli import set_options
 from utils.errors import ConfigError
