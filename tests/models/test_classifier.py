@@ -86,7 +86,7 @@ def test_probabilities_are_averaged_by_their_classes_weights_however_they_fall_i
 
 
 def test_lbfgs_counts_each_image_once(cars, tmp_path, monkeypatch):
-    """It evaluates each batch several times, with other weights each time."""
+    """It evaluates each batch several times, with other weights each time, and needs the contiguous memory format."""
     counted, log_means = [], Classifier._log_means
 
     def noted(self, split, sums):
