@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import build_model
+from models import build_model, count_parameters
 from models.hardnet import HARDNETS, harmonic_links, layer_channels
 from models.squeezenext import SQUEEZENEXTS
 from models.timm_models import build_timm
@@ -54,10 +54,6 @@ def build(name: str, *, in_channels: int = 3, dropout: float | None = None) -> n
     return BUILDERS[name](num_classes=196, in_channels=in_channels, dropout=dropout)
 
 
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
@@ -85,10 +81,10 @@ def test_parameter_count_and_dropout(name: str):
     has_dropout = ARCHITECTURE_LIMITS[name].dropout
     with torch.device("meta"):
         colour, gray = build(name, dropout=0.35 if has_dropout else None), build(name, in_channels=1)
-    assert count(colour) == PARAMETERS[name]
+    assert count_parameters(colour) == PARAMETERS[name]
     stem = convolutions(gray)[0]
     assert stem.in_channels == 1
-    assert count(gray) == PARAMETERS[name] - 2 * stem.weight.numel()
+    assert count_parameters(gray) == PARAMETERS[name] - 2 * stem.weight.numel()
     for setting in ("out_channels", "kernel_size", "stride", "padding"):
         assert getattr(stem, setting) == getattr(convolutions(colour)[0], setting)
     for model, probability in ((colour, 0.35), (gray, 0.0)):

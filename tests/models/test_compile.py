@@ -19,12 +19,11 @@ from datamodules.on_device.loader import DeviceLoader
 from datamodules.sampler import EpochBatchSampler
 from models.compilation import FullBatches
 from tests.support.data_sets import write_updated_release
-from tests.support.small_runs import assert_same_run, rows, run
+from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from training.checkpoints import read_checkpoint
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError, RunError
 
-NAMES = ("Alpha Sedan 2001", "Beta Coupe 2002", "Gamma Van 2003", "Delta SUV 2004")
 COMPILED = "compile=default"
 SMALL = ("architecture=sq_11", "out_channels=null")  # is compiled in a second
 EXACT = "precision=64-true"  # batch norm of eight images, one pixel each, makes much of the last digits of float32

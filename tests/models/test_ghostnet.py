@@ -6,17 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from deployment.profiling.measure import count_multiply_adds
-from models import build_model
+from models import build_model, count_parameters
 from models.ghostnet import BLOCKS, Block, GhostBottleneck, GhostModule, GhostNet, SqueezeExcitation, scale_channels
 from utils.errors import ConfigError
 
 
 def ghost(**changes):
     return build_model("ghost", **{"num_classes": 196, "dropout": 0.2, "out_channels": 320} | changes)
-
-
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -32,7 +28,7 @@ def count(model: nn.Module) -> int:
 )
 def test_parameters_of_the_published_networks(out_channels, in_channels, parameters):
     with torch.device("meta"):
-        assert count(ghost(out_channels=out_channels, in_channels=in_channels)) == parameters
+        assert count_parameters(ghost(out_channels=out_channels, in_channels=in_channels)) == parameters
 
 
 @pytest.mark.parametrize(
@@ -43,7 +39,7 @@ def test_multiply_adds(num_classes, out_channels, size, multiply_adds):
     with torch.device("meta"):
         model = ghost(num_classes=num_classes, out_channels=out_channels).eval()
         assert round(count_multiply_adds(model, torch.zeros(1, 3, size, size)) / 1e6, 1) == multiply_adds
-    assert num_classes == 196 or count(model) == 5_183_016
+    assert num_classes == 196 or count_parameters(model) == 5_183_016
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
@@ -152,7 +148,7 @@ def test_width_multiplier():
     assert [scale_channels(channels, 0.5) for channels in (16, 24, 40, 112, 184)] == [8, 12, 20, 56, 92]
     assert scale_channels(16, 0.1) == 4 and scale_channels(24, 0.27) == 8
     narrow = GhostNet(num_classes=196, in_channels=3, dropout=None, out_channels=320, width_multiplier=0.5)
-    assert narrow(torch.zeros(2, 3, 32, 32)).shape == (2, 196) and count(narrow) < 1_200_000
+    assert narrow(torch.zeros(2, 3, 32, 32)).shape == (2, 196) and count_parameters(narrow) < 1_200_000
 
 
 @pytest.mark.parametrize(
