@@ -29,7 +29,7 @@ from datamodules.images import read_image
 from models import build_model
 from models.classifier import Classifier
 from tests.support.data_sets import write_updated_release
-from tests.support.small_runs import assert_validated, rows
+from tests.support.small_runs import assert_same_run, assert_validated, rows
 from training import run_record
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import read_checkpoint
@@ -340,7 +340,7 @@ def test_the_recipe_with_a_frozen_backbone_resumes_on_two_processes(cars, tmp_pa
         assert codes == [128 + signal.SIGTERM, 0]
         codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
         assert codes == [0, 0]
-        assert_same(only(output), only(tmp_path / "whole"))
+        assert_same_run(only(output), only(tmp_path / "whole"))
 
 
 def test_every_photo_is_seen_once_an_epoch_and_decoded_by_one_process(cars, undisturbed):
@@ -363,7 +363,7 @@ def test_srun_on_two_machines_gives_the_same_run(cars, undisturbed, tmp_path, tr
     words = arguments(cars, tmp_path / "output", "devices=1", "num_nodes=2")
     codes, _ = train_on_two(words, environment=by_srun_on_two_machines)
     assert codes == [0, 0]
-    assert_same(only(tmp_path / "output"), undisturbed[0])
+    assert_same_run(only(tmp_path / "output"), undisturbed[0])
 
 
 def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars, undisturbed, tmp_path, train_on_two):
@@ -379,7 +379,7 @@ def test_a_signal_to_one_process_ends_both_and_the_run_goes_on_as_the_same(cars,
         train.main(["--resume", str(copy), "--set", "devices=1"])
     codes, _ = train_on_two(["--resume", "last", "--set", f"output_path={output}"])
     assert codes == [0, 0] and status(folder) == "completed"
-    assert_same(folder, undisturbed[0])
+    assert_same_run(folder, undisturbed[0])
     longer = ("--set", "num_epochs=3", "--set", "devices=2")
     codes, _ = train_on_two(["--resume", str(folder), *longer], others=["--resume", str(copy), *longer])
     assert codes == [1, 2] and len(rows(folder)) == 2  # they do not go on with different runs
@@ -394,12 +394,6 @@ def test_a_finished_epoch_resumed_on_one_device_needs_the_same_images_a_step(car
     assert len(rows(folder)) == 2
     train.main([*words, "--set", "batch_size=8"])
     assert len(rows(folder)) == 3
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    assert (folder / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    states = [read_checkpoint(each / "checkpoints/last.ckpt")["state_dict"] for each in (folder, other)]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_a_loss_that_is_not_finite_in_one_process_ends_both(cars, tmp_path, train_on_two):
