@@ -98,12 +98,9 @@ def weights_of_file(path: Path, architecture: str, *, image_size: Sequence[int])
     state = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for prefix in PREFIXES:
-        if (
-            state
-            and any(name.startswith(prefix) for name in state)
-            and (about or all(n.startswith(prefix) for n in state))
-        ):
-            state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        named = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if named and (about or len(named) == len(state)):
+            state = named
     if not state:
         raise ConfigError(f"{path} holds no weights")
     mean, std, image = None, None, ""
