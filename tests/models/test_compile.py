@@ -1,7 +1,6 @@
 """`compile`: full batches through one compiled network, the others through the plain one, and the run is the same."""
 
 import functools
-import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tests.support.small_runs import NAMES, assert_same_run, rows, run
 from training.checkpoints import read_checkpoint
 from utils.config import load_config, load_run_config
 from utils.errors import ConfigError, RunError
+from utils.runs.folder import read_record
 
 COMPILED = "compile=default"
 SMALL = ("architecture=sq_11", "out_channels=null")  # is compiled in a second
@@ -159,7 +159,7 @@ def test_a_compilation_that_fails_is_one_line_and_the_run_says_failed(cars, tmp_
     assert "compile is not possible here: No working C++ compiler found" in str(caught.value)
     assert "\n" not in str(caught.value)
     (folder,) = tmp_path.iterdir()
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert read_record(folder)["status"] == "failed"
 
 
 @pytest.mark.slow

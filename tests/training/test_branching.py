@@ -1,6 +1,5 @@
 """A branch of a run: it equals, to the bit, a run of its own; what may not change is an error."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from utils.cli import set_options
 from utils.config import load_branch_config, load_run_config
 from utils.errors import ConfigError
 from utils.runs.branches import Trunk
+from utils.runs.folder import read_record
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def branch(trunk: Path, output: Path, *changes: str, at: int = 2) -> Path:
 def test_a_branch_equals_a_run_of_its_own(four_epochs, trunk, tmp_path):
     folder = branch(trunk, tmp_path, "lr_scheduler_params.milestones=[1, 3]", "num_epochs=4")
     assert_same_run(four_epochs, folder)
-    record = json.loads((folder / "run.json").read_text())
-    trunk_id = json.loads((trunk / "run.json").read_text())["run_id"]
+    record = read_record(folder)
+    trunk_id = read_record(trunk)["run_id"]
     assert record["branch"] == {"run": trunk.name, "run_id": trunk_id, "path": str(trunk.resolve()), "epochs": 2}
     assert record["resumed"] == 0 and record["epochs"] == 4
     assert read_checkpoint(folder / "checkpoints/best.ckpt")[ABOUT]["config"]["num_epochs"] == 4
@@ -62,7 +62,7 @@ def test_averaged_weights_plateaus_and_early_stopping_go_on_from_the_trunk(cars,
         folder = branch(trunk, tmp_path / name, *changes, at=at)
         assert_same_run(straight, folder)
         assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.003] * 3 + [0.0003])
-        assert json.loads((folder / "run.json").read_text())["best"]["best_valid_loss_epoch"] == 0
+        assert read_record(folder)["best"]["best_valid_loss_epoch"] == 0
     with pytest.raises(ConfigError, match="with a patience of 1 epochs the run would have stopped after epoch 1"):
         branch(trunk, tmp_path / "stopped", "early_stopping_patience=1", "num_epochs=4")
     train.main(["--resume", str(trunk), "--set", "num_epochs=4", "--set", "keep_checkpoints=[1, 2, 4]"])

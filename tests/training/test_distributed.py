@@ -36,6 +36,7 @@ from training.checkpoints import read_checkpoint
 from utils.cli import set_options
 from utils.errors import RunError, UserError
 from utils.machine import PROJECT
+from utils.runs.folder import read_record
 from utils.runs.summary import summarize
 
 pytestmark = pytest.mark.slow
@@ -84,7 +85,7 @@ def only(folder: Path) -> Path:
 
 
 def status(folder: Path) -> str:
-    return json.loads((folder / "run.json").read_text())["status"]
+    return read_record(folder)["status"]
 
 
 def free_port() -> str:
@@ -400,7 +401,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both(cars, tmp_path, trai
     codes, _ = train_on_two(arguments(cars, tmp_path, "devices=2"), fault=("loss", 2))
     folder = only(tmp_path)
     assert codes == [1, 0] and status(folder) == "failed"
-    assert "not finite in epoch 1, step 2" in json.loads((folder / "run.json").read_text())["error"]
+    assert "not finite in epoch 1, step 2" in read_record(folder)["error"]
 
 
 def test_no_step_has_one_image_or_waits_for_the_devices_of_others(cars, tmp_path, train_on_two):
@@ -419,7 +420,7 @@ def test_a_process_that_is_killed_ends_the_other_with_one_line(cars, tmp_path, t
     codes, _ = train_on_two(arguments(cars, tmp_path, "devices=2"), fault=("kill", 3))
     folder = only(tmp_path)
     assert codes == [1, -signal.SIGKILL] and status(folder) == "failed"
-    error = json.loads((folder / "run.json").read_text())["error"]
+    error = read_record(folder)["error"]
     assert error.startswith("RunError: another process of this training ended or cannot be reached"), error
     assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 2
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import json
 import multiprocessing
 import os
 import platform
@@ -33,7 +32,7 @@ from utils import files
 from utils.config import CONFIG_FILE
 from utils.errors import DataError, RunError
 from utils.runs import lock as run_lock
-from utils.runs.folder import LAST, make_run_folder
+from utils.runs.folder import LAST, make_run_folder, read_record, write_record
 from utils.runs.metrics import read_rows
 
 YEAR = 365 * 24 * 3600  # seconds
@@ -49,7 +48,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_last_good_checkpoint(ca
     ):
         run(cars, tmp_path, "num_epochs=4", interval, "lr_scheduler=null", "lr_scheduler_params=null")
     folder = only_run(tmp_path)
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     assert record["status"] == "failed" and f"the last checkpoint from before is {folder / LAST}. " in record["error"]
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == (4 if when == "checkpoint" else 3)
@@ -89,7 +88,7 @@ def test_it_can_be_told_to_train_on_regardless_and_the_end_says_so(cars, tmp_pat
     (command,) = re.findall(r"to resume: python train.py (.*)", capsys.readouterr().err)
     assert command == f"--resume {folder} --set stop_on_nonfinite_loss=False"
     train.main(command.split())
-    assert json.loads((folder / "run.json").read_text())["status"] == "completed"
+    assert read_record(folder)["status"] == "completed"
 
 
 def _validated_to_infinity(original):
@@ -210,7 +209,7 @@ def test_photos_that_disappear_in_mid_epoch_are_named_and_the_run_goes_on_when_t
     assert multiprocessing.active_children() == []  # the command would not end before them
     gone.rename(data)
     folder = only_run(tmp_path / "output")
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert read_record(folder)["status"] == "failed"
     train.main(["--resume", str(folder)])
     assert_same_run(four_epochs, folder)
 
@@ -329,7 +328,7 @@ def test_a_clock_that_jumps_a_year_at_every_look_changes_nothing(cars, four_epoc
     folder = run(cars, tmp_path, "num_epochs=4", f"trackers={'[mlflow]' if jump < 0 and HAS_MLFLOW else '[]'}")
     assert saved == [3, 6, 9, 12]  # none of them because ten minutes seem to be over
     assert_same_run(four_epochs, folder)
-    assert 0 < json.loads((folder / "run.json").read_text())["seconds"] < 600
+    assert 0 < read_record(folder)["seconds"] < 600
     assert all(0 < row["seconds"] < 600 and row["images_per_second"] > 0 for row in read_rows(folder / "speed.csv"))
     assert jump > 0 or not HAS_MLFLOW or list(wrong_in_mlflow(folder)) == []  # the best is not that of the latest clock
 
@@ -351,15 +350,15 @@ def test_a_run_that_is_killed_when_it_has_stopped_early_ends_without_another_epo
     settings = ("early_stopping_patience=2", "num_epochs=9", "lr_scheduler=null", "lr_scheduler_params=null",
                 "optimizer=SGD", "optimizer_params={lr: 0.0}")  # fmt: skip
     folder = run(cars, tmp_path, *settings)
-    metrics, record = (folder / "metrics.csv").read_text(), json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    metrics, record = (folder / "metrics.csv").read_text(), read_record(folder)
+    write_record(folder, record | {"status": "running"})
     train.main(["--resume", str(folder)])
     assert (folder / "metrics.csv").read_text() == metrics
-    assert json.loads((folder / "run.json").read_text())["status"] == "early-stopped"
+    assert read_record(folder)["status"] == "early-stopped"
     train.main(["--resume", str(folder), "--set", "early_stopping_patience=4"])
     rows = read_rows(folder / "metrics.csv")
     assert len(rows) == record["epochs"] + 2
-    assert json.loads((folder / "run.json").read_text())["status"] == "early-stopped"
+    assert read_record(folder)["status"] == "early-stopped"
 
 
 @pytest.mark.slow
@@ -369,7 +368,7 @@ def test_a_run_that_is_killed_between_its_two_checkpoints_has_its_best_epoch_aga
         "lr_scheduler=null", "lr_scheduler_params=null",
     )  # fmt: skip
     whole = run(cars, tmp_path / "whole", *settings)
-    lowest = json.loads((whole / "run.json").read_text())["best"]["best_valid_loss_epoch"]
+    lowest = read_record(whole)["best"]["best_valid_loss_epoch"]
     original = checkpoints._link
 
     def killed(path, second_name):

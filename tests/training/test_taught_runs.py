@@ -1,6 +1,5 @@
 """Trainings with a teacher and auxiliary targets: exact resume, what is kept, and a teacher that is gone or another."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.support.small_runs import NAMES, assert_same_run, broken_off, rows, r
 from training.checkpoints import ABOUT, read_checkpoint
 from utils.cli import set_options
 from utils.errors import ConfigError
+from utils.runs.folder import read_record
 from utils.runs.teachers import TeacherFile
 
 SMALL = ("architecture=sq_11", "dropout=null", "out_channels=null", "num_epochs=2")  # of three steps
@@ -62,7 +62,7 @@ def test_neither_teacher_nor_further_rows_are_in_what_is_kept(taught, teacher):
         assert checkpoint[key]["model.classifier.1.weight"].shape[0] == len(NAMES)
         assert len(checkpoint["auxiliary_rows"][key]["model.classifier.1.weight"]) == 2
     assert load_trained(str(folder)).classifier(torch.zeros(1, 3, 40, 36)).shape == (1, len(NAMES))
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     assert record["parameters"]["num_params"] == count_parameters(model)
     assert list(checkpoint[ABOUT]["teachers"]) == list(record["teachers"])
     assert [Path(path) for path in record["teachers"]] == [(teacher / "checkpoints/best.ckpt").resolve()]

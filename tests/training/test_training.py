@@ -1,6 +1,5 @@
 """Training from the command line: what it leaves behind, and that a run that is broken off goes on as the same run."""
 
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from training.checkpoints import ABOUT, read_checkpoint
 from utils.cli import run_command, set_options
 from utils.config.signatures import UNSUPPORTED, lr_schedulers
 from utils.errors import ConfigError, DataError, Interrupted, RunError
+from utils.runs.folder import read_record, write_record
 
 
 def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
@@ -44,7 +44,7 @@ def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
     speed = table(folder / "speed.csv")
     assert [row["epoch"] for row in speed] == ["0", "1", "2", "3"] and float(speed[0]["images_per_second"]) > 0
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     assert (
         record["status"] == "completed"
         and record["epochs"] == 4
@@ -60,7 +60,7 @@ def test_a_run_leaves_all_that_a_person_wants(four_epochs, cars):
 
 
 def test_the_parameters_of_a_run_are_the_studys_26(four_epochs):
-    parameters = json.loads((four_epochs / "run.json").read_text())["parameters"]
+    parameters = read_record(four_epochs)["parameters"]
     names = """runtime architecture num_params img_size grayscale normalize norm_params_rgb norm_params_gray crop_to_bboxes
     erase_background augment_images image_augmentations augment_tensors tensor_augmentations batch_size max_num_epochs dropout
     out_channels loss_function loss_params optimizer learning_rate weight_decay all_optimizer_params lr_scheduler
@@ -84,11 +84,11 @@ def test_the_same_seed_gives_the_same_run_and_another_another(cars, four_epochs,
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_epochs_resumed_to_four_equal_four_straight(cars, four_epochs, tmp_path, workers):
     folder = run(cars, tmp_path, f"num_workers={workers}")
-    record = json.loads((folder / "run.json").read_text()) | {"seconds": 1000.0, "started": "2026-01-02T03:04:05+00:00"}
-    (folder / "run.json").write_text(json.dumps(record))
+    record = read_record(folder) | {"seconds": 1000.0, "started": "2026-01-02T03:04:05+00:00"}
+    write_record(folder, record)
     train.main(["--resume", str(folder), "--set", "num_epochs=4"])
     assert_same_run(four_epochs, folder)
-    after = json.loads((folder / "run.json").read_text())
+    after = read_record(folder)
     assert after["resumed"] == 1 and after["seconds"] > 1000 and after["started"] == record["started"]
     speed = (folder / "speed.csv").read_text().splitlines()
     assert [line.partition(",")[0] for line in speed] == ["epoch", "0", "1", "2", "3"]
@@ -96,7 +96,7 @@ def test_two_epochs_resumed_to_four_equal_four_straight(cars, four_epochs, tmp_p
 
 def test_a_run_that_stops_after_two_of_four_epochs_resumes_as_the_same_run(cars, four_epochs, tmp_path):
     folder = run(cars, tmp_path, "num_epochs=4", extra=("--stop-after", "2"))
-    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted" and len(rows(folder)) == 2
+    assert read_record(folder)["status"] == "interrupted" and len(rows(folder)) == 2
     with pytest.raises(ConfigError, match=r"--stop-after 2: .* has 2 epochs already"):
         train.main(["--resume", str(folder), "--stop-after", "2"])
     train.main(["--resume", str(folder)])
@@ -229,7 +229,7 @@ def test_early_stopping_counts_on_where_it_was_and_stays_stopped(cars, tmp_path,
     assert 2 < epochs < 9
     parts = broken_off(cars, tmp_path / "parts", monkeypatch, 3 * (epochs - 1) + 1, *changes)  # one epoch was in vain
     train.main(["--resume", str(parts)])
-    assert json.loads((parts / "run.json").read_text())["status"] == "early-stopped"
+    assert read_record(parts)["status"] == "early-stopped"
     train.main(["--resume", str(parts)])
     assert "Nothing is left to do" in capsys.readouterr().out
     assert_same_run(whole, parts)
@@ -272,7 +272,7 @@ def test_training_goes_on_while_a_checkpoint_of_the_weights_before_is_written(ca
 def test_grayscale_boxes_and_tensor_augmentations_train(cars, tmp_path):
     folder = run(cars, tmp_path, "convert_to_grayscale=True", "crop_to_bboxes=True", "erase_background=True", "num_epochs=1",
                  "augment_tensors=True", "tensor_augmentations={RandomErasing: {p: 1.0}}")  # fmt: skip
-    parameters = json.loads((folder / "run.json").read_text())["parameters"]
+    parameters = read_record(folder)["parameters"]
     assert (
         parameters["norm_params_gray"] == {"mean": [0.4627], "std": [0.2545]} and parameters["norm_params_rgb"] is None
     )
@@ -305,7 +305,7 @@ def test_a_photo_that_breaks_in_training_is_named_and_the_run_says_failed(tmp_pa
         run(data, tmp_path / "output", f"num_workers={workers}", f"cache_path={cache_path}")
     assert str(caught.value).startswith(f"{photo}: this image cannot be decoded") and "\n" not in str(caught.value)
     (folder,) = (tmp_path / "output").iterdir()
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert read_record(folder)["status"] == "failed"
 
 
 def test_errors_of_the_command_are_one_message_and_exit_code_2(tmp_path, capsys, monkeypatch):
