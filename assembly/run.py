@@ -12,7 +12,7 @@ from datamodules import DataSplits
 from losses.groupings import group_classes
 from models import count_parameters
 from models.classifier import Classifier
-from models.optimization import build_optimizer, stopping_patience
+from models.optimization import build_optimizer
 from training.branching import branch_checkpoint, read_trunk
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, check_targets, read_checkpoint
@@ -75,7 +75,7 @@ def build_callbacks(
     stop_after: int | None = None,
 ) -> list[Callback]:
     """Returns the callbacks in the order in which they must run."""
-    patience = _patience(config)
+    patience = config.stopping_patience
     about = {
         "config": config.plain(),
         "class_names": list(class_names),
@@ -105,14 +105,6 @@ def _about_targets(config: Config, teachers: dict[str, str] | None, class_names:
     return about
 
 
-def _patience(config: Config) -> int | None:
-    return stopping_patience(
-        config.early_stopping_patience,
-        lr_scheduler=config.lr_scheduler,
-        lr_scheduler_params=config.lr_scheduler_params,
-    )
-
-
 def read_branch(
     config: Config, classifier: Classifier, trunk: Trunk, teachers: Sequence[TeacherFile], *, class_names: Sequence[str]
 ) -> dict[str, Any]:
@@ -124,7 +116,7 @@ def read_branch(
     """
     checkpoint = read_trunk(trunk)
     check_targets(checkpoint[ABOUT], _about_targets(config, digests(teachers), class_names))
-    return branch_checkpoint(checkpoint, classifier, patience=_patience(config), config=config.plain())
+    return branch_checkpoint(checkpoint, classifier, patience=config.stopping_patience, config=config.plain())
 
 
 def read_best(config: Config, classifier: Classifier, trunk: Trunk) -> dict[str, Any] | None:
@@ -141,4 +133,4 @@ def read_best(config: Config, classifier: Classifier, trunk: Trunk) -> dict[str,
             f"--branch {trunk.folder}: it is being trained, and has more than {trunk.epochs} epochs by now; branch it when it "
             f"has ended, or train it with keep_checkpoints: [{trunk.epochs}]"
         )
-    return branch_checkpoint(best, classifier, patience=_patience(config), config=config.plain())
+    return branch_checkpoint(best, classifier, patience=config.stopping_patience, config=config.plain())

@@ -1,16 +1,14 @@
-"""Optimizers and schedulers of torch by name, and the study's patience of early stopping."""
+"""Optimizers and schedulers of torch by name."""
 
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn, optim
 
 from utils.config.expressions import parse_expression
 
-STUDY_PATIENCE = 15  # epochs
-PLATEAU_FACTOR = 3  # with ReduceLROnPlateau: times its own patience
 # Parameters of schedulers that count epochs, and those that are learning rates of all parameter groups.
 LENGTHS = ("T_0", "T_max", "epochs", "step_size", "step_size_down", "step_size_up", "total_iters", "total_steps")
 RATES = ("base_lr", "max_lr")
@@ -115,17 +113,3 @@ def step_lr_scheduler(lr_scheduler: optim.lr_scheduler.LRScheduler | None, *, va
         lr_scheduler.step(valid_loss)
     elif lr_scheduler is not None:
         lr_scheduler.step()
-
-
-def stopping_patience(
-    configured: Literal["auto"] | int | None, *, lr_scheduler: str | None, lr_scheduler_params: dict[str, Any] | None
-) -> int | None:
-    """Returns the epochs without a lower validation loss after which training stops; None for never.
-
-    The study waited 15 epochs, with ReduceLROnPlateau three times the scheduler's own patience (torch's default: 10).
-    """
-    if configured != "auto":
-        return configured
-    if lr_scheduler == "ReduceLROnPlateau":
-        return PLATEAU_FACTOR * (lr_scheduler_params or {}).get("patience", 10)
-    return STUDY_PATIENCE

@@ -182,13 +182,7 @@ def scale_schedule(config: Config, divisor: int) -> tuple[str, ...]:
     """
     if divisor == 1:
         return ()
-    from models.optimization import stopping_patience  # imports torch, which takes seconds
-
-    patience = stopping_patience(
-        config.early_stopping_patience,
-        lr_scheduler=config.lr_scheduler,
-        lr_scheduler_params=config.lr_scheduler_params,
-    )
+    patience = config.stopping_patience
     changes = {
         "num_epochs": _divide(config.num_epochs, divisor),
         "early_stopping_patience": patience and _divide(patience, divisor),

@@ -335,6 +335,18 @@ class Config(BaseModel):
         params = self.normalization_params_grayscale if self.convert_to_grayscale else self.normalization_params_rgb
         return params if self.normalize else None
 
+    @property
+    def stopping_patience(self) -> int | None:
+        """Epochs without a lower validation loss after which training stops; None for never.
+
+        The study waited 15 epochs, with ReduceLROnPlateau three times the scheduler's own patience (torch's default: 10).
+        """
+        if self.early_stopping_patience != "auto":
+            return self.early_stopping_patience
+        if self.lr_scheduler == "ReduceLROnPlateau":
+            return 3 * (self.lr_scheduler_params or {}).get("patience", 10)
+        return 15
+
 
 def _keys_marked(mark: str, value: bool) -> tuple[str, ...]:
     extras = {name: field.json_schema_extra for name, field in Config.model_fields.items()}
