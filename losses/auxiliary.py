@@ -24,13 +24,10 @@ class AuxiliaryTargets(nn.Module):
         super().__init__()
         self.names = tuple(groups)
         self.sizes = [max(of_class) + 1 for of_class in groups.values()]
+        self.num_logits = sum(self.sizes)
         self.weight = weight
         # (groupings, classes); not in checkpoints.
         self.register_buffer("groups", torch.tensor(list(groups.values())), persistent=False)
-
-    @property
-    def num_logits(self) -> int:
-        return sum(self.sizes)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the sum of the cross entropies of each image, (N,).

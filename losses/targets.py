@@ -26,12 +26,9 @@ class MoreTargets(nn.Module):
         super().__init__()
         self.distillation = distillation
         self.auxiliary = auxiliary
+        self.num_groups = auxiliary.num_logits if auxiliary else 0
         self.accuracies = tuple(f"{name}_acc" for name in auxiliary.names) if auxiliary else ()
         self.names = ("total_loss", *(["distillation_loss"] if distillation else []), *self.accuracies)
-
-    @property
-    def num_groups(self) -> int:
-        return self.auxiliary.num_logits if self.auxiliary else 0
 
     def forward(
         self,

@@ -100,6 +100,7 @@ class Classifier(LightningModule):
         self.mixing = mixing
         self.flip_at_test = flip_at_test
         self.targets = targets
+        self.num_groups = targets.num_groups if targets else 0  # logits of auxiliary targets
         self.average: AveragedWeights | None = None  # in a fit with an ema_decay
         self.averaged_state: dict[str, Tensor] | None = None  # of the checkpoint that is resumed
         self.frozen: list[nn.Parameter] = []  # parameters that are not trained in this epoch
@@ -137,11 +138,6 @@ class Classifier(LightningModule):
         if not self.num_groups:
             return outputs, outputs[:, :0]
         return outputs[:, : -self.num_groups], outputs[:, -self.num_groups :]
-
-    @property
-    def num_groups(self) -> int:
-        """Number of logits of auxiliary targets."""
-        return self.targets.num_groups if self.targets else 0
 
     def test_logits(self, images: Tensor) -> Tensor:
         """Returns the logits (N, classes) of validation and prediction."""
@@ -347,17 +343,11 @@ class Classifier(LightningModule):
             averaged = {f"model.{name}": value for name, value in self.average.state_dict().items()}
             checkpoint["state_dict"] = checkpoint[RAW] | averaged
         if self.num_groups:
-            cut = {
-                key: cut_rows(checkpoint[key], self._head, self.num_groups)
-                for key in ("state_dict", RAW)
-                if key in checkpoint
-            }
+            head = [f"model.{name}" for name in sorted(head_names(self.model))]
+            keys = [key for key in ("state_dict", RAW) if key in checkpoint]
+            cut = {key: cut_rows(checkpoint[key], head, self.num_groups) for key in keys}
             checkpoint |= {key: state for key, (state, _) in cut.items()}
             checkpoint[AUXILIARY] = {key: rows for key, (_, rows) in cut.items()}
-
-    @property
-    def _head(self) -> list[str]:
-        return [f"model.{name}" for name in sorted(head_names(self.model))]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for key, rows in checkpoint.get(AUXILIARY, {}).items():
