@@ -23,7 +23,7 @@ from deployment.formats import FORMATS, Metadata, Run, Session
 from deployment.model_card import model_card
 from deployment.profiling.measure import Seconds, interleaved, restored_threads, spread
 from deployment.trained import TrainedModel
-from utils.errors import RunError
+from utils.errors import DataError, RunError
 from utils.files import make_folder, replacing, write_text
 from utils.progress import progress_bar
 
@@ -133,9 +133,14 @@ def export(
         image_input: Whether the file takes whole images and returns probabilities; of ONNX files.
 
     Raises:
+        DataError: There are no training images to calibrate 8 bits on.
         RunError: The file disagrees with the model and is not kept, or the format's library is not installed.
     """
     chosen = FORMATS[format_name]
+    if chosen.quantizes and not splits.train:
+        raise DataError(
+            f"{format_name} is calibrated on training images, and the data set has none; name another with -d"
+        )
     source: torch.nn.Module | Path = trained.exportable()
     comparison_images = evenly_spaced(splits.valid, num_images)
     example = trained.load_image(comparison_images[0].path, upright=splits.upright)[None]

@@ -91,9 +91,9 @@ def _evaluations(trained: TrainedModel) -> dict[str, dict[str, Any]]:
         path = trained.folder / "evaluation" / f"{trained.path.stem}_{split}" / "summary.json"
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if summary.get("sha256") == file_digest(trained.path):
+        if isinstance(summary, dict) and summary.get("sha256") == file_digest(trained.path):
             found[split] = summary
     return found
 

@@ -100,6 +100,14 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
         raise ConfigError(
             f"auxiliary_targets: {path} has one column; expected classes, and the groups of each grouping"
         )
+    if twice := [name for number, name in enumerate(header[1:]) if name in header[1 : 1 + number]]:
+        raise ConfigError(f"auxiliary_targets: {path} has two columns {shown(twice[0])}; expected one")
+    first: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, start=2):
+        if first.setdefault(row[0], row) != row:
+            raise ConfigError(
+                f"auxiliary_targets: {path}, row {number}: {shown(row[0])} has other groups in a row above"
+            )
     return {_metric(name, path): {row[0]: row[column] for row in rows} for column, name in enumerate(header) if column}
 
 

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
         for precision, times in zip(PRECISIONS, zip(*rounds[1:], strict=True), strict=True):  # the first one warms up
             forward, backward = map(spread, zip(*times, strict=True))
             rows.append({"convolution": name, "precision": precision, "forward": forward, "backward": backward})
-    torch.set_num_threads(threads)
     stated = conditions(torch.device("cpu"), rounds=arguments.rounds)
+    torch.set_num_threads(threads)
     write_report(arguments.output, stated, rows)
     for row in rows:
         cells = (f"{row[key]['median']} ({row[key]['min']} … {row[key]['max']})" for key in ("forward", "backward"))

@@ -13,7 +13,6 @@ from torchvision import datasets, transforms
 import assembly
 from datamodules import DataSplits
 from datamodules.on_device.loader import DeviceLoader
-from datamodules.sampler import EpochBatchSampler
 from measurements.measuring import Step
 from utils.config import Config
 from utils.machine import worker_count
@@ -92,8 +91,7 @@ def own_loader(config: Config, splits: DataSplits, device: torch.device) -> Iter
     """This project's loader of the training split."""
     data = assembly.build_data(config, splits)
     data.setup("fit")
-    batches = EpochBatchSampler(len(splits.train), config.batch_size, shuffle=True, seed=config.seed)
-    return data.loader(data.train, batches, device)
+    return data.loader(data.train, data.sampler(data.train, shuffle=True), device)
 
 
 def held_batch(loader: DeviceLoader) -> Iterator[tuple[Tensor, Tensor]]:

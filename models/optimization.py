@@ -11,7 +11,7 @@ from utils.config.expressions import parse_expression
 
 # Parameters of schedulers that count epochs, and those that are learning rates of all parameter groups.
 LENGTHS = ("T_0", "T_max", "epochs", "step_size", "step_size_down", "step_size_up", "total_iters", "total_steps")
-RATES = ("base_lr", "max_lr")
+RATES = ("base_lr", "max_lr", "min_lr")
 
 
 def build_optimizer(

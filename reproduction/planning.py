@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 from datamodules import DataSplits, read_splits
 from utils.cli import set_options
-from utils.config import LOCAL_KEYS, RESUMABLE_KEYS, Config, load_config, read_config_file
+from utils.config import LOCAL_KEYS, Config, load_config, local_overrides, overridden_key, read_config_file
 from utils.config.expressions import compress_time
 from utils.config.loading import DEFAULTS
-from utils.config.schema import RENAMED_KEYS
 from utils.errors import ConfigError
 from utils.runs.folder import CONFIG, LAST, RECORD, has_ended, read_record
 
@@ -94,7 +93,7 @@ class Job:
             source, overrides = ["--config", str(self.file)], self.overrides
         else:
             source = ["--resume", str(run)]
-            overrides = [each for each in self.overrides if _key(each) in {*RESUMABLE_KEYS} & {*LOCAL_KEYS}]
+            overrides = local_overrides(self.overrides)
         return [*source, *set_options(overrides)]
 
 
@@ -148,8 +147,8 @@ def plan(
         DataError: The data set is missing, incomplete or damaged.
     """
     for override in overrides:
-        if reason := OWN_KEYS.get(_key(override)):
-            raise ConfigError(f"--set {override}: {_key(override)} cannot be changed here: {reason}")
+        if reason := OWN_KEYS.get(key := overridden_key(override)):
+            raise ConfigError(f"--set {override}: {key} cannot be changed here: {reason}")
     changes = {name: (*_base_changes(name, file, divisor), *overrides) for name, file in files.items()}
     configs = {name: _load(name, file, changes[name]) for name, file in files.items()}
     if any(config.devices == "auto" for config in configs.values()):
@@ -313,11 +312,6 @@ def _load(name: str, file: Path, overrides: Sequence[str]) -> Config:
         return load_config(file, overrides=overrides)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def _key(override: str) -> str:
-    key = override.partition("=")[0].strip()
-    return RENAMED_KEYS.get(key, key)
 
 
 def _overrides(changes: Mapping[str, Any]) -> list[str]:

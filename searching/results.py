@@ -18,7 +18,6 @@ STATES = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
 }
 
 
@@ -77,7 +76,8 @@ class Repeated:
 
 def read_trials(search: Search) -> list[Result]:
     """Returns the trials of a search by their numbers, a pruned and promoted one as one."""
-    return [_result(trial) for trial in latest(search.trials()) if trial.params or trial.state == TrialState.FAIL]
+    begun = [trial for trial in search.trials() if trial.params or trial.state == TrialState.FAIL]
+    return [_result(trial) for trial in latest(begun)]
 
 
 def ranked(space: Space, results: Sequence[Result]) -> list[Result]:

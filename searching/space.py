@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from optuna.trial import Trial
 
-from utils.config import LOCAL_KEYS, RESUMABLE_KEYS, Config, parse_config
+from utils.config import LOCAL_KEYS, Config, parse_config
 from utils.config.schema import RENAMED_KEYS
 from utils.config.yaml_source import Key, SourcedMapping
 
@@ -170,12 +170,6 @@ class Space:
     pruning: Pruning | None
     seed: int
     overrides: tuple[str, ...] = ()
-
-    @property
-    def local_overrides(self) -> list[str]:
-        """Those of `--set` that a resumed run takes again."""
-        keys = {*RESUMABLE_KEYS} & {*LOCAL_KEYS}
-        return [override for override in self.overrides if path_of(override.partition("=")[0].strip())[0] in keys]
 
     @property
     def metric(self) -> str:

@@ -6,6 +6,7 @@ promoted: a new trial of Optuna with the same settings resumes its run. This hap
 so that the sampler meets each setting once.
 """
 
+import math
 import time
 import uuid
 import warnings
@@ -30,7 +31,7 @@ from searching.space import Space
 from utils.errors import ConfigError, RunError
 from utils.files import make_folder, write_text
 from utils.runs.folder import LAST, RECORD, has_ended, read_record
-from utils.runs.lock import try_lock
+from utils.runs.lock import acquire, try_lock
 
 STORE = "trials.db"
 MAX_RACES = 2
@@ -111,7 +112,7 @@ class Search:
         self.tags: dict[Path, set[str]] = {}  # of each run
         self.lock = FileLock(self.queue / "search.lock")  # one process of this folder at a time chooses its next trial
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with self.lock, storage_errors(), warnings.catch_warnings(action="ignore"):
+        with self._alone(), storage_errors(), warnings.catch_warnings(action="ignore"):
             self.place = self._place()
             self.study = self._open_or_retry()
             self._check(data)
@@ -125,7 +126,7 @@ class Search:
 
     def claim(self) -> Claim | None:
         """Returns the next trial to train here, or None if there is none at present."""
-        with self.lock, storage_errors():
+        with self._alone(), storage_errors():
             return self._abandoned() or self._next()
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -151,6 +152,15 @@ class Search:
         """Returns the hours of training of all trials that are not running."""
         ended = (trial for trial in self.trials() if "seconds" in trial.user_attrs)
         return sum({root_of(trial): trial.user_attrs["seconds"] for trial in ended}.values()) / 3600
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits for other processes of this folder that choose a trial."""
+        acquire(self.lock)
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def _place(self) -> str:
         path = self.queue / "place.txt"
@@ -267,8 +277,9 @@ class Search:
         for step, _ in reversed(self.space.pruning.stops(1)):
             values: dict[int, float] = {}
             for trial in self.trials():
-                if step in trial.intermediate_values:
-                    values.setdefault(root_of(trial), sign * trial.intermediate_values[step])
+                value = trial.intermediate_values.get(step, math.nan)
+                if not math.isnan(value):  # NaN has no place in an order
+                    values.setdefault(root_of(trial), sign * value)
             best = sorted(values, key=lambda root: (values[root], root))[
                 : max(1, len(values) // self.space.pruning.factor)
             ]

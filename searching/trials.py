@@ -17,7 +17,7 @@ from searching.space import describe, round_number
 from searching.study import REASON, Claim, Search, latest, storage_errors
 from training.signals import SignalHandler
 from utils.cli import set_options
-from utils.config import Config
+from utils.config import Config, local_overrides
 from utils.errors import Interrupted, RunError
 from utils.files import write_text
 from utils.machine import PROJECT
@@ -195,7 +195,7 @@ class _Runner:
         """Returns the arguments of Python that start a trial, or that resume its run."""
         stop = [] if epochs is None else ["--stop-after", str(epochs)]
         if run is not None and (run / LAST).is_file():
-            changes = set_options(self.search.space.local_overrides)
+            changes = set_options(local_overrides(self.search.space.overrides))
             return [str(PROJECT / "train.py"), "--resume", str(run), *changes, *stop]
         values = config.plain() | {
             "output_path": str(self.search.folder),

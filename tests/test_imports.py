@@ -60,6 +60,7 @@ def source_files() -> list[Path]:
 def test_imports_run_one_way(path: Path) -> None:
     own = room_of(".".join(path.relative_to(PROJECT).with_suffix("").parts))
     for module in imported_modules(path):
+        assert module.partition(".")[0] != "tests", f"imports {module}"
         other = room_of(module)
         if other is None or other == own or (own, other) in BESIDE:
             # Measurements and reproductions run commands as a user does.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +133,11 @@ def mix_samples(
     """
     records, rows = module.train.records, []
     for number, batch in enumerate(islice(module.sampler(module.train, shuffle=True), SAMPLE_STEPS)):
-        draws = [draw for _, draw in batch if records[draw % len(records)].path in usable][: 1 + SAMPLE_IMAGES]
+        # Each image is mixed with the one before it: up to the first damaged one they are those of the training.
+        sound = takewhile(lambda draw: records[draw % len(records)].path in usable, (draw for _, draw in batch))
+        draws = list(islice(sound, 1 + SAMPLE_IMAGES))
+        if len(draws) < 2:
+            continue
         images = torch.stack(_augment(module, 0, draws))
         labels = torch.tensor([records[draw % len(records)].label for draw in draws])
         step = (number // accumulate_batches, *([number] if accumulate_batches > 1 else []))

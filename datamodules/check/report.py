@@ -146,7 +146,7 @@ class Findings:
 
     @property
     def small_classes(self) -> list[str]:
-        """The classes of which there are images, but fewer than `MIN_CLASS_IMAGES` for training."""
+        """The classes with fewer than `MIN_CLASS_IMAGES` images for training."""
         counts = self.class_counts["train"]
         return [name for name, count in zip(self.class_names, counts, strict=True) if count < MIN_CLASS_IMAGES]
 

@@ -119,7 +119,5 @@ def _only_archive(location: Location) -> Path | None:
 
 
 def _stem(archive: Path) -> str:
-    name = archive.name
-    for suffix in ARCHIVE_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
+    length = next(len(suffix) for suffix in ARCHIVE_SUFFIXES if archive.name.lower().endswith(suffix))
+    return archive.name[:-length]

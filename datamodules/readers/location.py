@@ -29,6 +29,7 @@ class Files:
         images: The names of the images in each folder that holds some, by the parts of its path below the folder.
         tables, parquet, archives: Paths.
         empty: Folders without any image at or below them.
+        others: Number of files of any other kind.
     """
 
     images: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
@@ -36,14 +37,17 @@ class Files:
     parquet: list[Path] = field(default_factory=list)
     archives: list[Path] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
+    others: int = 0
 
     def add(self, path: Path) -> None:
-        """Adds a file that is not an image to the list of its kind, if there is one."""
+        """Adds a file that is not an image to the list of its kind."""
         name = path.name.lower()
         kinds = ((TABLE_SUFFIXES, self.tables), (PARQUET_SUFFIX, self.parquet), (ARCHIVE_SUFFIXES, self.archives))
         for suffixes, paths in kinds:
             if name.endswith(suffixes):
                 paths.append(path)
+                return
+        self.others += 1
 
 
 def scan(root: Path) -> Files:
@@ -106,7 +110,7 @@ def require_path(path: Path) -> None:
 def path_inside(root: Path, folder: Path, text: str) -> Path | None:
     """Returns the path that a table gives relative to `folder`, or None if it leads out of `root`; links may."""
     text = text.replace("\\", "/")
-    if not text.startswith("/") and ".." not in text:
+    if not text.startswith("/") and text[1:2] != ":" and ".." not in text:  # C:/ is a disk on Windows
         return folder / text
     path = Path(os.path.normpath(folder / text))
     absolute, absolute_root = (Path(os.path.normpath(each.absolute())) for each in (path, root))

@@ -111,7 +111,7 @@ def _read_kaggle(location: Location) -> DataSplits | None:
     tables = {path.name: path for path in reversed(location.files.tables)}
     if not {*KAGGLE_TABLES.values(), KAGGLE_CLASS_NAMES} <= set(tables):
         return None
-    class_names = tuple(",".join(row).strip() for row in _csv_rows(tables[KAGGLE_CLASS_NAMES]) if row)
+    class_names = tuple(",".join(row).strip() for row in _csv_rows(tables[KAGGLE_CLASS_NAMES]))
     folders: dict[tuple[str, str], tuple[str, ...]] = {}  # of split and name: two splits may have the same name
     for parts, names in location.files.images.items():
         if len(parts) >= 2 and (split := SPLIT_NAMES.get(parts[-2].casefold())):
@@ -143,8 +143,11 @@ def _read_kaggle(location: Location) -> DataSplits | None:
 
 
 def _csv_rows(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return list(csv.reader(file))
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            return [row for row in csv.reader(file) if row]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _data_set(splits: Mapping[str, list[ImageRecord]], class_names: tuple[str, ...], description: str) -> DataSplits:

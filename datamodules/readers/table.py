@@ -129,7 +129,8 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
     for table, found in usable.items():
         images = _Images(table, location.folder)
         for where, values in contents[table][1]:
-            row = parse_row(f"{table.name}, {where}", values, found, splits[table] or "train")
+            name = table.relative_to(location.folder).as_posix()  # two folders may have tables of one name
+            row = parse_row(f"{name}, {where}", values, found, splits[table] or "train")
             if isinstance(row, Row):
                 path = images.find(row.path, row.split)
                 row = replace(row, path=path) if isinstance(path, Path) else f"{row.where}: {path}"

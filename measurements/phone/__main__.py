@@ -36,7 +36,7 @@ from measurements.measuring import (
     spread,
     write_report,
 )
-from tests.support.browser import browser, wait_for
+from measurements.phone.browser import browser, wait_for
 from utils.cli import run_command
 from utils.progress import progress_bar
 

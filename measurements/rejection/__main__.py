@@ -154,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for folder in arguments.negatives:
         paths = evenly_spaced(find_images([folder]), arguments.images)
         images = (read_image(path, upright=True) for path in paths)
-        negatives[Path(folder).name] = compute_logits(trained, images, name=Path(folder).name, count=len(paths))
+        kind = Path(folder).name
+        kind = folder if kind in {*negatives, "known"} else kind
+        negatives[kind] = compute_logits(trained, images, name=kind, count=len(paths))
     rows = compare(*known, negatives, arguments.rate)
     stated = conditions(best_device(), run=trained.folder.name, model=trained.config.architecture, rate=arguments.rate)
     write_report(arguments.output, stated, rows)

@@ -157,6 +157,9 @@ WRONG_VALUES = [
     ("normalization_params_rgb={mean: [0.5], std: [0.5]}", "mean: [0.5]; expected one value per channel: 3"),
     ("normalization_params_rgb.std=[0.1, 0.2, 0]", "std.2: 0; expected greater than 0"),
     ("normalization_params_rgb.sdt=[0.1]", "normalization_params_rgb.sdt: unknown key. Did you mean 'std'?"),
+    ("table_params={lable: x}", "table_params.lable: unknown key. Did you mean 'label'?"),
+    ("table_params.box=3", "table_params.box: 3; expected a valid string or a list, such as [1, 2]"),
+    ("table_params.box_unit=inches", "table_params.box_unit: 'inches'; expected 'pixels' or 'fractions'"),
     ("normalization_params_rgb=null", "normalize: True needs mean and std"),
     ("erase_background=True", "has no effect unless crop_to_bboxes is True"),
     ("shuffle_bounding_boxes=True", "has no effect unless crop_to_bboxes is True"),
@@ -346,6 +349,8 @@ def test_a_run_that_goes_on_keeps_what_it_trains(tmp_path):
     config = load_run_config(tmp_path, overrides=["neptune_username=somebody", "neptune_project_name=cars"])
     assert (config.neptune_username, config.neptune_project_name) == ("somebody", "cars")
     assert load_run_config(tmp_path, overrides=["table_params.label=car"]).table_params.label == "car"
+    # The token is in no file of the run.
+    assert load_run_config(tmp_path, overrides=["neptune_api_token=secret"]).neptune_api_token == "secret"
     with pytest.raises(ConfigError, match=r"a resumed run keeps its optimizer_params\.lr"):
         load_run_config(tmp_path, overrides=["optimizer_params.lr=0.1"])
     with pytest.raises(ConfigError, match="a resumed run keeps its image_size"):

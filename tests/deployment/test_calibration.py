@@ -113,7 +113,16 @@ def test_a_calibration_belongs_to_its_checkpoint(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"net.ckpt": 1}', '{"net.ckpt": {}}', '{"net.ckpt": {"sha256": "", "more": 1}}', "\udcff"]
+    "text",
+    [
+        "",
+        "[]",
+        '{"net.ckpt": 1}',
+        '{"net.ckpt": {}}',
+        '{"net.ckpt": {"sha256": "", "more": 1}}',
+        "\udcff",
+        "[" * 100_000,
+    ],
 )
 def test_a_damaged_calibration_is_named_and_replaced(tmp_path, caplog, text):
     (tmp_path / "net.ckpt").touch()

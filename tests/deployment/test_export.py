@@ -23,13 +23,14 @@ from datamodules.transforms import build_transforms
 from deployment.agreement import Agreement, measure_agreement, output_problems, prediction_problems
 from deployment.calibration import Calibration, save_calibration
 from deployment.export import _compare, build_metadata, evenly_spaced
+from deployment.export import export as export_model
 from deployment.formats import FORMATS
 from deployment.model_card import model_card
 from deployment.prediction import predict
 from deployment.trained import load_trained
 from tests.conftest import CAR_MODELS
 from utils.cli import run_command
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DataError, RunError
 from utils.files import file_digest
 
 
@@ -178,8 +179,9 @@ def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, traine
     taught = replace(trained, config=trained.config.model_copy(update=paths))
     text = model_card(taught, onnx_file, read_data(car_photos), build_metadata(trained))
     assert "- a/checkpoints/best.ckpt\n- b.ckpt\n" in text and "pretrained: lite0.safetensors\n" in text
-    (folder / "summary.json").write_text(json.dumps(summary | {"sha256": "of other weights"}))
-    assert "80.00%" not in write() and "Expected calibration error" not in write()
+    for other in (summary | {"sha256": "of other weights"}, []):
+        (folder / "summary.json").write_text(json.dumps(other))
+        assert "80.00%" not in write() and "Expected calibration error" not in write()
 
 
 def test_an_int8_file_is_smaller_and_its_accuracy_is_reported(
@@ -202,6 +204,13 @@ def test_an_int8_file_is_smaller_and_its_accuracy_is_reported(
     difference = (session.run(images) - trained.logits(images)).abs().max()
     assert 1e-4 < difference < 0.3 * trained.logits(images).abs().max()
     assert f"accuracy {exported.agreement.exported_accuracy:.2%}, the model's" in capsys.readouterr().out
+
+
+def test_an_int8_file_needs_training_images(trained, car_photos, tmp_path):
+    splits = replace(read_data(car_photos), train=())
+    with pytest.raises(DataError, match="onnx-int8 is calibrated on training images, and the data set has none"):
+        export_model(trained, "onnx-int8", splits, tmp_path / "net.onnx", num_images=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rejected_int8_file_is_explained_with_measurements_and_advice(

@@ -30,7 +30,7 @@ from deployment.phone.build import MODEL, SOURCE, build_app, install_runtime
 from deployment.phone.serve import Handler
 from deployment.prediction import predict
 from deployment.trained import load_trained
-from tests.support.browser import PAGE_SECONDS, browser, wait_for
+from measurements.phone.browser import PAGE_SECONDS, browser, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -185,6 +185,12 @@ def test_the_cameras_picture_is_recognized_as_by_predict(driver, site, trained, 
     driver.find_element("id", "live").click()
     assert_same(answer(driver), trained, tmp_path / "frame.png")
     driver.find_element("id", "live").click()
+    asked = driver.execute_async_script(  # twice at once, as when the button is pressed while the person is asked
+        "const done = arguments[0], devices = navigator.mediaDevices, original = devices.getUserMedia.bind(devices);"
+        "let asked = 0; devices.getUserMedia = (wish) => (asked++, original(wish));"
+        "import('./camera.js').then(({ start }) => Promise.all([start(() => {}), start(() => {})])).then(() => done(asked))"
+    )
+    assert asked == 1
 
 
 @pytest.mark.parametrize("name", ["photo.png", "turned.jpg", "large.jpg"])

@@ -72,6 +72,8 @@ def test_a_held_batch_repeats_the_same_images_with_the_same_draws(cars, tmp_path
     loader = variants.own_loader(config, read_data(cars), CPU)
     batches = [images for images, labels in itertools.islice(variants.held_batch(loader), 9) if len(labels) == 4]
     assert len(batches) == 9 > len(loader) and all(torch.equal(images, batches[0]) for images in batches)
+    balanced = load_config(overrides=[*TINY, "sampler=balanced", "cache_path=null"])
+    assert variants.own_loader(balanced, read_data(cars), CPU).batch_sampler.weights is not None
     assert batches[0].shape == (4, 3, 32, 32) and not torch.equal(batches[0][0], batches[0][1])
 
 

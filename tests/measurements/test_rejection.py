@@ -44,8 +44,9 @@ def test_the_background_is_the_largest_strip_beside_the_car(tmp_path, box, size)
 
 def test_the_measurement_of_rejection(trained_run, car_photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("deployment.calibration.MIN_ACCEPTED", 1)
-    (tmp_path / "others").mkdir()
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "others" / "red.png")
+    for name in ("others", "more/others"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (30, 20), "red").save(tmp_path / name / "red.png")
     report = tmp_path / "report.json"
     arguments = [
         str(trained_run),
@@ -53,6 +54,8 @@ def test_the_measurement_of_rejection(trained_run, car_photos, tmp_path, capsys,
         str(car_photos),
         "--negatives",
         str(tmp_path / "others"),
+        "--negatives",
+        str(tmp_path / "more/others"),
         "--output",
         str(report),
     ]
@@ -60,4 +63,5 @@ def test_the_measurement_of_rejection(trained_run, car_photos, tmp_path, capsys,
     assert json.loads(report.read_text())["rows"] == rows
     kinds = {row["kind"]: row["images"] for row in rows}
     assert {"known": 7, "black": 7, "noise": 7, "blurred": 7, "upside down": 7, "others": 1}.items() <= kinds.items()
+    assert kinds[str(tmp_path / "more/others")] == 1
     assert "| others | 1 |" in capsys.readouterr().out

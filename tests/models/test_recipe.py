@@ -264,6 +264,14 @@ def test_a_scheduler_keeps_the_factors_of_the_groups(scheduler, params):
         lr_scheduler.step()
 
 
+def test_the_lowest_rate_of_a_plateau_keeps_the_factors_of_the_groups():
+    optimizer = build_optimizer("SGD", {"lr": 0.1}, parameter_groups(small_model(), head_lr_factor=3))
+    lr_scheduler = build_lr_scheduler("ReduceLROnPlateau", {"patience": 0, "min_lr": 0.02}, optimizer)
+    for _ in range(3):
+        lr_scheduler.step(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.06])
+
+
 def test_an_average_over_more_steps_than_the_training_has_is_one_error():
     with pytest.raises(
         ConfigError, match=r"ema_decay: 0\.99 averages over 100 steps, and the training has 18; .* 0\.9444"

@@ -113,7 +113,6 @@ def test_experiments_beyond_the_study_can_be_built(name):
     assembly.check_buildable(assembly.resolve_pretrained(config))
 
 
-@needs_reference
 @pytest.mark.parametrize("name", ["C-1", "C-5", "C-12", "C-45", "C-46", "C-47", "C-63", "C-11-published-boxes"])
 def test_every_kind_of_experiment_can_be_built(name):
     assembly.check_buildable(load_config(EXPERIMENTS / f"{name}.yml", overrides=["trackers=[]", "accelerator=cpu"]))

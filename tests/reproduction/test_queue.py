@@ -42,7 +42,7 @@ class Trainings:
 
 
 def test_a_list_skips_finished_runs_resumes_interrupted_ones_and_survives_a_failure(tmp_path):
-    jobs = jobs_for(tmp_path, "C-1", "C-2", "C-3", "C-7", overrides=("num_workers=1", "num_epochs=5"))
+    jobs = jobs_for(tmp_path, "C-1", "C-2", "C-3", "C-7", overrides=("table_params.label=car", "num_epochs=5"))
     write_facts(write_run(jobs[0]))
     interrupted = write_run(jobs[2], status="interrupted")
     trainings = Trainings(jobs, fail="C-2")
@@ -50,7 +50,7 @@ def test_a_list_skips_finished_runs_resumes_interrupted_ones_and_survives_a_fail
     assert [name for name, _ in trainings.started] == ["C-2", "C-3", "C-7"]
     assert list(unfinished.failed) == [jobs[1].key] and not unfinished.elsewhere
     assert unfinished.failed[jobs[1].key].startswith("image 7 cannot be decoded; see ")
-    assert trainings.started[1][1] == ["--resume", str(interrupted), "--set", "num_workers=1"]
+    assert trainings.started[1][1] == ["--resume", str(interrupted), "--set", "table_params.label=car"]
     fresh = trainings.started[2][1]
     assert fresh[:2] == ["--config", str(EXPERIMENTS / "C-7.yml")]
     assert {"num_epochs=5", "seed=0", "devices=1", f"output_path={json.dumps(str(tmp_path))}"} <= set(fresh)

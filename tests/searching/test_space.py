@@ -87,6 +87,7 @@ def test_all_mistakes_are_answered_at_once_with_their_places(tmp_path):
     [
         ({"vray": RATE}, "vray: unknown key. Did you mean 'vary'?"),
         ({"vary": RATE, "budget": {"trails": 3}}, "budget.trails: unknown key. Did you mean 'trials'?"),
+        ({"vary": RATE, "pruning": 3}, "pruning: 3; expected names with their values below, such as {name: value}."),
         ({"vary": RATE, "sampler": "grid"}, "vary.optimizer_params.lr: a grid needs a step"),
         ({"vary": {"dropout": {"low": 0.1}}, "budget": {"trials": 1}}, "the key 'high' is missing"),
         ({"vary": RATE, "set": {"optimizer_params.lr": 1}, "budget": {"trials": 1}}, "is set under 'set' too"),

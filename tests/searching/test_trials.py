@@ -1,6 +1,7 @@
 """Which trials a search makes, and what becomes of each; no training here."""
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from reproduction.comparison import margin_of_error
 from searching.reading import read_space
 from searching.results import Result, judge, ranked, read_trials, repeats_of
 from searching.space import Space
-from searching.study import PLACE, Search
+from searching.study import PLACE, ROOT, Search
 from searching.trials import run_trials
 from tests.support.reproduction_runs import run_in_two_processes
 from tests.support.search_runs import Trainings, write_space
@@ -95,6 +96,37 @@ def test_a_pruned_trial_that_later_ones_put_into_the_best_half_resumes_its_run(t
         ("finished", 24), ("finished", 24), ("pruned", 12), ("pruned", 12)
     ]  # fmt: skip
     assert len(list((tmp_path / "runs").glob("ghost_*"))) == 4 and search.hours() == (24 + 24 + 12 + 12) * 10 / 3600
+
+
+def test_a_trial_that_is_nan_is_not_promoted(tmp_path):
+    keys = {"vary": {"optimizer_params.lr": [0.02, 0.03, 0.05, 0.09]}, "sampler": "grid", "budget": {}}
+    search = search_of(tmp_path, optuna.storages.InMemoryStorage(), **keys, pruning={"factor": 2, "rungs": 1})
+
+    def first_is_nan(config: dict, epoch: int) -> float:
+        return math.nan if config["optimizer_params"]["lr"] == 0.02 else accuracy(config, epoch)
+
+    trainings = Trainings(first_is_nan)
+    run_trials(search, [{}], start=trainings)
+    assert trainings.started == ["s-0", "s-1", "s-1", "s-2", "s-3"]
+    assert [result.state for result in read_trials(search)] == ["pruned", "finished", "pruned", "pruned"]
+
+
+def test_a_pruned_trial_that_waits_to_be_resumed_is_in_the_report(tmp_path):
+    search = search_of(tmp_path, optuna.storages.InMemoryStorage(), pruning={"factor": 2, "rungs": 1})
+    run_trials(search, [{}], start=Trainings(accuracy))
+    results = read_trials(search)
+    (pruned, *_) = search.trials(TrialState.PRUNED)
+    search.study.enqueue_trial(pruned.params, user_attrs={ROOT: pruned.number})
+    assert read_trials(search) == results
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(RunError, match=r"search\.lock cannot be locked: no locks here; give another --output folder"):
+        search_of(tmp_path, optuna.storages.InMemoryStorage())
 
 
 def test_several_devices_train_at_once_and_each_sees_its_own(tmp_path):

@@ -189,7 +189,7 @@ def pack(folder: Path, archive: Path, generator: random.Random | None = None) ->
     """Moves a folder into an archive, its files in shuffled order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     (generator or random.Random(0)).shuffle(files)
-    if archive.suffix == ".zip":
+    if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive, "w") as writer:
             for path in files:
                 writer.write(path, path.relative_to(folder.parent).as_posix())

@@ -83,7 +83,9 @@ input()
         write_record(output / "broken", {"name": "broken", "run_id": "x", "status": "completed"})
         import_runs(output)
         assert {run.info.run_name for run in stored_runs(output)} == {"copied"}  # the other one is still training
-        assert [f"{output / 'broken'} is damaged" in message for message in warnings_of(caplog)] == [True]
+        write_record(output / "broken", {"name": "broken", "run_id": "x", "status": "completed", "parameters": 1})
+        import_runs(output)
+        assert [f"{output / 'broken'} is damaged" in message for message in warnings_of(caplog)] == [True] * 2
         training.send_signal(signal.SIGKILL)
     shutil.rmtree(output / "broken")
     import_runs(output)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.browser import CHROMIUM, DRIVER, PAGE_SECONDS, browser, wait_for
+from measurements.phone.browser import CHROMIUM, DRIVER, PAGE_SECONDS, browser, wait_for
 from tests.support.tracked_runs import ROWS, Run, points, stored_runs, warnings_of
 from utils.cli import set_options
 from utils.machine import PROJECT

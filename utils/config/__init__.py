@@ -6,6 +6,8 @@ from utils.config.loading import (
     load_branch_config,
     load_config,
     load_run_config,
+    local_overrides,
+    overridden_key,
     parse_config,
     read_config_file,
 )
@@ -24,6 +26,8 @@ __all__ = [
     "load_branch_config",
     "load_config",
     "load_run_config",
+    "local_overrides",
+    "overridden_key",
     "parse_config",
     "read_config_file",
 ]

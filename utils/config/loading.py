@@ -1,6 +1,6 @@
 """Loads configuration files on top of their bases, applies overrides, and checks the result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,8 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
         ConfigError: As `load_config`, or a key may not change in a resumed run.
     """
     for override in overrides:
-        key = override.partition("=")[0].strip()
-        first = key.partition(".")[0]
-        known = first in {*_Schema.model_fields, *RENAMED_KEYS}  # else it is misspelled
-        if known and RENAMED_KEYS.get(first, first) not in RESUMABLE_KEYS:
+        key, name = override.partition("=")[0].strip(), overridden_key(override)
+        if name in _Schema.model_fields and name not in RESUMABLE_KEYS:  # else it is misspelled
             raise ConfigError(
                 f"--set {cut(key)}: a resumed run keeps its {cut(key)}; it can change {', '.join(RESUMABLE_KEYS)}. "
                 "For other settings start a new run, without --resume"
@@ -79,6 +77,17 @@ def load_run_config(folder: Path, *, overrides: Sequence[str] = ()) -> Config:
     source = _overridden(read_config_file(folder / "config.yml"), overrides)
     source.set(("output_path",), str(folder.parent), "--resume")  # the folder may have been moved
     return parse_config(source)
+
+
+def overridden_key(override: str) -> str:
+    """Returns the key of the configuration that a text such as "table_params.label=model" changes, by its present name."""
+    name = override.partition("=")[0].partition(".")[0].strip()
+    return RENAMED_KEYS.get(name, name)
+
+
+def local_overrides(overrides: Iterable[str]) -> list[str]:
+    """Returns the overrides that a program gives again to a run that it resumes: where and on what it runs."""
+    return [override for override in overrides if overridden_key(override) in {*RESUMABLE_KEYS} & {*LOCAL_KEYS}]
 
 
 def load_branch_config(

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config.schema import SECRET, Config
+from utils.config.schema import SECRET, Config, Normalization, TableParams
 from utils.config.yaml_source import SET, Key, SourcedMapping, cut, shown
 from utils.errors import ConfigError
 from utils.nearest import nearest
@@ -18,8 +18,12 @@ Problem = tuple[Key, str]
 MAX_PROBLEMS = 50  # in one error
 MAX_REASON = 1000  # characters of a library's message
 CONFIG_KEYS = (*Config.model_fields, "base")
-# Keys that have a mapping of fixed keys; their alternatives, in brackets, are left out of the places of problems.
-SECTIONS = dict.fromkeys(("normalization_params_rgb", "normalization_params_grayscale"), ("mean", "std"))
+# Keys that have a mapping of fixed keys; pydantic's names of alternatives are left out of the places of problems.
+SECTIONS: dict[str, Iterable[str]] = {
+    "normalization_params_rgb": Normalization.model_fields,
+    "normalization_params_grayscale": Normalization.model_fields,
+    "table_params": TableParams.model_fields,
+}
 # Types as YAML writes them, from pydantic's names.
 KINDS = {
     "a valid list": "a list, such as [1, 2]",
@@ -82,7 +86,7 @@ def schema_problems(
     """
     details: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        details.setdefault(_written_path(*detail["loc"], has_names=detail["loc"][0] in sections), []).append(detail)
+        details.setdefault(_written_path(*detail["loc"], in_section=detail["loc"][0] in sections), []).append(detail)
     return [
         (path, _message(path, alternatives, top if len(path) == 1 else sections.get(path[0], ())))
         for path, alternatives in details.items()
@@ -94,10 +98,11 @@ def close_keys(key: str | int) -> list[str]:
     return difflib.get_close_matches(cut(str(key)).lower(), Config.model_fields, n=1)
 
 
-def _written_path(key: str | int, *below: str | int, has_names: bool) -> Key:
+def _written_path(key: str | int, *below: str | int, in_section: bool) -> Key:
     """Returns a location of pydantic without its names of alternatives."""
-    has_names = has_names or str(key).endswith("_augmentations")
-    return (key, *(part for part in below if isinstance(part, int) or (has_names and "[" not in part)))
+    names = [part for part in below if isinstance(part, str) and "[" not in part]
+    kept = names[:1] if in_section else names if str(key).endswith("_augmentations") else []
+    return (key, *(part for part in below if isinstance(part, int) or part in kept))
 
 
 def _message(path: Key, alternatives: list[Any], allowed: Iterable[str]) -> str:
@@ -105,7 +110,9 @@ def _message(path: Key, alternatives: list[Any], allowed: Iterable[str]) -> str:
         return f"unknown key.{nearest(cut(str(path[-1])), allowed)}"
     if alternatives[0]["type"] == "missing":
         return "this key is missing"
-    messages = [each["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for each in alternatives]
+    messages = [
+        re.sub(r"^(Input should be|Value error,) | or instance of \w+$", "", each["msg"]) for each in alternatives
+    ]
     expected = " or ".join(dict.fromkeys(KINDS.get(message, message) for message in messages))
     choices = re.findall("'([^']+)'", " ".join(each.get("ctx", {}).get("expected", "") for each in alternatives))
     value = alternatives[0]["input"]

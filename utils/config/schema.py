@@ -114,7 +114,7 @@ class Config(BaseModel):
     neptune_username: NeptuneText = key(None, "Neptune workspace.", LOCAL)
     neptune_project_name: NeptuneText = key(None, "Neptune project.", LOCAL)
     neptune_api_token: NeptuneText = key(
-        None, "Neptune API token; the environment variable NEPTUNE_API_TOKEN is safer.", NO_EFFECT, repr=False
+        None, "Neptune API token; the environment variable NEPTUNE_API_TOKEN is safer.", LOCAL, repr=False
     )
 
     # Folders

@@ -13,6 +13,21 @@ WAIT_SECONDS = 10  # longer than `is_held` takes, and than the workers of a kill
 logger = logging.getLogger(__name__)
 
 
+def acquire(lock: FileLock, *, timeout: float = -1) -> bool:
+    """Takes a lock, and returns whether it did within `timeout` seconds; -1: however long it takes.
+
+    Raises:
+        RunError: The file system has no locks.
+    """
+    try:
+        lock.acquire(timeout)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:
+        raise RunError(f"{lock.lock_file} cannot be locked: {error}; give another --output folder") from error
+    return True
+
+
 def try_lock(path: Path) -> FileLock | None:
     """Locks a file that processes share, and returns the lock, or None if another process has it.
 
@@ -20,13 +35,7 @@ def try_lock(path: Path) -> FileLock | None:
         RunError: The file system has no locks.
     """
     lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return None
-    except (OSError, NotImplementedError) as error:
-        raise RunError(f"{path} cannot be locked: {error}; give another --output folder") from error
-    return lock
+    return lock if acquire(lock, timeout=0) else None
 
 
 def hold(folder: Path) -> FileLock | None:

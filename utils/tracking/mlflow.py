@@ -342,7 +342,7 @@ def import_runs(output_path: Path) -> None:
                 continue
             try:
                 _import_run(folder, record)
-            except (KeyError, TypeError, ValueError, OSError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
                 logger.warning("%s is damaged or from another version, so it is not shown: %r", folder, error)
 
 

@@ -3,11 +3,19 @@
 import { $ } from "./page.js";
 
 let stream = null;
+let starting = null; // while the person is asked for permission
 
 export const isOn = () => stream !== null;
 
 /** Starts the camera and returns "", or what to do without it. `ended` is called when it is taken away. */
-export async function start(ended) {
+export function start(ended) {
+  starting ??= open(ended).finally(() => {
+    starting = null;
+  });
+  return starting;
+}
+
+async function open(ended) {
   if (!navigator.mediaDevices?.getUserMedia) return "The camera is shown only over https. The button below opens the phone's own camera.";
   try {
     stream = await navigator.mediaDevices.getUserMedia({

@@ -275,6 +275,14 @@ def test_the_samples_are_what_the_training_will_see(tmp_path, photos, device):
             np.testing.assert_allclose(sample.image, expected.clip(0, 1), rtol=0, atol=1e-6)
             assert {label: pytest.approx(target[label].item()) for label, _ in sample.shares} == dict(sample.shares)
 
+    # A damaged image leaves those before it in its batch; a row needs two images, of which the second is mixed with the first.
+    order = [[annotations.train[index].path for _, index in batch] for batch in loader.batch_sampler]
+    usable = everything - {order[0][1], order[1][3]}
+    found = mix_samples(assembly.build_data(config, annotations), usable, mixing, 1)
+    assert [len(row) for row in found] == [2, len(mixed[2])]
+    for one, other in zip([*found[0], *found[1]], [*mixed[1][:2], *mixed[2]], strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+
 
 def test_an_output_that_cannot_be_written_and_a_wrong_configuration(tmp_path, photos, capsys):
     (tmp_path / "output").write_text("a file")

@@ -185,7 +185,7 @@ def test_another_kind_than_the_named_one_is_an_error(tmp_path: Path) -> None:
             read_data(tmp_path, kind=kind)
 
 
-@pytest.mark.parametrize("suffix", [".tgz", ".zip"])
+@pytest.mark.parametrize("suffix", [".tgz", ".ZIP"])
 def test_a_folder_with_nothing_but_an_archive_is_read(tmp_path: Path, suffix: str) -> None:
     write_images(tmp_path / "data" / "my cars", "a/1.jpg", "b/1.jpg")
     archive = tmp_path / "data" / f"my cars{suffix}"

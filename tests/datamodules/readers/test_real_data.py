@@ -161,7 +161,7 @@ def test_kaggles_tables_that_contradict_the_folders_are_listed(tmp_path: Path) -
         tmp_path, "car_data/train/Kia Rio/1.jpg", "car_data/train/VW Golf/2.jpg", "car_data/test/VW Golf/1.jpg"
     )
     (tmp_path / "names.csv").write_text("VW Golf\nKia Rio\n")
-    (tmp_path / "anno_train.csv").write_text("1.jpg,1,1,20,10,1\n3.jpg,1,1,20,10,1\n2.jpg,1,1,20,10,3\n2.jpg,a\n")
+    (tmp_path / "anno_train.csv").write_text("1.jpg,1,1,20,10,1\n\n3.jpg,1,1,20,10,1\n2.jpg,1,1,20,10,3\n2.jpg,a\n")
     (tmp_path / "anno_test.csv").write_text("1.jpg,1,1,20,10,1\n")
     with pytest.raises(DataError) as error:
         read_data(tmp_path)
@@ -172,3 +172,6 @@ def test_kaggles_tables_that_contradict_the_folders_are_listed(tmp_path: Path) -
         "  1.jpg (row 1 of anno_train.csv): its class is 'VW Golf', but it lies in the folder 'Kia Rio'",
         "  3.jpg (row 2 of anno_train.csv): not in the class folders of the train split",
     ]
+    (tmp_path / "anno_train.csv").write_text("x" * 200_000)
+    with pytest.raises(DataError, match=r"anno_train\.csv cannot be read: field larger than field limit"):
+        read_data(tmp_path)

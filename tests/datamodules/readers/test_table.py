@@ -140,6 +140,17 @@ def test_problems_are_listed_with_file_and_line(folder: Path) -> None:
         read_data(folder)
 
 
+def test_tables_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        write(folder, "path,class", "../images/1.jpg,a", f"../images/2.jpg,{name}", name=f"{name}/train.csv")
+    with pytest.raises(DataError) as error:
+        read_data(folder)
+    again = [f"  two/train.csv, line {line}: " for line in (2, 3)]
+    assert [line.startswith(start) for line, start in zip(str(error.value).splitlines()[1:], again, strict=True)]
+    assert str(error.value).endswith("is the image of one/train.csv, line 3 too")
+
+
 def test_paths_of_windows_and_absolute_paths_inside_the_folder(folder: Path) -> None:
     write(folder, "path,class", "images\\1.jpg,a", f"{folder}/images/2.jpg,b", "./images/../images/3.jpg,b")
     assert [row[0] for row in rows(folder)] == list(NAMES)

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests."""
+"""Headless Chromium, for measurements of pages and for their tests."""
 
 import shutil
 import tempfile
@@ -39,6 +39,7 @@ def wait_for(driver: Any, what: str, script: str, wanted: Callable[[Any], bool] 
     """Returns the value of a JavaScript expression as soon as it is the one that is `wanted`."""
     limit = time.monotonic() + PAGE_SECONDS
     while not wanted(found := driver.execute_script(f"return {script}")):
-        assert time.monotonic() < limit, f"{what} did not appear within {PAGE_SECONDS} s, but {found!r}"
+        if time.monotonic() > limit:
+            raise TimeoutError(f"{what} did not appear within {PAGE_SECONDS} s, but {found!r}")
         time.sleep(0.2)
     return found
