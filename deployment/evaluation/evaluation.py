@@ -1,7 +1,6 @@
 """Evaluates a trained model on labeled images: the training's own metrics, per class and per image."""
 
 import logging
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,6 @@ from utils.errors import DataError
 from utils.nearest import nearest
 from utils.progress import progress_bar
 
-Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 Split = Literal["valid", "train", "test", "all"]
 METRICS = ("valid_loss", "valid_acc", "valid_top5_acc", "valid_mean_class_acc")
 
@@ -160,10 +158,10 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. It assumes images that are
     drawn independently and were not used to select the model.
     """
-    share, z2 = correct / count, Z_95**2
-    center = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z_95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return (center - half if correct else 0.0), (center + half if correct < count else 1.0)  # exact at both ends
+    from scipy.stats import binomtest  # takes a second
+
+    interval = binomtest(correct, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def class_rows(evaluation: Evaluation, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
