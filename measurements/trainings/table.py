@@ -5,6 +5,7 @@ epoch; the last epoch was chosen by nothing. Latency is of one image in onnxrunt
 """
 
 import argparse
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ from utils.errors import RunError
 from utils.files import write_csv, write_text
 from utils.machine import PROJECT, available_cores, cpu_name
 from utils.runs.curves import COLORS
-from utils.runs.folder import CONFIG, METRICS, has_ended, read_record
+from utils.runs.folder import CONFIG, METRICS, SPEED, has_ended, read_record
 from utils.runs.metrics import best, read_rows
 from utils.runs.resolve import resolve_run
 
@@ -52,7 +53,7 @@ class Trained:
         raw_best_percent, raw_last_percent: Of the weights that are not averaged; None without averaged ones.
         top5_percent: In the best epoch.
         latency_ms: Of one image in onnxruntime on one thread of `device`.
-        hours: Of training.
+        hours: Of training: those of the median epoch times the epochs, so that pauses do not count.
         device: The machine of the latency.
     """
 
@@ -133,7 +134,7 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
     found = []
     for folder, profile in zip(folders, profiles, strict=True):
         record, values = read_record(folder), read_config_file(folder / CONFIG).values
-        rows = read_rows(folder / METRICS)
+        rows, speeds = read_rows(folder / METRICS), read_rows(folder / SPEED)
         accuracy, epoch = best(rows, "valid_acc") or (float("nan"), 0)
         raw = best(rows, "valid_raw_acc")
         milestones = (values.get("lr_scheduler_params") or {}).get("milestones") or []
@@ -156,7 +157,7 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
             parameters=profile.parameters,
             multiply_adds=profile.multiply_adds,
             latency_ms=round(1e3 * profile.seconds["onnxruntime", 1].median, 2),
-            hours=round(record["seconds"] / 3600, 2),
+            hours=round(len(speeds) * statistics.median(row["seconds"] for row in speeds) / 3600, 2),
             device=f"{cpu_name()}, {available_cores()} cores",
             torch=record["versions"]["torch"],
             commit=record["commit"] or "unknown",
@@ -185,7 +186,8 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
     notes = (
         f"Published: on {PUBLISHED_TASK}; another task than any above. Validation images chose the best epoch, and nothing "
         "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
-        "Latency: one image, onnxruntime, one thread. The hours of a branch are those after its trunk's. Each row is one run, "
+        "Latency: one image, onnxruntime, one thread. Hours: the median epoch's times the epochs, of a branch those after its "
+        "trunk's. Each row is one run, "
         f"seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
     )
     parts = [markdown_table(COLUMNS, lines), notes, f"\n![accuracy against epochs, parameters and latency]({PICTURE})"]

@@ -1,6 +1,8 @@
 """The table and the picture of whole trainings hold what the runs recorded."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +35,13 @@ def row() -> trained.Trained:
 
 
 @pytest.mark.slow  # measures a latency
-def test_a_run_is_added_once_with_its_figures(trained_run, results):
+def test_a_run_is_added_once_with_its_figures(trained_run, results, tmp_path):
+    trained_run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    seconds = [36_000, *[360] * 14]  # it was stopped for a while in its first epoch
+    lines = [f"{epoch},{value},1" for epoch, value in enumerate(seconds)]
+    (trained_run / "speed.csv").write_text("\n".join(["epoch,seconds,images_per_second", *lines, ""]))
     (row,) = trained.main([str(trained_run)])
+    assert row.hours == 1.5
     epochs = read_rows(trained_run / "metrics.csv")
     accuracies = [epoch["valid_acc"] for epoch in epochs]
     assert row.best_percent == round(100 * max(accuracies), 2)
