@@ -145,11 +145,13 @@ def read_results(folder: Path, files: Mapping[str, Path]) -> tuple[list[Measured
 
 
 def by_setup(measured: Sequence[Measured]) -> dict[Setup, dict[str, Summary]]:
-    """Returns the summaries of each setup by experiment. The setup with the most runs comes first."""
+    """Returns the summaries of each setup by experiment: of the most images first, of as many that with the most runs."""
     setups: dict[Setup, dict[str, list[Measured]]] = {}
     for run in measured:
         setups.setdefault(run.setup, {}).setdefault(run.experiment, []).append(run)
-    ordered = sorted(setups.items(), key=lambda item: (-sum(map(len, item[1].values())), item[0]))
+    ordered = sorted(
+        setups.items(), key=lambda item: (-item[0].train_images, -sum(map(len, item[1].values())), item[0])
+    )
     return {
         setup: {name: Summary(name, tuple(runs[name])) for name in sorted(runs, key=sort_key)}
         for setup, runs in ordered

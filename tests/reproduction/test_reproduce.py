@@ -51,11 +51,11 @@ def test_the_comparison_of_what_is_there(output, capsys):
 
     comparisons = reproduce.main(["--report", "--output", str(output)])
     assert [str(each.setup) for each in comparisons] == [
-        "cars, 5,792 / 1,372; no settings changed", "stanford, 8,144 / 8,041; no settings changed"
+        "stanford, 8,144 / 8,041; no settings changed", "cars, 5,792 / 1,372; no settings changed"
     ]  # fmt: skip
     folder = output / "reproduction"
     rows = {(row["data"], row["experiment"]): row for row in table(folder / "comparison.csv")}
-    assert list(rows) == [("cars", "C-3"), ("cars", "C-7"), ("cars", "C-10"), ("stanford", "C-7"), ("stanford", "C-14")]
+    assert list(rows) == [("stanford", "C-7"), ("stanford", "C-14"), ("cars", "C-3"), ("cars", "C-7"), ("cars", "C-10")]
 
     row = rows["cars", "C-7"]
     assert (row["published_percent"], row["measured_percent"], row["runs"], row["epochs"]) == (
