@@ -91,11 +91,12 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     if not best:
         raise RunError(f"no trial of {space.name} has finished; {folder / 'queue'} has the output of each")
     repeats = []
-    if arguments.confirm and (arguments.report or not others):
-        confirming = Search(
-            repeats_of(space, best, arguments.confirm, results), folder, data=digest, storage=arguments.storage
-        )
-        run_trials(confirming, environments)
+    seeds = arguments.confirm if arguments.report or not others else 0
+    repeating = repeats_of(space, best, seeds, results)
+    if seeds or search.has(repeating.name):
+        confirming = Search(repeating, folder, data=digest, storage=arguments.storage)
+        if seeds:
+            run_trials(confirming, environments)
         repeats = read_trials(confirming)
     judged = judge(space, best, repeats)
     found = Findings(search, results, judged, test_accuracy(search, judged[0]))

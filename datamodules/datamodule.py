@@ -273,7 +273,8 @@ class CarsDataModule(LightningDataModule):
             processes = self.trainer.num_devices if self.trainer else 1
             self._num_workers = wanted = worker_count(self.configured_workers, processes=processes)
             if wanted and SHARED_MEMORY.is_dir():
-                batch = 4 * self.batch_size * torch.Size(self.train.image_shape).numel()  # bytes
+                values = max(torch.Size(split.image_shape).numel() for split in (self.train, self.valid))
+                batch = 4 * self.batch_size * values  # bytes
                 room = shutil.disk_usage(SHARED_MEMORY).free // processes - batch  # one is with this process
                 self._num_workers = max(0, min(wanted, room // (PREFETCH_FACTOR * batch)))
             if self._num_workers < wanted:

@@ -73,7 +73,7 @@ def write_demo_data(folder: Path, *, seed: int = 0, training_photos: int = 40, v
     The same seed and numbers of photos per model give the same bytes with the same versions of NumPy, Pillow and SciPy.
 
     Raises:
-        DataError: The folder holds anything but this data set.
+        DataError: The folder holds anything but this data set, or cannot be written.
     """
     folder = folder.resolve()
     models, per_model = car_models(), training_photos + validation_photos
@@ -87,26 +87,30 @@ def write_demo_data(folder: Path, *, seed: int = 0, training_photos: int = 40, v
         _require_complete(folder, description, paths)
         return
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        draft = Path(temporary, folder.name)
-        (draft / "car_ims").mkdir(parents=True)
-        annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in FIELDS])
-        for index, (label, number) in enumerate(progress_bar(rows, description="drawing cars", unit=" photos")):
-            photo, bounding_box = draw_photo(models[label], np.random.default_rng((seed, label, number)))
-            photo.save(draft / paths[index], quality=85)
-            values = (*bounding_box, label + 1, int(number >= training_photos))
-            annotations[0, index] = (paths[index], *(np.array([[v]], dtype=np.min_scalar_type(v)) for v in values))
-        (draft / "cars_annos.mat").write_bytes(_mat_file(annotations))
-        (draft / MARKER).write_text(description, encoding="utf-8")
-        try:
-            if folder.exists():
-                folder.rmdir()  # Windows does not rename onto an existing folder
-            draft.replace(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            _require_complete(folder, description, paths)  # another process was faster
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            draft = Path(temporary, folder.name)
+            (draft / "car_ims").mkdir(parents=True)
+            annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in FIELDS])
+            for index, (label, number) in enumerate(progress_bar(rows, description="drawing cars", unit=" photos")):
+                photo, bounding_box = draw_photo(models[label], np.random.default_rng((seed, label, number)))
+                photo.save(draft / paths[index], quality=85)
+                values = (*bounding_box, label + 1, int(number >= training_photos))
+                annotations[0, index] = (paths[index], *(np.array([[v]], dtype=np.min_scalar_type(v)) for v in values))
+            (draft / "cars_annos.mat").write_bytes(_mat_file(annotations))
+            (draft / MARKER).write_text(description, encoding="utf-8")
+            try:
+                if folder.exists():
+                    folder.rmdir()  # Windows does not rename onto an existing folder
+                draft.replace(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                _require_complete(folder, description, paths)  # another process was faster
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{folder} cannot be written: {reason}; make room, or set another data_path") from error
 
 
 def _mat_file(annotations: np.ndarray) -> bytes:

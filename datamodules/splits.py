@@ -83,7 +83,8 @@ def split_data(data: DataSplits, fractions: Fractions, *, cache_path: Path | Non
         f"; {count}, {sum(together):,} images in all, stay together" if together else "",
     )  # fmt: skip
     _warn_of_small_classes(data.class_names, labels, sides, shares, name)
-    if copies := len(set(held_out.digests) & set(hashes.digests)):
+    outside = set(hashes.digests)
+    if copies := sum(digest in outside for digest in held_out.digests):
         logger.warning(
             "%s: %d image%s of the %s split %s identical to images outside of it; its accuracy includes them",
             name, copies, "s" * (copies > 1), test_from, "are" if copies > 1 else "is",

@@ -26,7 +26,7 @@ from utils.runs.folder import CONFIG, LAST, RECORD, has_ended, read_record
 FOLDER = "reproduction"  # in output_path
 # batch_size counts images per device, and the published runs had one device. They computed in 32 bits.
 AS_PUBLISHED = {"devices": 1, "precision": "32-true"}
-DATA_TAG = "data "
+DATA_TAG = re.compile(r"data (.+) ([0-9a-f]{8})")
 SCALE_TAG = re.compile(r"(?:epochs / |shortened )(\d+)")  # "shortened": written by earlier versions
 # The seed is a part of the key of its own, and num_nodes is part of devices.
 NOT_SETTINGS = {*LOCAL_KEYS, "seed", "num_nodes"}
@@ -66,7 +66,7 @@ class DataSet(NamedTuple):
 
     @property
     def tag(self) -> str:
-        return f"{DATA_TAG}{self.name} {self.digest}"
+        return f"data {self.name} {self.digest}"
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,8 @@ def digest(value: Any) -> str:
 
 def data_set_of(record: Mapping[str, Any]) -> DataSet | None:
     """Returns the data set named in a run's record; None for a run that this command did not start."""
-    tags = (tag.removeprefix(DATA_TAG) for tag in record.get("tags") or [] if tag.startswith(DATA_TAG))
-    return next((DataSet(*tag.rsplit(" ", 1)) for tag in tags), None)
+    found = (DATA_TAG.fullmatch(tag) for tag in reversed(record.get("tags") or []))  # the user's own tags come first
+    return next((DataSet(*match.groups()) for match in found if match), None)
 
 
 def _key_of(run: Path) -> Key | None:

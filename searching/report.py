@@ -11,6 +11,7 @@ import optuna
 import yaml
 
 from reproduction.comparison import Accuracy, margin_of_error
+from reproduction.planning import DATA_KEYS
 from reproduction.report import NONE, markdown_table
 from searching.figures import draw_search
 from searching.results import Repeated, Result, pareto_front, ranked
@@ -137,9 +138,10 @@ def _importances(found: Findings) -> list[str]:
     varied = len({result.objectives[0] for result in finished}) > 1
     if len(finished) < MIN_IMPORTANCE or not varied or len(found.space.axes) < 2:
         return []
+    sign = -1 if found.space.directions[0] == "maximize" else 1  # PED-ANOVA takes low values of a target as good
     with warnings.catch_warnings(action="ignore"):
         shares = optuna.importance.get_param_importances(
-            found.search.study, target=lambda trial: trial.values[0], normalize=True
+            found.search.study, target=lambda trial: sign * trial.values[0], normalize=True
         )
     text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
     return [f"importance (PED-ANOVA, {len(finished)} finished trials): {text}"]
@@ -150,7 +152,8 @@ def _write_config(found: Findings, result: Result) -> Path:
     space, folder = found.space, found.search.folder
     name = f"{space.name}-best.yml" if not found.front else f"{space.name}-trial-{result.number}.yml"
     config, base = space.config(result.values).plain(), load_config(space.base).plain()
-    changed = {key: value for key, value in config.items() if value != base[key] and key not in LOCAL_KEYS}
+    kept = {*config} - {*LOCAL_KEYS} | {*DATA_KEYS}
+    changed = {key: value for key, value in config.items() if value != base[key] and key in kept}
     values = {
         "base": os.path.relpath(space.base, folder),
         "experiment_id": name.removesuffix(".yml"),

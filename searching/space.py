@@ -57,7 +57,7 @@ class Choice:
 
     @property
     def identity(self) -> list[Any]:
-        return [self.name, self.options]
+        return [self.name, list(self.options.items())]  # in this order: Optuna knows choices by their places
 
     @property
     def ends(self) -> list[str]:

@@ -129,6 +129,10 @@ class Search:
         with self._alone(), storage_errors():
             return self._abandoned() or self._next()
 
+    def has(self, name: str) -> bool:
+        """Returns whether the storage has a study of this name."""
+        return name in optuna.study.get_all_study_names(self.study._storage)
+
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         return [
             trial

@@ -234,7 +234,7 @@ def normalized(class_name: str) -> str:
 def _sorted(names: Iterable[str]) -> list[str]:
     """Sorts class names; whole numbers by their value."""
     names = list(names)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
 
 
 def clip_box(record: ImageRecord, *, upright: bool) -> ImageRecord | str:

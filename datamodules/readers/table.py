@@ -144,7 +144,10 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
     folders = len(location.files.images) > 1 and not rows
     hint = " (if its folders are the classes, set dataset: class_folders, which ignores tables)" if folders else ""
     raise_data_errors(problems, f"{location.folder}{hint}")
-    box_format = next((found.box_format for found in usable.values() if found.box), None)
+    formats = {found.box_format for found in usable.values() if found.box}
+    if len(formats) > 1:
+        raise DataError(f"{location.folder}: its tables write boxes in different ways; set table_params.box_format")
+    box_format = next(iter(formats), None)
     names = ", ".join(table.name for table in usable)
     return build_splits(rows, params, box_format, kind=KIND, description=f"table {names}", location=location)
 

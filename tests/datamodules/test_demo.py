@@ -197,9 +197,12 @@ def test_failed_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         path.write_bytes(photo.tobytes())
 
     monkeypatch.setattr(Image.Image, "save", save)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"demo cannot be written: No space left on device; make room, or set another"):
         write_small(tmp_path / "demo")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file/demo cannot be written: "):
+        write_small(tmp_path / "file" / "demo")
 
 
 def test_killed_writing_leaves_no_folder_under_the_final_name(small: Path, tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_fewer_workers_are_used_where_shared_memory_is_small(tmp_path, monkeypat
     warned = [warning in record.getMessage() for record in caplog.records if record.name.endswith("datamodule")]
     assert warned == [True] * (workers < 2)
     assert workers == 2 or "docker run --shm-size=2g" in caplog.text
+    large = build_transforms(image_size=[32, 32])  # validation images of four times the size
+    data = data_module(read_data(tmp_path), num_workers=2, valid_transform=large)
+    data.setup("fit")
+    assert data.num_workers == (2 if free == 100 * BATCH else 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

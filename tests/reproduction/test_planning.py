@@ -71,7 +71,13 @@ def test_settings_that_cannot_be_are_refused_before_anything_runs(tmp_path, over
 
 
 def test_a_run_folder_tells_whose_run_it_is(tmp_path):
-    jobs = jobs_for(tmp_path, "C-7", "C-10-published-boxes", overrides=("num_epochs=3", "tags=[mine]"), repeat=2)
+    jobs = jobs_for(
+        tmp_path,
+        "C-7",
+        "C-10-published-boxes",
+        overrides=("num_epochs=3", "tags=[mine, data cleaned, data cars v2]"),
+        repeat=2,
+    )
     runs = {job.key: write_run(job) for job in jobs}
     assert RunIndex(tmp_path).runs() == {key: [run] for key, run in runs.items()}
 

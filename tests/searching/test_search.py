@@ -1,6 +1,7 @@
 """search.py with real trainings: killed and resumed to the bit, promoted to the bit, and what it writes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.support.search_runs import Trainings, train_here, write_space
 from tests.support.small_runs import assert_same_run, table
 from utils.cli import set_options
 from utils.config import CONFIG_FILE, load_config
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 
 pytestmark = pytest.mark.slow
 RATES = [1e-6, 0.01, 0.1, 1.0]  # each worse than the one before after two epochs
@@ -105,8 +106,38 @@ def test_repeats_are_reported_and_survive_another_call(cars, tmp_path, monkeypat
     assert "its top-1 accuracy, mean of 2 other seeds: 41.00 ± " in report and "there are no test images" in report
     assert "trial 0 against trial 2, optimizer_params.lr=0.2, optimizer_params.weight_decay=0.1: +10.00 ± " in report
     assert len(trainings.started) == 8 + 6
-    assert search.main([*arguments(tmp_path, cars), "--confirm", "2", "--report"]).read_text() == report
+    for again in (["--confirm", "2", "--report"], ["--report"], []):
+        assert search.main([*arguments(tmp_path, cars), *again]).read_text() == report
     assert len(trainings.started) == 8 + 6
+
+
+def test_importance_is_that_of_reaching_the_best(cars, tmp_path, monkeypatch):
+    def accuracy(config: dict, epoch: int) -> float:  # a high rate fails, and among the others weight decay decides
+        params = config["optimizer_params"]
+        return 0.001 * params["lr"] if params["lr"] > 0.8 else 0.5 + 0.4 * (1 - params["weight_decay"])
+
+    vary = {
+        "optimizer_params.lr": {"low": 0.0, "high": 1.0},
+        "optimizer_params.weight_decay": {"low": 0.0, "high": 1.0},
+    }
+    write_space(tmp_path / "s.yml", vary=vary, sampler="random", budget={"trials": 60})
+    monkeypatch.setitem(run_trials.__kwdefaults__, "start", Trainings(accuracy))
+    report = search.main(arguments(tmp_path, cars)).read_text()
+    (share,) = re.findall(r"importance .*optimizer_params\.weight_decay (\d+) %", report)
+    assert int(share) > 80
+
+
+def test_the_best_configuration_names_its_data_and_reordered_choices_are_another_search(cars, tmp_path, monkeypatch):
+    vary = {"optimizer_params.weight_decay": [0.1, 0.2], "optimizer_params.lr": [0.1, 0.2]}
+    write_space(tmp_path / "s.yml", vary=vary, sampler="grid")
+    monkeypatch.setitem(
+        run_trials.__kwdefaults__, "start", Trainings(lambda config, epoch: config["optimizer_params"]["lr"])
+    )
+    search.main(arguments(tmp_path, cars))
+    assert load_config(tmp_path / "searches" / "s-best.yml").data_path == cars
+    write_space(tmp_path / "s.yml", vary=vary | {"optimizer_params.weight_decay": [0.2, 0.1]}, sampler="grid")
+    with pytest.raises(ConfigError, match="has a search of this name with another base, space, metric or data set"):
+        search.main(arguments(tmp_path, cars))
 
 
 def test_a_report_before_anything_ran_writes_nothing(cars, tmp_path):

@@ -151,6 +151,13 @@ def test_tables_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
     assert str(error.value).endswith("is the image of one/train.csv, line 3 too")
 
 
+def test_tables_that_write_boxes_in_two_ways_are_an_error(folder: Path) -> None:
+    write(folder, "path,class,x1,y1,x2,y2", "images/1.jpg,a,1,1,9,9", name="train.csv")
+    write(folder, "path,class,x,y,width,height", "images/2.jpg,b,1,1,8,8", name="val.csv")
+    with pytest.raises(DataError, match=r"its tables write boxes in different ways; set table_params\.box_format"):
+        read_data(folder)
+
+
 def test_paths_of_windows_and_absolute_paths_inside_the_folder(folder: Path) -> None:
     write(folder, "path,class", "images\\1.jpg,a", f"{folder}/images/2.jpg,b", "./images/../images/3.jpg,b")
     assert [row[0] for row in rows(folder)] == list(NAMES)
