@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             evaluation,
             data=arguments.data,
             split=arguments.split,
+            is_same_split=trained.split_digest in (None, splits.split_digest),
             output=arguments.output,
             rate=arguments.rate,
         )

@@ -66,7 +66,15 @@ def main(argv: Sequence[str] | None = None) -> "ExportedFile":
     output = (
         arguments.output or trained.folder / "export" / f"{trained.path.stem}{'-image' * image_input}{chosen.suffix}"
     )
-    exported = export(trained, arguments.format, splits, output, num_images=arguments.images, image_input=image_input)
+    exported = export(
+        trained,
+        arguments.format,
+        splits,
+        output,
+        num_images=arguments.images,
+        image_input=image_input,
+        data=arguments.data,
+    )
     print("\n".join([*describe(exported), f"  next: {chosen.hint}"]))
     if trained.config.mlflow_artifacts:
         from utils.tracking.mlflow import log_artifact
@@ -85,7 +93,7 @@ def describe(exported: "ExportedFile") -> list[str]:
             f"  on {agreement.images:,} validation images: {agreement.output} differ by at most {agreement.max_difference:.2g} "
             f"(largest: {agreement.max_logit:.3g}),",
             f"  same top-1 prediction for {agreement.top1:.2%}, accuracy {agreement.exported_accuracy:.2%}, the model's "
-            f"{agreement.accuracy:.2%}; these images also chose the checkpoint",
+            f"{agreement.accuracy:.2%}" + ("" if exported.data else "; these images also chose the checkpoint"),
         ]
     return [
         f"{exported.path}: {list(exported.sizes.values())[-1] / 1e6:.2f} MB",

@@ -115,7 +115,8 @@ def read_branch(
         DamagedCheckpoint: The trunk's checkpoint cannot be read.
     """
     checkpoint = read_trunk(trunk)
-    check_targets(checkpoint[ABOUT], _about_targets(config, digests(teachers), class_names))
+    about = {"class_names": list(class_names)} | _about_targets(config, digests(teachers), class_names)
+    check_targets(checkpoint[ABOUT], about)
     return branch_checkpoint(checkpoint, classifier, patience=config.stopping_patience, config=config.plain())
 
 

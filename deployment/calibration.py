@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import RunError
-from utils.files import file_digest, write_text
+from utils.files import write_text
 
 FILE = "calibration.json"
 BINS = 15  # of equal width, over the probability of the top-1 prediction
@@ -170,26 +170,33 @@ def cross_judge(logits: Tensor, labels: Tensor, *, rate: float = RATE) -> Reliab
     return Reliability(*(torch.cat([getattr(half, name) for half in judged]) for name in Reliability.__annotations__))
 
 
-def save_calibration(folder: Path, checkpoint: Path, calibration: Calibration) -> Path:
-    """Writes `calibration` into `folder`/calibration.json, beside those of other checkpoints, and returns this file."""
+def save_calibration(folder: Path, checkpoint: Path, digest: str, calibration: Calibration) -> Path:
+    """Writes the calibration of a checkpoint into `folder`/calibration.json, beside those of others, and returns this file.
+
+    Args:
+        folder: The run's.
+        checkpoint: Its name in the file is the checkpoint's.
+        digest: SHA-256 of the checkpoint that was calibrated, which may have been replaced since.
+        calibration: Its calibration.
+    """
     path = folder / FILE
     try:
         entries = _read(path)
     except RunError:
         entries = {}  # damaged, and now replaced
-    entries[checkpoint.name] = {"sha256": file_digest(checkpoint), **asdict(calibration)}
+    entries[checkpoint.name] = {"sha256": digest, **asdict(calibration)}
     write_text(path, json.dumps(entries, indent=2) + "\n")
     return path
 
 
-def load_calibration(folder: Path, checkpoint: Path) -> Calibration | None:
-    """Returns the calibration of exactly these weights; None, with a warning where there is one of others."""
+def load_calibration(folder: Path, checkpoint: Path, digest: str) -> Calibration | None:
+    """Returns the calibration of the weights with this SHA-256; None, with a warning where there is one of others."""
     try:
         entry = _read(folder / FILE).get(checkpoint.name)
         if entry is None:
             return None
         entry = dict(entry)
-        if entry.pop("sha256") != file_digest(checkpoint):
+        if entry.pop("sha256") != digest:
             logger.warning(
                 "%s is of other weights than those of %s, and is ignored; python evaluate.py %s writes it anew",
                 folder / FILE, checkpoint.name, checkpoint,

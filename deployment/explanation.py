@@ -112,7 +112,8 @@ def last_feature_map(trained: TrainedModel) -> nn.Module:
         finished.append(module)
 
     hooks = [module.register_forward_hook(record) for module in model.modules()]
-    trained.logits(images)
+    with torch.inference_mode():
+        model(images.to(trained.classifier.device, trained.classifier.dtype))  # once, also with flip_at_test
     for hook in hooks:
         hook.remove()
     if not maps or maps[-1] < len(finished) / 2:

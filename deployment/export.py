@@ -56,12 +56,14 @@ class ExportedFile:
         sizes: Bytes by format; of a quantized file also those of the file it was made from.
         agreement: With the model; None where the file cannot be run on this machine.
         seconds: Latency of one image on one thread, of the model ("eager") and by format.
+        data: Folder of the data set that it was compared on; None: the training's.
     """
 
     path: Path
     sizes: dict[str, int]
     agreement: Agreement | None
     seconds: dict[str, Seconds]
+    data: Path | None = None
 
     @property
     def card(self) -> Path:
@@ -121,6 +123,7 @@ def export(
     *,
     num_images: int,
     image_input: bool = False,
+    data: Path | None = None,
 ) -> ExportedFile:
     """Writes the model to `output` if the exported file agrees with it on real images.
 
@@ -131,6 +134,7 @@ def export(
         output: The file to write.
         num_images: How many validation images to compare on, evenly spread over the split.
         image_input: Whether the file takes whole images and returns probabilities; of ONNX files.
+        data: Folder of `splits` if that is not the training's data set.
 
     Raises:
         DataError: There are no training images to calibrate 8 bits on.
@@ -177,7 +181,7 @@ def export(
         problems = chosen.problems(agreement) if agreement else []
         if session.metadata != metadata:
             problems.append("its metadata is not what was written")
-        exported = ExportedFile(output, sizes, agreement, _latency(calls))
+        exported = ExportedFile(output, sizes, agreement, _latency(calls), data)
         if problems:
             raise RunError(_rejection(exported, problems, chosen.advice))
         with replacing(output) as target:

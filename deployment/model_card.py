@@ -17,7 +17,6 @@ from deployment.evaluation.evaluation import wilson_interval
 from deployment.formats import Metadata
 from deployment.trained import TrainedModel
 from utils.config import LOCAL_KEYS
-from utils.files import file_digest
 from utils.machine import cpu_name
 from utils.runs.folder import BEST, read_record
 from utils.runs.summary import duration
@@ -78,7 +77,7 @@ def _file_accuracies(trained: TrainedModel, exported: "ExportedFile") -> dict[st
     agreement = exported.agreement
     if agreement is None:
         return {}
-    found = {"valid": (agreement.exported_accuracy, agreement.images)}
+    found = {} if exported.data else {"valid": (agreement.exported_accuracy, agreement.images)}
     if agreement.top1 == 1:
         found |= {split: (one["valid_acc"], one["images"]) for split, one in _evaluations(trained).items()}
     return found
@@ -93,7 +92,8 @@ def _evaluations(trained: TrainedModel) -> dict[str, dict[str, Any]]:
             summary = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(summary, dict) and summary.get("sha256") == file_digest(trained.path):
+        is_whole = isinstance(summary, dict) and summary.get("is_same_split", True)
+        if is_whole and summary.get("sha256") == trained.sha256:
             found[split] = summary
     return found
 
@@ -161,9 +161,10 @@ def _accuracy(trained: TrainedModel, exported: "ExportedFile") -> str:
         )
     lines = []
     if agreement := exported.agreement:
+        images = f"validation images of {exported.data.resolve().name}" if exported.data else SPLITS["valid"]
         low, high = wilson_interval(round(agreement.exported_accuracy * agreement.images), agreement.images)
         rows.append(
-            f"| this file, {SPLITS['valid']} | {agreement.images:,} | {agreement.exported_accuracy:.2%} | {low:.2%} … "
+            f"| this file, {images} | {agreement.images:,} | {agreement.exported_accuracy:.2%} | {low:.2%} … "
             f"{high:.2%} | not measured |"
         )
         lines.append(
@@ -183,8 +184,8 @@ def _calibration(trained: TrainedModel) -> str:
     threshold = "no threshold reaches this rate" if kept.threshold >= NEVER else f"threshold {kept.threshold:.4f}"
     lines = [
         f"Temperature {kept.temperature:.4f}, fitted on {kept.images:,} validation images.",
-        f"Answers with a {kept.score} below the threshold are *not sure*; of the others, {kept.rate:.0%} are right on these "
-        f"images: {threshold}.",
+        f"Answers with a {kept.score} below the threshold are *not sure*; of the others, {100 * kept.rate:g}% are right on "
+        f"these images: {threshold}.",
     ]
     if summary:
         lines.append(

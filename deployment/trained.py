@@ -15,11 +15,12 @@ from datamodules.images import read_image
 from datamodules.transforms import Transform
 from deployment.calibration import Calibration, load_calibration
 from models.classifier import Classifier
-from training.checkpoints import ABOUT, read_checkpoint
+from training.checkpoints import ABOUT, file_version, read_checkpoint
 from utils.config import Config, Problems, load_config, parse_config
 from utils.config.architectures import image_size_problem
 from utils.config.yaml_source import SourcedMapping
 from utils.errors import ConfigError, RunError
+from utils.files import file_digest
 from utils.nearest import listed
 from utils.runs import BEST, resolve_checkpoint
 
@@ -49,6 +50,7 @@ class TrainedModel:
         split_digest: Of the split that it was trained on, where the configuration made one.
         classifier: On the CPU, in evaluation mode.
         transform: From an RGB image to a tensor (C, H, W), as for validation images.
+        sha256: Of the checkpoint's file.
         calibration: Temperature and threshold of these weights; None before evaluate.py has fitted them, and with other
             settings of the test than the run's.
         other_settings: Those, such as "160x160 flip"; empty for the run's own.
@@ -61,6 +63,7 @@ class TrainedModel:
     split_digest: str | None
     classifier: Classifier
     transform: Transform
+    sha256: str
     calibration: Calibration | None = None
     other_settings: str = ""
 
@@ -108,7 +111,7 @@ def load_trained(name: str, *, image_size: Sequence[int] | None = None, flip: bo
         RunError: The checkpoint is damaged, or from another program or version.
     """
     path = resolve_checkpoint(name, load_config().output_path)
-    checkpoint = read_checkpoint(path)
+    checkpoint, digest = _read_with_digest(path)
     about = checkpoint[ABOUT]
     class_names = about.get("class_names")
     if not isinstance(class_names, list) or not class_names or not all(isinstance(name, str) for name in class_names):
@@ -146,9 +149,19 @@ def load_trained(name: str, *, image_size: Sequence[int] | None = None, flip: bo
         split_digest=about.get("split_digest"),
         classifier=classifier.eval(),
         transform=transform,
-        calibration=None if others else load_calibration(_folder_of(path), path),
+        sha256=digest,
+        calibration=None if others else load_calibration(_folder_of(path), path, digest),
         other_settings=" ".join(others),
     )
+
+
+def _read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
+    """Returns a checkpoint and the SHA-256 of its file, which a training may be replacing."""
+    while True:
+        before = file_version(path)
+        checkpoint, digest = read_checkpoint(path), file_digest(path)
+        if file_version(path) == before:
+            return checkpoint, digest
 
 
 def _try_size(classifier: Classifier, config: Config) -> None:

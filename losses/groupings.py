@@ -87,7 +87,8 @@ def _of_classes(place: str, groups: Mapping[str, str], class_names: Sequence[str
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
     """Returns the groupings in a table, each class → group."""
     if path.suffix.lower() != ".csv":
-        return {_metric(path.stem, path): {name: str(group) for name, group in read_yaml_file(path).values.items()}}
+        groups = read_yaml_file(path).values.items()
+        return {_metric(path.stem, path): {name: str(group) for name, group in groups if isinstance(group, (str, int))}}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = [row for row in csv.reader(file) if row]
@@ -108,7 +109,11 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
             raise ConfigError(
                 f"auxiliary_targets: {path}, row {number}: {shown(row[0])} has other groups in a row above"
             )
-    return {_metric(name, path): {row[0]: row[column] for row in rows} for column, name in enumerate(header) if column}
+    return {
+        _metric(name, path): {row[0]: group for row in rows if (group := row[column].strip())}
+        for column, name in enumerate(header)
+        if column
+    }
 
 
 def _metric(name: str, path: Path) -> str:

@@ -187,7 +187,7 @@ class Classifier(LightningModule):
         if horizon > steps + 1e-6:
             raise ConfigError(
                 f"ema_decay: {self.ema_decay} averages over {horizon:,.0f} steps, and the training has {steps:,}; "
-                f"expected at most {1 - 1 / steps:.4g}"
+                f"expected at most {math.floor(1e6 * (1 - 1 / steps)) / 1e6:.6g}"
             )
         self.average = AveragedWeights(self.model, self.ema_decay)
         if self.averaged_state is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 
 from reproduction.comparison import Accuracy, margin_of_error
 from reproduction.planning import DATA_KEYS
@@ -18,6 +17,7 @@ from searching.results import Repeated, Result, pareto_front, ranked
 from searching.space import Space, describe, round_number
 from searching.study import Search
 from utils.config import LOCAL_KEYS, load_config
+from utils.config.yaml_source import yaml_text
 from utils.files import write_csv, write_text
 from utils.runs.comparison import format_table
 from utils.runs.summary import duration
@@ -160,7 +160,7 @@ def _write_config(found: Findings, result: Result) -> Path:
         "description": f"trial {result.number} of the search {space.name}: {_objectives(space, result)}",
         **changed,
     }
-    write_text(folder / name, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+    write_text(folder / name, yaml_text(values, width=120))
     return folder / name
 
 

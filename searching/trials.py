@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from optuna.trial import TrialState
 
 from reproduction.queue import POLL_SECONDS, failure_reason, start_process
@@ -18,6 +17,7 @@ from searching.study import REASON, Claim, Search, latest, storage_errors
 from training.signals import SignalHandler
 from utils.cli import set_options
 from utils.config import Config, local_overrides
+from utils.config.yaml_source import yaml_text
 from utils.errors import Interrupted, RunError
 from utils.files import write_text
 from utils.machine import PROJECT
@@ -203,7 +203,7 @@ class _Runner:
             "tags": [*config.tags, self.search.tag, f"trial {claim.root}"],
         }
         file = self._file(claim, "yml")
-        write_text(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_text(file, yaml_text(values))
         return [str(PROJECT / "train.py"), "--config", str(file), *stop]
 
     def _describe(self, claim: Claim, run: Path | None) -> None:

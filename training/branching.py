@@ -40,6 +40,16 @@ def branch_checkpoint(
     """
     rows: list[Row] = checkpoint["callbacks"][Recorder.__name__]["rows"]
     steps = checkpoint["global_step"] // len(rows)
+    mixed = {
+        min(len(rows), each["num_epochs"] - each.get("mix_off_epochs", 0))
+        for each in (checkpoint[ABOUT]["config"], config)
+        if each.get("mixup_alpha") or each.get("cutmix_alpha")
+    }
+    if len(mixed) > 1:
+        raise ConfigError(
+            "--branch: mix_off_epochs counts from the end: with this num_epochs the run would have mixed other epochs before "
+            f"epoch {len(rows)}; change mix_off_epochs too"
+        )
     state = checkpoint["optimizer_states"][0]
     groups, scheduler = _replay_schedule(classifier, rows, steps)
     state = state | {

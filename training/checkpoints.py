@@ -171,7 +171,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_targets(found: dict[str, Any], about: dict[str, Any]) -> None:
-    """Checks that a run that is resumed or branched keeps its teachers and its auxiliary targets.
+    """Checks that a run that is resumed or branched keeps its classes, its teachers and its auxiliary targets.
 
     Args:
         found: Part `ABOUT` of its checkpoint.
@@ -180,6 +180,11 @@ def check_targets(found: dict[str, Any], about: dict[str, Any]) -> None:
     Raises:
         ConfigError: It does not.
     """
+    if found.get("class_names") != about["class_names"]:
+        raise ConfigError(
+            "data_path: its classes, or their order, are not those that this run was trained on; train a new run, with "
+            "pretrained: RUN, which keeps what it knows of the classes of the same name"
+        )
     before, now = (part.get("teachers", {}) for part in (found, about))
     if sorted(before.values()) != sorted(now.values()):
         taught, given = (", ".join(each) or "no teacher" for each in (before, now))

@@ -25,5 +25,7 @@ class EarlyStopping(callbacks.EarlyStopping):
             self.stopped_epoch = 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Of the first process: others may have read run.json after it was written anew.
+        self.stopped_epoch = trainer.strategy.broadcast(self.stopped_epoch)
         if self.stopped_epoch:
             trainer.should_stop = True

@@ -44,6 +44,7 @@ class RunRecord:
         self.config = config
         old = read_record(folder)
         self.was_finished = has_ended(folder)
+        self.status_before = old.get("status")
         # A killed run could not record its duration, but each of its epochs did.
         trained = sum(row["seconds"] for row in read_rows(folder / SPEED)) if old else 0.0
         self.earlier_seconds = max(float(old.get("seconds", 0.0)), trained)
@@ -128,14 +129,17 @@ class RunRecord:
             "epochs": len(rows),
             "best": best_values(rows),
         }
+        timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
         if error is not None:
+            # If nothing of this attempt is kept, a change that may have been the fault is not kept either.
+            is_lost = self.configured_before and file_version(self.folder / LAST) == self.checkpoint_before
+            if is_lost and self.was_finished and not isinstance(error, DamagedCheckpoint):
+                self.values["status"] = self.status_before
             self._attempt(write_record, self.folder, self.values)
-            if self.configured_before and file_version(self.folder / LAST) == self.checkpoint_before:
-                # Nothing of this attempt is kept, so a change that may have been the fault is not kept either.
+            if is_lost:
                 self._attempt(write_text, self.folder / CONFIG, self.configured_before)
         if rows:
             self._attempt(draw_curves, {self.folder.name: rows}, self.folder / CURVES, title=self._title())
-        timeout = SIGNAL_SECONDS if self.values["status"] == "interrupted" else None
         self.trackers.end(self.values, [self.folder / CURVES] if rows else [], timeout=timeout)
         if error is None:
             # Last: a run that is killed before this line can be resumed.

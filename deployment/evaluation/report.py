@@ -17,7 +17,7 @@ from deployment.calibration import (
 from deployment.evaluation.evaluation import Evaluation, class_rows, confused_pairs, image_rows, wilson_interval
 from deployment.evaluation.figures import draw_calibration, draw_confused_pairs, draw_confusion_matrix
 from deployment.trained import TrainedModel
-from utils.files import file_digest, make_folder, write_csv, write_text
+from utils.files import make_folder, write_csv, write_text
 from utils.runs import LAST
 from utils.runs.folder import read_record
 from utils.runs.provenance import versions
@@ -38,6 +38,7 @@ def write_report(
     *,
     data: Path | None,
     split: str,
+    is_same_split: bool,
     output: Path | None,
     rate: float,
 ) -> str:
@@ -48,6 +49,7 @@ def write_report(
         evaluation: Its outputs.
         data: Folder of the data set, None for the training's.
         split: The evaluated split.
+        is_same_split: Whether the images are split as they were in the training.
         output: Folder to write to; None for a folder in the run's evaluation/.
         rate: Share of right answers among those above the threshold, which is kept with the run.
 
@@ -63,7 +65,7 @@ def write_report(
     correct = round(metrics["valid_acc"] * count)
     low, high = wilson_interval(correct, count)
     pairs = confused_pairs(evaluation.confusion)
-    is_own = data is None and split == "valid" and not trained.other_settings
+    is_own = data is None and is_same_split and split == "valid" and not trained.other_settings
     comparison, equal = _compare_with_training(trained, evaluation) if is_own else (None, None)
 
     write_csv(folder / "classes.csv", class_rows(evaluation, names))
@@ -83,9 +85,10 @@ def write_report(
         draw_confused_pairs(evaluation, names, sheet, title=title)
     summary: dict[str, Any] = {
         "checkpoint": str(trained.path),
-        "sha256": file_digest(trained.path),
+        "sha256": trained.sha256,
         "data": str(data_path),
         "split": split,
+        "is_same_split": is_same_split,
         "image_size": list(trained.config.test_size),
         "flip_at_test": trained.config.flip_at_test,
         "images": count,
@@ -114,7 +117,7 @@ def write_report(
             f"  {'chance level':<16}{100 / len(names):7.2f} %",
             *lines,
             *([f"  {comparison}"] if comparison else []),
-            *(f"  {line}" for line in _caveats(trained, data, split)),
+            *(f"  {line}" for line in _caveats(trained, data, split, is_same_split=is_same_split)),
             *(["  most confused:"] if pairs else []),
             *(
                 f"    {pair.total:>3} ×  {names[pair.first]}  –  {names[pair.second]}"
@@ -136,7 +139,7 @@ def _calibration(
     if is_own and count >= MIN_IMAGES:
         reliability = cross_judge(logits, labels, rate=rate)
         kept = calibrate(logits, labels, rate=rate)
-        path = save_calibration(trained.folder, trained.path, kept)
+        path = save_calibration(trained.folder, trained.path, trained.sha256, kept)
         note = f"each half of the images is judged by a fit to the other half; kept: {path}, fitted on both"
     else:
         reliability = judge(logits, labels, None if is_own else kept)
@@ -178,17 +181,21 @@ def _compare_with_training(trained: TrainedModel, evaluation: Evaluation) -> tup
     return f"differs from the training's own metrics ({reasons}): {'; '.join(differences)}", False
 
 
-def _caveats(trained: TrainedModel, data: Path | None, split: str) -> list[str]:
+def _caveats(trained: TrainedModel, data: Path | None, split: str, *, is_same_split: bool) -> list[str]:
     """Returns how far the accuracy can be trusted, given where the images come from."""
     if data is not None and data.resolve() != trained.config.data_path.resolve():
         return [f"Images from --data: an independent result if none of {data} was used for training."]
+    if not is_same_split:
+        return [
+            "The images have changed and are split anew: the model was trained on some of these, or chosen by them."
+        ]
     if split in ("train", "all"):
         return ["The model was trained on these images: the accuracy does not show how well it generalizes."]
     uses = _uses_of_validation(trained) if split == "valid" else []
     if not uses:
         return ["Neither training nor the choice of the checkpoint used these images: an independent result."]
     source = ", as in the study" if trained.split_digest is None else ""
-    has_test = trained.split_digest is not None or read_record(trained.folder).get("test_photos")
+    has_test = read_record(trained.folder).get("test_photos", trained.split_digest is not None)
     other = "--split test" if has_test else "--data FOLDER --split all"
     return [
         f"These validation images also chose {' and '.join(uses)}{source}: expect slightly lower accuracy on other images.",

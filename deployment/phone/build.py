@@ -12,7 +12,7 @@ from typing import Any
 
 from deployment.phone.icons import draw_icon
 from utils.errors import ConfigError, RunError
-from utils.files import make_folder
+from utils.files import make_folder, not_writable
 
 SOURCE = Path(__file__).parent / "app"
 RUNTIME = Path("node_modules", "onnxruntime-web")
@@ -25,7 +25,6 @@ MANIFEST = {
     "name": "Which car is it?",
     "short_name": "Which car?",
     "description": "Recognizes the car in a photo, on this device and without a network.",
-    "id": "./",
     "start_url": "./",
     "scope": "./",
     "display": "standalone",
@@ -77,7 +76,11 @@ def build_app(model: Path, about: dict[str, Any], folder: Path) -> App:
     runtime = install_runtime(SOURCE)
     folder = folder.resolve()
     make_folder(folder.parent, key="--output")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial") as name:
+    try:
+        partial = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial")
+    except OSError as error:
+        raise not_writable(folder, error, "--output") from error
+    with partial as name:
         draft = Path(name, "app")
         app = _write(draft, model, about, runtime)
         if folder.exists():
@@ -87,11 +90,13 @@ def build_app(model: Path, about: dict[str, Any], folder: Path) -> App:
 
 
 def is_replaceable(folder: Path) -> bool:
-    """Returns whether `folder` is empty, or holds an app and no folders, such as `.git`."""
+    """Returns whether `folder` is empty, or holds an app of this project and no folders, such as `.git`."""
     if not folder.is_dir():
         return False
     entries = list(folder.iterdir())
-    return not entries or ((folder / SERVICE_WORKER).exists() and not any(entry.is_dir() for entry in entries))
+    worker = folder / SERVICE_WORKER
+    is_app = worker.is_file() and worker.read_bytes().startswith(b"// The service worker of version ")
+    return not entries or (is_app and not any(entry.is_dir() for entry in entries))
 
 
 def install_runtime(source: Path) -> Path:

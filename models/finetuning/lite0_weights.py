@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = parser.parse_args(argv).file
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: expected a name that ends in .safetensors")
-    save_file(lite0_weights(), path)
+    state = lite0_weights()
+    try:
+        save_file(state, path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
     print(f"{path}: set architecture: timm/tf_efficientnet_lite0 and pretrained: {path}")
 
 

@@ -65,7 +65,8 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
         return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     blocks = list(_blocks(model))
     return {
-        name: next(number for number, block in enumerate(blocks) if name.startswith(f"{block}."))
+        # A parameter of the model itself, such as an embedding of positions, belongs to the first layer.
+        name: next((number for number, block in enumerate(blocks) if name.startswith(f"{block}.")), 0)
         for name, _ in model.named_parameters()
     }
 

@@ -157,9 +157,11 @@ def load_pretrained(model: nn.Module, weights: PretrainedWeights, class_names: S
             "needed; without one, name a file"
         ) from error
     state, head = model.state_dict(), head_names(model)
-    stem = next(name for name, value in state.items() if value.ndim == 4)
-    if stem in given and state[stem].shape[1] == 1 and given[stem].shape[1] == 3:
-        given = given | {stem: given[stem].sum(dim=1, keepdim=True)}
+    first = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()  # timm's name, or several
+    stems = [f"{name}.weight" for name in ([first] if isinstance(first, str) else first)]
+    for stem in stems or [next(name for name, value in state.items() if value.ndim == 4)]:
+        if stem in given and stem in state and state[stem].shape[1] == 1 and given[stem].shape[1] == 3:
+            given = given | {stem: given[stem].sum(dim=1, keepdim=True)}
     backbone = [name for name in state.keys() - head if not name.endswith("num_batches_tracked")]
     wrong = sorted(name for name in backbone if name not in given or given[name].shape != state[name].shape)
     if wrong:

@@ -175,6 +175,7 @@ WRONG_VALUES = [
     ("image_augmentations={AutoAugment: {policy: imagnet}}", "Did you mean 'imagenet'?"),
     ("loglevel=info", "Did you mean 'INFO'?"),
     ("precision=bf16", "Did you mean 'bf16-mixed'?"),
+    ("lr_scheduler_params={max_lr: 1, epochs: 4, steps_per_epoch: 9}", "steps_per_epoch: 9; lengths count epochs here"),
     ("lr_scheduler_params.milestones=[3, '82']", "milestones: [3, '82']; expected a list of epochs"),
     ("loss_function=NLLLoss", "it takes log-probabilities; use CrossEntropyLoss, the same on logits"),
     ("loss_function=MSELoss", "it does not take logits (N, classes) and labels (N,)"),
@@ -340,6 +341,19 @@ def test_a_resolved_configuration_can_be_read_back_and_holds_no_secret(tmp_path)
     again = load_run_config(tmp_path)
     assert again.plain() == config.plain() | {"output_path": str(tmp_path.parent)}
     assert again.lr_scheduler_params["gamma"] == 1e-7
+
+
+def test_text_that_looks_like_a_number_survives_the_file_of_a_run(tmp_path):
+    texts = ["1e-3", "1E5", "1.5", "0x10", "1e", "yes"]
+    config = load_config(overrides=[f"tags={json.dumps(texts)}", 'experiment_id="1e5"', "optimizer_params.lr=1e-5"])
+    (tmp_path / "config.yml").write_text(config.as_yaml())
+    again = load_run_config(tmp_path)
+    assert (again.tags, again.experiment_id, again.optimizer_params["lr"]) == (texts, "1e5", 1e-5)
+
+
+def test_a_patience_of_no_epoch_still_stops():
+    changes = ["lr_scheduler=ReduceLROnPlateau", "lr_scheduler_params={patience: 0}"]
+    assert load_config(overrides=changes).stopping_patience == 1
 
 
 def test_a_run_that_goes_on_keeps_what_it_trains(tmp_path):

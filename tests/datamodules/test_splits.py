@@ -1,5 +1,6 @@
 """Splits by content: stratified, the same in any order and under any names, and copies of an image never on both sides."""
 
+import json
 import logging
 import random
 import shutil
@@ -225,8 +226,12 @@ def test_the_test_split_of_a_run_is_what_it_never_saw(folder, tmp_path, caplog, 
         assert "an independent result" in capsys.readouterr().out
 
     write_noise(folder / "a" / "new.jpg", 12345)
+    capsys.readouterr()
     evaluate.main([str(trained), "--split", "test", "--output", str(tmp_path / "report")])
     assert "its images are not those that" in caplog.text
+    out = capsys.readouterr().out
+    assert "split anew: the model was trained on some of these" in out and "independent" not in out
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["is_same_split"] is False
 
 
 def test_without_a_fraction_the_test_split_is_the_validation_split(trained_run):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,15 @@ from deployment.calibration import (
     save_calibration,
 )
 from deployment.trained import load_trained
+from utils.files import file_digest
+
+
+def save(checkpoint: Path, found: Calibration) -> None:
+    save_calibration(checkpoint.parent, checkpoint, file_digest(checkpoint), found)
+
+
+def load(checkpoint: Path) -> Calibration | None:
+    return load_calibration(checkpoint.parent, checkpoint, file_digest(checkpoint))
 
 
 @pytest.fixture
@@ -102,13 +112,13 @@ def test_a_calibration_belongs_to_its_checkpoint(tmp_path, caplog):
     for name in ("best", "last"):
         (tmp_path / f"{name}.ckpt").write_text(name)
     best, last = (Calibration(each, 0.5, "probability", 0.95, 200) for each in (0.8, 0.9))
-    save_calibration(tmp_path, tmp_path / "best.ckpt", best)
-    save_calibration(tmp_path, tmp_path / "last.ckpt", last)
-    assert load_calibration(tmp_path, tmp_path / "best.ckpt") == best
-    assert load_calibration(tmp_path, tmp_path / "last.ckpt") == last
+    save(tmp_path / "best.ckpt", best)
+    save(tmp_path / "last.ckpt", last)
+    assert load(tmp_path / "best.ckpt") == best
+    assert load(tmp_path / "last.ckpt") == last
     (tmp_path / "last.ckpt").write_text("trained further")
-    assert load_calibration(tmp_path, tmp_path / "best.ckpt") == best and caplog.text == ""
-    assert load_calibration(tmp_path, tmp_path / "last.ckpt") is None
+    assert load(tmp_path / "best.ckpt") == best and caplog.text == ""
+    assert load(tmp_path / "last.ckpt") is None
     assert "is of other weights than those of last.ckpt" in caplog.text
 
 
@@ -127,11 +137,11 @@ def test_a_calibration_belongs_to_its_checkpoint(tmp_path, caplog):
 def test_a_damaged_calibration_is_named_and_replaced(tmp_path, caplog, text):
     (tmp_path / "net.ckpt").touch()
     (tmp_path / "calibration.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert load_calibration(tmp_path, tmp_path / "net.ckpt") is None
+    assert load(tmp_path / "net.ckpt") is None
     assert "calibration.json is" in caplog.text and "writes it anew" in caplog.text
     good = Calibration(0.8, 0.5, "probability", 0.95, 200)
-    save_calibration(tmp_path, tmp_path / "net.ckpt", good)
-    assert load_calibration(tmp_path, tmp_path / "net.ckpt") == good
+    save(tmp_path / "net.ckpt", good)
+    assert load(tmp_path / "net.ckpt") == good
 
 
 @pytest.mark.slow
@@ -153,7 +163,7 @@ def test_evaluation_keeps_a_calibration_that_prediction_follows(checkpoint, car_
     # A threshold between the scores, so that both answers occur.
     probabilities = (logits / kept.temperature).softmax(dim=1)
     middle = float(probabilities.amax(dim=1).median()) + 1e-4
-    save_calibration(tmp_path, tmp_path / "net.ckpt", Calibration(kept.temperature, middle, "probability", 0.6, 14))
+    save(tmp_path / "net.ckpt", Calibration(kept.temperature, middle, "probability", 0.6, 14))
     predictions = predict.main([str(checkpoint), *map(str, photos), "--json"])
     entries = json.loads(capsys.readouterr().out)
     sure = (probabilities.amax(dim=1) >= middle).tolist()

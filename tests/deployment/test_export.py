@@ -157,7 +157,7 @@ def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, traine
 
     checkpoint = Path(shutil.copy(trained.path, tmp_path))
     kept = Calibration(1.5, 0.25, "margin", 0.9, 100)
-    evaluated = replace(trained, path=checkpoint, calibration=kept)
+    evaluated = replace(trained, path=checkpoint, sha256=file_digest(checkpoint), calibration=kept)
     summary = {
         "sha256": file_digest(checkpoint), "images": 50, "valid_acc": 0.8, "valid_acc_95_low": 0.67,
         "valid_acc_95_high": 0.89, "valid_top5_acc": 0.98,
@@ -179,7 +179,12 @@ def test_the_model_card_has_what_was_measured_and_nothing_else(onnx_file, traine
     taught = replace(trained, config=trained.config.model_copy(update=paths))
     text = model_card(taught, onnx_file, read_data(car_photos), build_metadata(trained))
     assert "- a/checkpoints/best.ckpt\n- b.ckpt\n" in text and "pretrained: lite0.safetensors\n" in text
-    for other in (summary | {"sha256": "of other weights"}, []):
+    elsewhere = replace(onnx_file, agreement=replace(onnx_file.agreement, top1=0.9), data=tmp_path / "others")
+    text = model_card(evaluated, elsewhere, read_data(car_photos), build_metadata(evaluated))
+    assert "| this file, validation images of others | 14 |" in text and "model-index" not in text
+    precise = replace(evaluated, calibration=replace(kept, rate=0.995))
+    assert "99.5% are right" in model_card(precise, onnx_file, read_data(car_photos), build_metadata(precise))
+    for other in (summary | {"sha256": "of other weights"}, summary | {"is_same_split": False}, []):
         (folder / "summary.json").write_text(json.dumps(other))
         assert "80.00%" not in write() and "Expected calibration error" not in write()
 
@@ -381,7 +386,7 @@ def test_images_are_evenly_spaced():
 def image_file(trained_run, tmp_path_factory):
     """An ONNX file with preprocessing inside, of a checkpoint whose temperature is 2."""
     checkpoint = shutil.copy(trained_run / "checkpoints/best.ckpt", tmp_path_factory.mktemp("image") / "net.ckpt")
-    save_calibration(checkpoint.parent, checkpoint, Calibration(2.0, 0.25, "margin", 0.9, 100))
+    save_calibration(checkpoint.parent, checkpoint, file_digest(checkpoint), Calibration(2.0, 0.25, "margin", 0.9, 100))
     return export.main([str(checkpoint), "--format", "onnx", "--input", "image"])
 
 

@@ -99,6 +99,10 @@ def test_only_an_app_is_replaced_and_only_by_a_whole_one(runtime, model, tmp_pat
     (folder / ".git").mkdir()
     with pytest.raises(ConfigError, match="app holds other files"):
         build_app(model, ABOUT, folder)
+    (folder / ".git").rmdir()
+    (folder / "sw.js").write_text("// of another site")
+    with pytest.raises(ConfigError, match="app holds other files"):
+        build_app(model, ABOUT, folder)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").touch()
     with pytest.raises(ConfigError, match="letters holds other files"):

@@ -352,6 +352,7 @@ def test_a_new_version_comes_by_a_click_or_at_the_next_start(driver, app, tmp_pa
         driver.execute_script("document.dispatchEvent(new Event('visibilitychange'))")  # as when a person comes back
         wait_for(driver, "the offer", "!update.hidden")
         assert f"/{MODEL}" not in site.requests  # it has not changed
+        assert driver.execute_script("return loading.hidden && detail.textContent") == ""
         assert driver.execute_script(f"return {shown}") == "first"
         driver.find_element("id", "reload").click()
         wait_for(driver, "the second version", shown, lambda text: text == "second")

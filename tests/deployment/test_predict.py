@@ -341,8 +341,10 @@ class Tokens(nn.Module):
 
 def test_a_model_without_feature_maps_is_an_error(trained, monkeypatch):
     monkeypatch.setitem(trained.classifier._modules, "model", Tokens())
-    with pytest.raises(RunError, match="no feature map near its output"):
-        last_feature_map(trained)
+    for flip in (False, True):
+        monkeypatch.setattr(trained.classifier, "flip_at_test", flip)
+        with pytest.raises(RunError, match="no feature map near its output"):
+            last_feature_map(trained)
 
 
 def test_a_missing_captum_is_named(trained_run, photos, tmp_path, monkeypatch):

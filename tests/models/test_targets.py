@@ -187,6 +187,8 @@ def test_groups_come_from_names_and_from_tables(tmp_path):
         ("a.csv", "class,x\nAudi TT Coupe 2012,1,2\n", "a.csv, row 2: expected 2 values"),
         ("a.csv", "class\nAudi TT Coupe 2012\n", "a.csv has one column"),
         ("a.csv", "", "a.csv cannot be read: it is no CSV table"),
+        ("a.csv", "class,x\nAudi TT Coupe 2012,1\nAudi S4 Sedan,\n", "a.csv: x has no group for 2 of 3 classes"),
+        ("a.yml", "Audi TT Coupe 2012: 1\nAudi S4 Sedan:\n", "a.yml: a has no group for 2 of 3 classes"),
         ("a.csv", "class,x,x\nAudi,1,2\n", "a.csv has two columns 'x'"),
         ("a.csv", "class,x\nAudi,1\nKia,1\nAudi,2\n", "a.csv, row 4: 'Audi' has other groups in a row above"),
         ("a.csv", "class,my x\nAudi,1\n", "'my x'; expected a name of letters"),

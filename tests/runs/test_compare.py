@@ -174,6 +174,9 @@ def test_augmentations_in_another_order_differ(tmp_path: Path):
     assert [list(value) for value in found["image_augmentations"]] == [list(given), list(turned)]
     assert differences([first, third]) == {"image_augmentations.RandomRotation": [MISSING, {"degrees": 5}]}
     assert "All settings are equal." in describe_runs([first, first], width=80)
+    (tmp_path / "0" / "config.yml").unlink()
+    unknown = read_run(tmp_path / "0")
+    assert "All settings are equal." not in describe_runs([unknown, unknown], width=80)
 
 
 def test_an_ambiguous_key_is_written_whole(tmp_path: Path):
@@ -426,6 +429,11 @@ def test_the_csv_holds_every_digit_and_every_difference(output: Path):
             assert int(row[f"best_{metric}_epoch"]) == values.index(min(values))
         assert row["folder"] == str(run.folder)
     assert [row["dropout"] for row in rows] == ["0.5", "0.2", "0.2"]
+    for number, run in enumerate(runs):
+        run.settings["precision"], run.record["precision"] = ("auto", "32-true")[number % 2], "32-true"
+    write_table(runs, path)
+    with path.open(newline="") as file:
+        assert [row["precision"] for row in csv.DictReader(file)] == ["auto", "32-true", "auto", "32-true"]
     assert [row["experiment_id"] for row in rows] == ["C-2", "C-1", ""]
     assert [row["num_params"] for row in rows] == ["3041412", "3041412", "999"]
     assert [row["num_classes"] for row in rows] == ["196"] * 3

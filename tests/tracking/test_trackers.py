@@ -64,6 +64,25 @@ def test_a_copy_in_another_process_logs_nothing_and_the_end_logs_its_epochs(outp
     assert stored.data.metrics["best_valid_loss"] == 4.9
 
 
+def test_the_epochs_of_a_trunk_are_logged_before_those_of_its_branch(output, monkeypatch):
+    run, logged = Run(output, trackers=["mlflow"]), []
+    run.start()
+    for thread in run.trackers.threads:
+        monkeypatch.setattr(thread, "do", lambda task: logged.append(task))
+    for row in ROWS[:2]:
+        run.train(row, logged=False)
+    run.train(ROWS[2])
+
+    class Recording:
+        def log_epoch(self, metrics, epoch):
+            epochs.append((epoch, metrics["best_valid_acc"]))
+
+    epochs: list[tuple[int, float]] = []
+    for task in logged:
+        task(Recording())
+    assert epochs == [(0, 0.02), (1, 0.5), (2, 0.7)]
+
+
 def test_tensorboard_has_what_the_run_wrote(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from PIL import Image

@@ -110,6 +110,7 @@ def test_a_branch_has_no_tags_of_its_trunk(four_epochs, tmp_path):
         (("dropout=0.5", "num_epochs=5"), 2, "--set dropout: a branch keeps the dropout of its run, 0.2"),
         (("seed=1", "ema_decay=0.9"), 2, r"2 problems(?s:.)*A branch can change augment_images, .*num_epochs"),
         (("teacher=trunk", "num_epochs=4"), 2, "teacher: this run began with no teacher, and has .*best.ckpt now"),
+        (("warmup_epochs=0.5", "num_epochs=4"), 2, "a branch keeps the warmup_epochs of its run, 0"),
         ((), 2, "nothing is changed; to continue the run: --resume"),
         (
             ("lr_scheduler_params.milestones=[3]", "num_epochs=4"),
@@ -124,3 +125,13 @@ def test_what_cannot_be_branched_is_one_error_and_leaves_nothing(trunk, tmp_path
     with pytest.raises(ConfigError, match=message):
         train.main(["--branch", str(trunk), "--at", str(at), *words])
     assert not (tmp_path / "output").exists()
+
+
+def test_a_branch_mixes_the_epochs_of_its_trunk_that_a_run_of_its_own_would(cars, tmp_path):
+    trunk = run(cars, tmp_path / "trunk", "num_epochs=2", "mixup_alpha=0.4", "mix_off_epochs=1")
+    with pytest.raises(
+        ConfigError, match="mix_off_epochs counts from the end: with this num_epochs the run would have"
+    ):
+        branch(trunk, tmp_path / "branch", "num_epochs=4")
+    assert not (tmp_path / "branch").exists()
+    assert len(rows(branch(trunk, tmp_path / "branch", "num_epochs=4", "mix_off_epochs=3"))) == 4

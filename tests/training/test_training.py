@@ -234,6 +234,23 @@ def test_early_stopping_counts_on_where_it_was_and_stays_stopped(cars, tmp_path,
     assert "Nothing is left to do" in capsys.readouterr().out
     assert_same_run(whole, parts)
 
+    longer = ["--resume", str(parts), "--set", f"num_epochs={epochs + 8}", "--set", f"early_stopping_patience={epochs}"]
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="no memory"):
+        patch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(RunError("no memory")))
+        train.main(longer)
+    assert read_record(parts)["status"] == "early-stopped"  # nothing of it is kept, so the same command tries it again
+    train.main(longer)
+    assert len(rows(parts)) > epochs
+
+
+def test_other_classes_are_not_resumed(cars, tmp_path):
+    folder = run(cars, tmp_path / "output", "num_epochs=1")
+    other = tmp_path / "other"
+    write_updated_release(other, class_names=NAMES[::-1], train_per_class=5, valid_per_class=2)
+    with pytest.raises(ConfigError, match="data_path: its classes, or their order, are not those that this run was"):
+        train.main(["--resume", str(folder), "-d", str(other), "--set", "num_epochs=2"])
+    assert len(rows(folder)) == 1
+
 
 def test_checkpoints_within_an_epoch(cars, four_epochs, tmp_path, monkeypatch):
     written = []

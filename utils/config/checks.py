@@ -88,6 +88,11 @@ def _check_lr_scheduler(values: dict[str, Any]) -> Iterator[Problem]:
     milestones = params.get("milestones", [])
     if not isinstance(milestones, list) or not all(type(epoch) is int and epoch >= 0 for epoch in milestones):
         yield ("lr_scheduler_params", "milestones"), f"{shown(milestones)}; expected a list of epochs, such as [67, 82]"
+    if params.get("steps_per_epoch", 1) != 1:
+        yield (
+            ("lr_scheduler_params", "steps_per_epoch"),
+            f"{shown(params['steps_per_epoch'])}; lengths count epochs here: write 1, or total_steps: the number of epochs",
+        )
     if values["lr_scheduler"] == "ReduceLROnPlateau" and params.get("mode", "min") != "min":
         yield ("lr_scheduler_params", "mode"), "the scheduler monitors the validation loss; expected 'min'"
 

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import PrivateAttr, ValidationError
 
 from utils.config.checks import check_values
 from utils.config.problems import Problem, close_keys, report, schema_problems
 from utils.config.schema import BRANCHABLE_KEYS, LOCAL_KEYS, RENAMED_KEYS, RESUMABLE_KEYS, SECRET
 from utils.config.schema import Config as _Schema
-from utils.config.yaml_source import SET, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown
+from utils.config.yaml_source import SET, SourcedMapping, cut, read_yaml_file, read_yaml_value, shown, yaml_text
 from utils.errors import ConfigError
 from utils.machine import PROJECT
 
@@ -31,7 +30,7 @@ class Config(_Schema):
 
     def as_yaml(self) -> str:
         """Returns the configuration as YAML text, without the secret."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return yaml_text(self.plain())
 
     def plain(self) -> dict[str, Any]:
         """Returns the configuration as plain values, without the secret."""

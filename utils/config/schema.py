@@ -256,7 +256,6 @@ class Config(BaseModel):
     warmup_epochs: float = key(
         0,
         "Epochs over which the learning rate rises linearly, step by step, to that of the scheduler.",
-        BRANCHABLE,
         ge=0,
         le=100_000,
     )
@@ -344,7 +343,7 @@ class Config(BaseModel):
         if self.early_stopping_patience != "auto":
             return self.early_stopping_patience
         if self.lr_scheduler == "ReduceLROnPlateau":
-            return 3 * (self.lr_scheduler_params or {}).get("patience", 10)
+            return max(1, 3 * (self.lr_scheduler_params or {}).get("patience", 10))
         return 15
 
 

@@ -7,6 +7,7 @@ configurations), and a duplicate key is an error.
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -136,9 +137,19 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a number."""
+
+
+for loader_or_dumper in (_Loader, _Dumper):
+    loader_or_dumper.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def yaml_text(values: Mapping[str, Any], **settings: Any) -> str:
+    """Returns values as a YAML text that is read back as they are."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **settings)
 
 
 def _read(text: str, name: str, places: dict[Key, str]) -> tuple[Any, int]:

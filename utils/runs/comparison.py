@@ -4,6 +4,7 @@ It needs neither a tracker nor torch: it reads only `config.yml`, `run.json`, `m
 """
 
 import math
+import os
 import re
 import textwrap
 import time
@@ -120,7 +121,8 @@ def read_run(folder: Path) -> Run:
         written = [folder / name for name in (RECORD, METRICS, LOG, LAST) if (folder / name).exists()]
         silence = time.time() - max(path.stat().st_mtime for path in written)
         # Without a lock, as in old versions, only the time since its last write shows that the process has ended.
-        if not is_held(folder) if (folder / LOCK).exists() else silence > 2 * max([60 * interval, *epoch_seconds]):
+        has_lock = os.access(folder / LOCK, os.W_OK)  # nor can the lock of another user's run be tried
+        if not is_held(folder) if has_lock else silence > 2 * max([60 * interval, *epoch_seconds]):
             status = "killed?"
             advice = f"; to resume: python train.py --resume {quote(str(folder))}" if (folder / LAST).is_file() else ""
             problems.append(f"{folder} was running at its last write, {duration(silence)} ago{advice}")
@@ -184,7 +186,7 @@ def describe_runs(runs: Sequence[Run], *, width: int, sort: str = RANKED[0]) -> 
         if len(differing) > len(runs) and room >= NARROW:  # side by side
             table = [list(row) for row in zip(*table, strict=True)]
         parts.append("Differing settings:\n" + format_table(table, width=width, widest=max(room, NARROW)))
-    elif len(runs) > 1:
+    elif len(runs) > 1 and all(run.settings for run in runs):
         parts.append("All settings are equal.")
     parts.append(textwrap.fill(FOOTER, width))
     other = [
@@ -221,7 +223,7 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
     for index, run in enumerate(runs):
         settings = {key: values[index] for key, values in differing.items()}
         settings = {key: "" if value is MISSING else _text(value) for key, value in settings.items()}
-        rows.append(settings | run.record | run.best | {name: getattr(run, name) for name in attributes})
+        rows.append(run.record | settings | run.best | {name: getattr(run, name) for name in attributes})
     write_csv(path, rows, [*attributes, *bests, *PHOTOS, *differing])
 
 

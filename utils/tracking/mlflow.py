@@ -122,7 +122,16 @@ def open_store(output_path: Path, *, to_write: bool = False) -> tuple["MlflowCli
             experiment = client.get_experiment_by_name(name)
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
+        if to_write and artifacts and experiment.artifact_location != artifacts:
+            _move_artifacts(output_path / STORE, experiment.artifact_location, artifacts)
     return client, experiment.experiment_id
+
+
+def _move_artifacts(store: Path, old: str, new: str) -> None:
+    """Replaces the address of the artifacts, which MLflow keeps as it was before their folder was moved."""
+    with contextlib.closing(sqlite3.connect(store, timeout=BUSY_SECONDS)) as connection, connection:
+        connection.execute("UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)", (old, new))
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (new, old))
 
 
 def _create_tables(output_path: Path) -> None:
@@ -311,9 +320,11 @@ def log_artifact(folder: Path, path: Path) -> None:
     Raises:
         RunError: The store cannot be written.
     """
+    if not (run_id := read_record(folder).get(RUN_ID)):
+        return  # a checkpoint outside a run
     client, experiment = open_store(folder.resolve().parent, to_write=True)
     with _store_errors(folder.parent):
-        if run := find_run(client, experiment, read_record(folder).get(RUN_ID, "")):
+        if run := find_run(client, experiment, run_id):
             client.log_artifact(run.info.run_id, str(path))
 
 
@@ -332,8 +343,12 @@ def import_runs(output_path: Path) -> None:
         known = {
             tags.get(RUN_ID): (tags.get("status"), tags.get("duration")) for tags in (run.data.tags for run in runs)
         }
+        seen: dict[str, Path] = {}
         for path in sorted(output_path.glob(f"*/{RECORD}")):
             folder, record = path.parent, read_record(path.parent)
+            if (first := seen.setdefault(record.get(RUN_ID, str(folder)), folder)) != folder:
+                logger.warning("%s is a copy of %s, so it is not shown", folder, first)
+                continue
             if record.get("status") == "running":  # its process is gone, or the lock is held
                 record["status"] = "killed"
                 record["seconds"] = sum(row["seconds"] for row in read_rows(folder / SPEED))

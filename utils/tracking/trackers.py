@@ -4,6 +4,7 @@ Each tracker works in its own thread, so that neither a slow disk nor a silent s
 """
 
 import logging
+import math
 import pkgutil
 import queue
 import threading
@@ -74,7 +75,8 @@ class Trackers:
             thread.opened.wait(max(0.0, deadline - time.monotonic()))
 
     def log_epoch(self, values: dict[str, float]) -> None:
-        """Logs the metrics of the epoch `values["epoch"]` and the best value of each metric so far."""
+        """Logs the metrics of the epoch `values["epoch"]` and the best value of each metric so far, after those of a trunk."""
+        self._log_unknown(before=values["epoch"])
         metrics = {name: value for name, value in values.items() if name != "epoch"}
         self.known_epochs.add(values["epoch"])
         for thread in self.threads:
@@ -88,10 +90,7 @@ class Trackers:
             files: Logged where they exist.
             timeout: The longest to wait, in seconds; CLOSE_SECONDS by default.
         """
-        rows = read_rows(self.folder / METRICS)
-        for index, row in enumerate(rows, start=1):
-            if row["epoch"] not in self.known_epochs:
-                self.log_epoch(row | best_values(rows[:index]))
+        self._log_unknown(before=math.inf)
         facts, files = run_facts(record), [file for file in files if file.is_file()]
         timeout = CLOSE_SECONDS if timeout is None else timeout
         deadline = time.monotonic() + timeout
@@ -102,6 +101,14 @@ class Trackers:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 thread.disable(f"not everything was logged within {timeout} s")
+
+    def _log_unknown(self, *, before: float) -> None:
+        """Logs the epochs of metrics.csv that are not logged yet, such as those of a branch's trunk."""
+        rows = read_rows(self.folder / METRICS)
+        for index, row in enumerate(rows, start=1):
+            if row["epoch"] < before and row["epoch"] not in self.known_epochs:
+                self.known_epochs.add(row["epoch"])
+                self.log_epoch(row | best_values(rows[:index]))
 
     def release(self) -> None:
         """Unlocks the run."""

@@ -9,7 +9,8 @@ import { $ } from "./page.js";
  */
 export async function install(progress) {
   if (!navigator.serviceWorker) return "Without https the app works only with a network.";
-  navigator.serviceWorker.addEventListener("message", ({ data }) => progress(data.loaded, data.total));
+  const report = ({ data }) => progress(data.loaded, data.total);
+  navigator.serviceWorker.addEventListener("message", report);
   try {
     const registration = await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
     update(registration);
@@ -18,6 +19,8 @@ export async function install(progress) {
     return "";
   } catch {
     return "The app could not be kept on this device, so it works only with a network: the storage may be full.";
+  } finally {
+    navigator.serviceWorker.removeEventListener("message", report); // of updates, which come in the background, nothing is shown
   }
 }
 
