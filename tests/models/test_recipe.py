@@ -216,6 +216,12 @@ def test_groups_hold_each_parameter_once_by_depth_kind_and_head(architecture, se
     assert not {names[id(parameter)] for parameter in groups[0]["params"]} & head  # its learning rate is logged
 
 
+def test_a_parameter_of_the_model_itself_belongs_to_the_first_layer():
+    with torch.device("meta"):
+        layers = layer_ids(build_model("timm/pit_ti_224", num_classes=7, image_size=[224, 224]))
+    assert layers["pos_embed"] == 0 and len(set(layers.values())) > 5
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_100", "deit_tiny_patch16_224"])
 def test_layer_decay_of_a_model_of_timm_is_timms(name):
     from timm.optim import param_groups_layer_decay

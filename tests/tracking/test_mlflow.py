@@ -181,6 +181,30 @@ def test_the_checkpoint_and_the_export_are_logged_if_configured(output):
     write_record(other.folder, other.record)
     log_artifact(other.folder, run.folder / "best.onnx")  # no run there, no error
     assert len(stored_runs(output)) == 1
+    (output / "downloads" / "models").mkdir(parents=True)
+    log_artifact(output / "downloads" / "models", run.folder / "best.onnx")  # of a checkpoint outside a run
+    assert not (output / "downloads" / STORE).exists()
+
+
+def test_after_a_move_nothing_is_written_to_the_old_place(tmp_path):
+    Run(tmp_path / "old").whole()
+    (tmp_path / "old").rename(tmp_path / "new")
+    Run(tmp_path / "new", "ghost_2").whole()
+    assert not (tmp_path / "old").exists()
+    for run in stored_runs(tmp_path / "new"):
+        assert (artifacts_of(tmp_path / "new", run) / "config.yml").is_file()
+
+
+def test_a_copy_of_a_run_is_named_and_does_not_take_its_place(output, caplog):
+    run = Run(output).whole()
+    shutil.copytree(run.folder, output / "ghost_copy")
+    longer = run.record | {"seconds": 9999.0}
+    write_record(output / "ghost_copy", longer)
+    (before,) = stored_runs(output)
+    for _ in range(2):
+        import_runs(output)
+        assert [each.info.run_id for each in stored_runs(output)] == [before.info.run_id]
+    assert f"{output / 'ghost_copy'} is a copy of {run.folder}, so it is not shown" in caplog.text
 
 
 def test_a_locked_store_stops_neither_an_epoch_nor_the_training(output, caplog, monkeypatch):
