@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from deployment.evaluation.evaluation import wilson_interval
-from deployment.profiling.benchmark import build_profiles, measure
+from deployment.profiling.benchmark import Profile, build_profiles, measure
+from models import count_parameters
 from reproduction.figures import new_figure, save_figure
 from reproduction.published import TASK as PUBLISHED_TASK
 from reproduction.published import Published, first_drops, read_published
@@ -129,10 +131,12 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
         if not has_ended(folder) or not read_rows(folder / METRICS):
             raise RunError(f"{folder} is not finished: status {read_record(folder).get('status', 'unknown')}")
     profiles = build_profiles([str(folder) for folder in folders], (0, 0)) if folders else []
+    networks = {network_of(profile): profile for profile in profiles}
     with tempfile.TemporaryDirectory() as scratch:
-        measure(profiles, Path(scratch), rounds=ROUNDS)
+        measure(list(networks.values()), Path(scratch), rounds=ROUNDS)
     found = []
-    for folder, profile in zip(folders, profiles, strict=True):
+    for folder, one in zip(folders, profiles, strict=True):
+        profile = networks[network_of(one)]
         record, values = read_record(folder), read_config_file(folder / CONFIG).values
         rows, speeds = read_rows(folder / METRICS), read_rows(folder / SPEED)
         accuracy, epoch = best(rows, "valid_acc") or (float("nan"), 0)
@@ -165,6 +169,12 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
             run=folder.resolve().name,
         ))  # fmt: skip
     return found
+
+
+def network_of(profile: Profile) -> tuple[Any, ...]:
+    """Returns what decides on a network's latency: runs of equal networks share one measurement."""
+    kind = type(profile.model)  # the mean over mirror images is another one
+    return profile.architecture, kind, profile.image.shape, count_parameters(profile.model)
 
 
 def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:

@@ -42,6 +42,8 @@ def test_a_run_is_added_once_with_its_figures(trained_run, results, tmp_path):
     (trained_run / "speed.csv").write_text("\n".join(["epoch,seconds,images_per_second", *lines, ""]))
     (row,) = trained.main([str(trained_run)])
     assert row.hours == 1.5
+    twin = Path(shutil.copytree(trained_run, tmp_path / "twin"))
+    assert len({each.latency_ms for each in trained.read_runs([trained_run, twin])}) == 1  # measured once for both
     epochs = read_rows(trained_run / "metrics.csv")
     accuracies = [epoch["valid_acc"] for epoch in epochs]
     assert row.best_percent == round(100 * max(accuracies), 2)
