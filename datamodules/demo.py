@@ -5,6 +5,7 @@ import io
 import math
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,14 +92,7 @@ def write_demo_data(folder: Path, *, seed: int = 0, training_photos: int = 40, v
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             draft = Path(temporary, folder.name)
-            (draft / "car_ims").mkdir(parents=True)
-            annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in FIELDS])
-            for index, (label, number) in enumerate(progress_bar(rows, description="drawing cars", unit=" photos")):
-                photo, bounding_box = draw_photo(models[label], np.random.default_rng((seed, label, number)))
-                photo.save(draft / paths[index], quality=85)
-                values = (*bounding_box, label + 1, int(number >= training_photos))
-                annotations[0, index] = (paths[index], *(np.array([[v]], dtype=np.min_scalar_type(v)) for v in values))
-            (draft / "cars_annos.mat").write_bytes(_mat_file(annotations))
+            _draw_all(draft, rows, paths, seed=seed, training_photos=training_photos)
             (draft / MARKER).write_text(description, encoding="utf-8")
             try:
                 if folder.exists():
@@ -111,6 +105,20 @@ def write_demo_data(folder: Path, *, seed: int = 0, training_photos: int = 40, v
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{folder} cannot be written: {reason}; make room, or set another data_path") from error
+
+
+def _draw_all(
+    folder: Path, rows: Sequence[tuple[int, int]], paths: Sequence[str], *, seed: int, training_photos: int
+) -> None:
+    """Draws a photo for each row, a label and a number, and writes `cars_annos.mat`."""
+    (folder / "car_ims").mkdir(parents=True)
+    annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in FIELDS])
+    for index, (label, number) in enumerate(progress_bar(rows, description="drawing cars", unit=" photos")):
+        photo, bounding_box = draw_photo(car_models()[label], np.random.default_rng((seed, label, number)))
+        photo.save(folder / paths[index], quality=85)
+        values = (*bounding_box, label + 1, int(number >= training_photos))
+        annotations[0, index] = (paths[index], *(np.array([[v]], dtype=np.min_scalar_type(v)) for v in values))
+    (folder / "cars_annos.mat").write_bytes(_mat_file(annotations))
 
 
 def _mat_file(annotations: np.ndarray) -> bytes:

@@ -35,21 +35,12 @@ def branch_checkpoint(
         config: The branch's configuration, as plain values.
 
     Raises:
-        ConfigError: With this schedule the epochs until then would have had another learning rate, or the run would have
-            stopped early.
+        ConfigError: With this schedule the epochs until then would have had another learning rate, other epochs would have
+            been mixed, or the run would have stopped early.
     """
     rows: list[Row] = checkpoint["callbacks"][Recorder.__name__]["rows"]
     steps = checkpoint["global_step"] // len(rows)
-    mixed = {
-        min(len(rows), each["num_epochs"] - each.get("mix_off_epochs", 0))
-        for each in (checkpoint[ABOUT]["config"], config)
-        if each.get("mixup_alpha") or each.get("cutmix_alpha")
-    }
-    if len(mixed) > 1:
-        raise ConfigError(
-            "--branch: mix_off_epochs counts from the end: with this num_epochs the run would have mixed other epochs before "
-            f"epoch {len(rows)}; change mix_off_epochs too"
-        )
+    _check_mixed_epochs(checkpoint[ABOUT]["config"], config, epochs=len(rows))
     state = checkpoint["optimizer_states"][0]
     groups, scheduler = _replay_schedule(classifier, rows, steps)
     state = state | {
@@ -85,6 +76,20 @@ def read_trunk(trunk: Trunk) -> dict[str, Any]:
             f"--at {trunk.epochs}: {trunk.checkpoint} is from within epoch {progress['processed']}; resume the run first"
         )
     return checkpoint
+
+
+def _check_mixed_epochs(trunk: dict[str, Any], branch: dict[str, Any], *, epochs: int) -> None:
+    """Checks that of the first `epochs` both configurations mix the same ones, where both mix."""
+    mixed = {
+        min(epochs, each["num_epochs"] - each.get("mix_off_epochs", 0))
+        for each in (trunk, branch)
+        if each.get("mixup_alpha") or each.get("cutmix_alpha")
+    }
+    if len(mixed) > 1:
+        raise ConfigError(
+            "--branch: mix_off_epochs counts from the end: with this num_epochs the run would have mixed other epochs before "
+            f"epoch {epochs}; change mix_off_epochs too"
+        )
 
 
 def _replay_schedule(

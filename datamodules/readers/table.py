@@ -128,8 +128,8 @@ def read_table(location: Location, params: Mapping[str, Any]) -> DataSplits | No
     problems: list[str] = []
     for table, found in usable.items():
         images = _Images(table, location.folder)
+        name = table.relative_to(location.folder).as_posix()  # two folders may have tables of one name
         for where, values in contents[table][1]:
-            name = table.relative_to(location.folder).as_posix()  # two folders may have tables of one name
             row = parse_row(f"{name}, {where}", values, found, splits[table] or "train")
             if isinstance(row, Row):
                 path = images.find(row.path, row.split)

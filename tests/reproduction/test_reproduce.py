@@ -26,8 +26,8 @@ from tests.support.small_runs import assert_same_run, only_run, rows, table
 from utils.cli import set_options
 from utils.config import load_config
 from utils.errors import ConfigError, RunError
+from utils.machine import PROJECT
 
-PROJECT = EXPERIMENTS.parent
 NAMES = ("first drop", "table")
 
 

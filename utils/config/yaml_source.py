@@ -141,10 +141,9 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader` would take for a number."""
 
 
-for loader_or_dumper in (_Loader, _Dumper):
-    loader_or_dumper.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+EXPONENT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")  # and first characters
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", *EXPONENT)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *EXPONENT)
 
 
 def yaml_text(values: Mapping[str, Any], **settings: Any) -> str:

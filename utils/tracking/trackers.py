@@ -77,10 +77,7 @@ class Trackers:
     def log_epoch(self, values: dict[str, float]) -> None:
         """Logs the metrics of the epoch `values["epoch"]` and the best value of each metric so far, after those of a trunk."""
         self._log_unknown(before=values["epoch"])
-        metrics = {name: value for name, value in values.items() if name != "epoch"}
-        self.known_epochs.add(values["epoch"])
-        for thread in self.threads:
-            thread.do(lambda tracker: tracker.log_epoch(metrics, int(values["epoch"])))
+        self._log(values)
 
     def end(self, record: dict[str, Any], files: list[Path], *, timeout: float | None = None) -> None:
         """Logs how the run ended and closes the trackers.
@@ -107,8 +104,13 @@ class Trackers:
         rows = read_rows(self.folder / METRICS)
         for index, row in enumerate(rows, start=1):
             if row["epoch"] < before and row["epoch"] not in self.known_epochs:
-                self.known_epochs.add(row["epoch"])
-                self.log_epoch(row | best_values(rows[:index]))
+                self._log(row | best_values(rows[:index]))
+
+    def _log(self, values: dict[str, float]) -> None:
+        metrics = {name: value for name, value in values.items() if name != "epoch"}
+        self.known_epochs.add(values["epoch"])
+        for thread in self.threads:
+            thread.do(lambda tracker: tracker.log_epoch(metrics, int(values["epoch"])))
 
     def release(self) -> None:
         """Unlocks the run."""
