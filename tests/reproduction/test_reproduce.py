@@ -134,18 +134,18 @@ def test_the_table_keeps_every_run_once(output, tmp_path):
     assert (tmp_path / PICTURE).stat().st_size > 10_000
     lines = {line.split("]")[0][3:]: line for line in text.splitlines() if line.startswith("| [C-")}
     assert len(lines) == 58
-    assert lines["C-14"].endswith("| 98.84 | 68.50 | 134 | 4,153,092 | 90.00 | 90.00 | 2 | 1 | stanford (2) |")
+    assert lines["C-14"].endswith("| 98.84 | 68.50 | 134 | 4,153,092 | 90.00 | 90.00 | 2 | 1 | stanford (1) |")
     assert lines["C-7"].endswith(
-        "| 90.00<br>90.00 | 51.00 ± 1.41<br>54.28 | 100<br>2 | 2<br>1 | cars, different task (1)<br>stanford (2) |"
+        "| 90.00<br>90.00 | 54.28<br>51.00 ± 1.41 | 2<br>100 | 1<br>2 | stanford (1)<br>cars, different task (2) |"
     )
     assert lines["C-10"].endswith(
-        "; right boxes | – | – | – | – | 90.00 | 55.50 ± 0.71 | 100 | 2 | cars, different task (1) |"
+        "; right boxes | – | – | – | – | 90.00 | 55.50 ± 0.71 | 100 | 2 | cars, different task (2) |"
     )
     assert lines["C-66"].endswith("= 0.98 | 98.72 | 70.46 | 90 | 3,041,412 |  |  |  |  |  |")
-    assert "(1) cars, 5,792 / 1,372; no settings changed. Not the published task" in text and "A GPU; 32-true" in text
+    assert "(2) cars, 5,792 / 1,372; no settings changed. Not the published task" in text and "A GPU; 32-true" in text
     verdict = "same order; 1 of 1 significant published differences confirmed"
-    assert f"| augmentation | first sets | 2 of 5 | 1 | 0 | 0 | 1.00 | {verdict} |" in text.partition("\n(1) Did ")[2]
-    assert text.partition("\n(2) Did ")[2].startswith("the order hold?\n\n| question | variants | measured | ")
+    assert f"| augmentation | first sets | 2 of 5 | 1 | 0 | 0 | 1.00 | {verdict} |" in text.partition("\n(2) Did ")[2]
+    assert text.partition("\n(1) Did ")[2].startswith("the order hold?\n\n| question | variants | measured | ")
     assert (
         "at most 0.10 percentage points (C-3, seed 0; 7 runs). Up to 2.50 are possible there, 0.28 on the published"
         in text
