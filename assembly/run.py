@@ -17,6 +17,7 @@ from training.branching import branch_checkpoint, read_trunk
 from training.checkpoint_callback import Checkpoints
 from training.checkpoints import ABOUT, check_targets, read_checkpoint
 from training.early_stopping import EarlyStopping
+from training.kernels import KernelChoice
 from training.progress import TrainingProgress
 from training.recorder import Recorder
 from training.run_record import RunRecord
@@ -83,6 +84,7 @@ def build_callbacks(
     } | _about_targets(config, record.values.get("teachers"), class_names)
     return [
         TrainingProgress(),
+        *([] if config.deterministic else [KernelChoice(config.batch_size)]),
         *([EarlyStopping(patience, extend_finished_run=record.was_finished)] if patience else []),
         Recorder(record.folder, record.trackers),
         Checkpoints(

@@ -48,7 +48,7 @@ def build_trainer(
             plugins=plugins,
             default_root_dir=folder,
             deterministic=config.deterministic,
-            benchmark=on_cuda and not config.deterministic,  # cuDNN chooses its kernels at the first batch of each size
+            benchmark=False,  # training.kernels decides it for each batch
             inference_mode=config.compile is None,  # compiled models do not always take its tensors
             num_sanity_val_steps=0,
             use_distributed_sampler=False,

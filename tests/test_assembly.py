@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import assembly
-from assembly import trainer
 from assembly.trainer import SyncBatchNorm
 from datamodules.datamodule import with_boxes_of_others
 from losses.distillation import Teacher
@@ -58,20 +57,6 @@ def test_the_log_says_where_images_are_augmented_and_why(monkeypatch, change, on
     for capabilities, expected in (([A100], on_cuda), ([], on_cpu)):
         see_devices(monkeypatch, *capabilities)
         assert expected in assembly.augmentation_path(load_config(overrides=[change]))
-
-
-@pytest.mark.parametrize(
-    ("on_cuda", "deterministic", "tried"), [(True, False, True), (True, True, False), (False, False, False)]
-)
-def test_cudnn_tries_its_kernels_unless_the_same_ones_are_wanted(tmp_path, monkeypatch, on_cuda, deterministic, tried):
-    monkeypatch.setattr(trainer, "uses_cuda", lambda accelerator: on_cuda)
-    config = load_config(overrides=["accelerator=cpu", "precision=32-true", f"deterministic={deterministic}"])
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.backends.cudnn.flags(benchmark=not tried):
-        assembly.build_trainer(config, tmp_path, [])
-        found = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(before)
-    assert found == tried
 
 
 def test_a_key_that_the_other_way_of_augmenting_leaves_unused_is_named():
