@@ -61,7 +61,8 @@ from utils.processes import end_with_parent
 from utils.runs.folder import BEST, METRICS, RECORD, SPEED, read_record
 
 # pytest-benchmark, where it is installed, would end the tests: it warns of processes, and our warnings are errors.
-PYTEST = ("-m", "pytest", "-p", "no:benchmark", "-o", "addopts=", "--import-mode=importlib", "-q", "-n", "8", "-m", "cuda")
+PYTEST = ("-m", "pytest", "-p", "no:benchmark", "-o", "addopts=", "--import-mode=importlib", "-q", "-n", "8",
+          "-m", "cuda")  # fmt: skip
 CUDA_MARK = re.compile(r"needs_cuda|mark\.cuda")
 THROUGHPUT = {"throughput": ("--rounds", "2"),
               "compiled": ("--rounds", "1", "--compile", "default", "reduce-overhead", "--variants", "compile")}  # fmt: skip

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from deployment.evaluation.evaluation import wilson_interval
 from deployment.profiling.benchmark import Profile, build_profiles, measure
+from deployment.profiling.measure import count_multiply_adds
 from models import count_parameters
 from reproduction.figures import new_figure, save_figure
 from reproduction.published import TASK as PUBLISHED_TASK
@@ -91,6 +91,11 @@ class Trained:
         return 100 * low, 100 * high
 
     @property
+    def network(self) -> tuple[str, int, int]:
+        """As `network_of` of its profile."""
+        return self.size, self.parameters, self.multiply_adds
+
+    @property
     def task(self) -> str:
         return f"{self.size}, {self.data}, {self.train_images:,} / {self.valid_images:,}"
 
@@ -101,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> list[Trained]:
     parser.add_argument("runs", metavar="RUN", nargs="*", help="a finished run: folder or name")
     arguments = parser.parse_args(argv)
     published = read_published()
-    _read_all()  # what is damaged is an error before anything is measured
+    known, *_ = _read_all()  # what is damaged is an error before anything is measured
     output_path = load_config().output_path if arguments.runs else Path()
-    new = read_runs([resolve_run(name, output_path) for name in arguments.runs])
+    new = read_runs([resolve_run(name, output_path) for name in arguments.runs], known)
     known, before, after = _read_all()  # again: another process may have added runs meanwhile
     rows = {row.run: row for row in (*known, *new)}
     ordered = sorted(rows.values(), key=lambda row: (row.size, row.experiment, row.epochs, row.run))
@@ -120,8 +125,8 @@ def _read_all() -> tuple[list[Trained], str, str]:
     return read_table(TRAINED, Trained), *split_at_section(RESULTS, RESULTS.read_text(encoding="utf-8"), BEGIN, END)
 
 
-def read_runs(folders: Iterable[Path]) -> list[Trained]:
-    """Returns the rows of finished runs; measures the latency of each.
+def read_runs(folders: Iterable[Path], known: Iterable[Trained] = ()) -> list[Trained]:
+    """Returns the rows of finished runs; measures the latency of each network that no other row of `known` has.
 
     Raises:
         RunError: A run is not finished.
@@ -130,13 +135,17 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
     for folder in folders:
         if not has_ended(folder) or not read_rows(folder / METRICS):
             raise RunError(f"{folder} is not finished: status {read_record(folder).get('status', 'unknown')}")
+    given = {folder.resolve().name for folder in folders}
+    device = f"{cpu_name()}, {available_cores()} cores"
+    latencies = {row.network: row.latency_ms for row in known if row.run not in given and row.device == device}
     profiles = build_profiles([str(folder) for folder in folders], (0, 0)) if folders else []
-    networks = {network_of(profile): profile for profile in profiles}
+    unknown = {network: one for one in profiles if (network := network_of(one)) not in latencies}
     with tempfile.TemporaryDirectory() as scratch:
-        measure(list(networks.values()), Path(scratch), rounds=ROUNDS)
+        measure(list(unknown.values()), Path(scratch), rounds=ROUNDS)
+    latencies |= {network: round(1e3 * one.seconds["onnxruntime", 1].median, 2) for network, one in unknown.items()}
     found = []
-    for folder, one in zip(folders, profiles, strict=True):
-        profile = networks[network_of(one)]
+    for folder, profile in zip(folders, profiles, strict=True):
+        size, parameters, multiply_adds = network = network_of(profile)
         record, values = read_record(folder), read_config_file(folder / CONFIG).values
         rows, speeds = read_rows(folder / METRICS), read_rows(folder / SPEED)
         accuracy, epoch = best(rows, "valid_acc") or (float("nan"), 0)
@@ -149,7 +158,7 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
             data=Path(values["data_path"]).name,
             train_images=record["train_photos"],
             valid_images=record["valid_photos"],
-            size="×".join(map(str, profile.image.shape[2:])),
+            size=size,
             epochs=len(rows),
             first_drop=milestones[0] if milestones and milestones[0] < len(rows) else None,
             best_percent=_percent(accuracy),
@@ -158,11 +167,11 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
             raw_best_percent=_percent(raw[0]) if raw else None,
             raw_last_percent=_percent(rows[-1]["valid_raw_acc"]) if raw else None,
             top5_percent=_percent(rows[epoch]["valid_top5_acc"]),
-            parameters=profile.parameters,
-            multiply_adds=profile.multiply_adds,
-            latency_ms=round(1e3 * profile.seconds["onnxruntime", 1].median, 2),
+            parameters=parameters,
+            multiply_adds=multiply_adds,
+            latency_ms=latencies[network],
             hours=round(len(speeds) * statistics.median(row["seconds"] for row in speeds) / 3600, 2),
-            device=f"{cpu_name()}, {available_cores()} cores",
+            device=device,
             torch=record["versions"]["torch"],
             commit=record["commit"] or "unknown",
             date=record["started"][:10],
@@ -171,10 +180,10 @@ def read_runs(folders: Iterable[Path]) -> list[Trained]:
     return found
 
 
-def network_of(profile: Profile) -> tuple[Any, ...]:
+def network_of(profile: Profile) -> tuple[str, int, int]:
     """Returns what decides on a network's latency: runs of equal networks share one measurement."""
-    kind = type(profile.model)  # the mean over mirror images is another one
-    return profile.architecture, kind, profile.image.shape, count_parameters(profile.model)
+    size = "×".join(map(str, profile.image.shape[2:]))
+    return size, count_parameters(profile.model), count_multiply_adds(profile.model, profile.image)
 
 
 def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
@@ -189,7 +198,7 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
             f"{row.best_percent:.2f} ({row.interval[0]:.2f} … {row.interval[1]:.2f})", str(row.best_epoch),
             f"{row.last_percent:.2f}", f"{row.raw_best_percent:.2f} / {row.raw_last_percent:.2f}" if has_raw else NONE,
             f"{row.top5_percent:.2f}", f"{known.valid_acc_percent:.2f}" if known else NONE,
-            f"{row.parameters / 1e6:.2f}", f"{row.latency_ms:.1f}", f"{row.hours:.1f}",
+            f"{row.parameters / 1e6:.2f}", f"{row.latency_ms:.1f}", f"{row.hours:.2g}",
         ))  # fmt: skip
     facts = [", ".join(sorted({getattr(row, name) for row in rows})) for name in ("device", "torch", "date")]
     seeds = ", ".join(sorted({str(row.seed) for row in rows}))

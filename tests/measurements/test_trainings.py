@@ -43,7 +43,11 @@ def test_a_run_is_added_once_with_its_figures(trained_run, results, tmp_path):
     (row,) = trained.main([str(trained_run)])
     assert row.hours == 1.5
     twin = Path(shutil.copytree(trained_run, tmp_path / "twin"))
-    assert len({each.latency_ms for each in trained.read_runs([trained_run, twin])}) == 1  # measured once for both
+    first, second = trained.read_runs([trained_run, twin], [row])
+    assert first.latency_ms == second.latency_ms  # measured once for both, and anew
+    told = replace(row, run="another", latency_ms=123.0)
+    assert trained.read_runs([twin], [told])[0].latency_ms == 123
+    assert trained.read_runs([twin], [replace(told, device="another")])[0].latency_ms < 123
     epochs = read_rows(trained_run / "metrics.csv")
     accuracies = [epoch["valid_acc"] for epoch in epochs]
     assert row.best_percent == round(100 * max(accuracies), 2)
