@@ -7,15 +7,15 @@ throughput   C-50 at 227×227, beside the loaders of timm and torchvision
 compiled     the same compiled, and as CUDA graphs, which takes minutes to begin
 c50          C-50 with its whole schedule at 227×227
 long         C-50 with a longer schedule, experiments/beyond/long.yml
-lite0        EfficientNet-Lite0 from ImageNet weights at 224×224; needs --lite0, a file of models.finetuning.lite0_weights
+lite0        experiments/beyond/finetune-lite0-224.yml; needs --lite0, a file of models.finetuning.lite0_weights
 
 Each part is a process that is stopped when its time or the visit's is up, or the visit itself is stopped. After each part,
 visit.json has its result; visit.log has all output. A training leaves its metrics as <part>.csv, its speed as
 <part>_speed.csv and its best weights as <part>.ckpt, which every command that takes a checkpoint can read. --set is for all
 parts but the tests.
 
-On an H100 the tests take 2 minutes, C-50 9 seconds an epoch, and the first batch of a network 40 seconds, in which cuDNN
-chooses its kernels: give trainings a visit of their own, with --parts.
+On an H100 the tests take 2 minutes, C-50 9 seconds an epoch, lite0 4 minutes, and the first batch of a network 40 seconds, in
+which cuDNN chooses its kernels. So 9 minutes are for measuring; to train: --parts c50 --minutes 25, --parts lite0 --minutes 6.
 
 It takes the packages of requirements.txt except the trackers, and for the tests pytest and pytest-xdist.
 """
@@ -66,12 +66,8 @@ PYTEST = ("-m", "pytest", "-p", "no:benchmark", "-o", "addopts=", "--import-mode
 CUDA_MARK = re.compile(r"needs_cuda|mark\.cuda")
 THROUGHPUT = {"throughput": ("--rounds", "2"),
               "compiled": ("--rounds", "1", "--compile", "default", "reduce-overhead", "--variants", "compile")}  # fmt: skip
-LITE0 = (
-    "image_size=[224, 224]", "resize_size=[256, 256]",
-    "description=EfficientNet-Lite0 fine-tuned from ImageNet weights at 224×224",
-)  # fmt: skip
 TRAININGS = {"c50": "experiments/C-50.yml", "long": "experiments/beyond/long.yml",
-             "lite0": "experiments/beyond/finetune-lite0.yml"}  # fmt: skip
+             "lite0": "experiments/beyond/finetune-lite0-224.yml"}  # fmt: skip
 PARTS = ("tests", *THROUGHPUT, *TRAININGS)
 MAX_SECONDS = {"tests": 180.0, "throughput": 240.0, "compiled": 240.0}  # the others take what is left
 MAX_MINUTES = 24 * 60
@@ -113,7 +109,7 @@ class Visit:
     def _train(self, name: str) -> dict[str, Any]:
         runs = self.scratch / name
         changes = ["trackers=[]", f"output_path={runs}", f"cache_path={self.scratch / 'cache'}"]
-        changes += [*LITE0, f"pretrained={self.lite0}"] if name == "lite0" else []
+        changes += [f"pretrained={self.lite0}"] if name == "lite0" else []
         words = ("--config", TRAININGS[name], "-d", str(self.data), *set_options([*changes, *self.changes]))
         try:
             found = self._run_limited(name, command("train.py", *words))

