@@ -41,6 +41,7 @@ COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in 
            "raw, best / last, %:", "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
 DROPS = "drops.png"
 ROUNDS = 2
+OVERLAP = 0.1, 2.5  # of two labels: share of x, percentage points of y
 
 
 @dataclass(frozen=True)
@@ -250,11 +251,8 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
                 yerr=_errors(row for _, row in members),
                 fmt="o", markersize=5, color=color, elinewidth=1.1, label=task if panel is panels[0] else None,
             )  # fmt: skip
-            for number, row in members:
-                panel.annotate(
-                    str(number), (value(row), row.best_percent), (5, 3), textcoords="offset points", fontsize=8,
-                    color=color,
-                )  # fmt: skip
+            for text, point in labels((value(row), row.best_percent, str(number)) for number, row in members):
+                panel.annotate(text, point, (5, 3), textcoords="offset points", fontsize=8, color=color)
         panel.set(xlabel=label, ylim=(0, 100))
     known = [published[name] for name in dict.fromkeys(row.experiment for row in rows) if name in published]
     for panel, attribute, factor in ((panels[0], "epochs", 1), (panels[1], "num_params", 1e-6)):
@@ -268,6 +266,19 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
     panels[0].set_xlim(left=0)
     figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, alignment="left", ncols=2)
     save_figure(figure, list(panels), path)
+
+
+def labels(points: Iterable[tuple[float, float, str]]) -> list[tuple[str, tuple[float, float]]]:
+    """Returns a label for each of `points` (x, y in percent, name), and its place; those that would overlap become one."""
+    merged: list[tuple[float, float, list[str]]] = []
+    for x, y, name in points:
+        for first_x, first_y, names in merged:
+            if abs(x - first_x) <= OVERLAP[0] * max(x, first_x) and abs(y - first_y) <= OVERLAP[1]:
+                names.append(name)
+                break
+        else:
+            merged.append((x, y, [name]))
+    return [(", ".join(names), (x, y)) for x, y, names in merged]
 
 
 def draw_drops(series: dict[str, list[Trained]], path: Path) -> None:

@@ -73,6 +73,12 @@ def test_published_results_stand_beside_their_own_experiment_only(row):
     assert "83.79" not in second and "| 50.00 / 40.00 |" in second
 
 
+def test_labels_that_would_overlap_become_one():
+    points = [(24, 6.6, "5"), (57, 18.0, "6"), (22, 7.1, "9"), (57, 18.5, "10"), (57, 29.6, "12"), (30, 18.0, "13")]
+    found = trained.labels(points)
+    assert found == [("5, 9", (24, 6.6)), ("6, 10", (57, 18.0)), ("12", (57, 29.6)), ("13", (30, 18.0))]
+
+
 def test_runs_that_differ_in_their_first_drop_are_a_series(row, tmp_path):
     runs = [
         replace(row, run=str(drop), first_drop=drop, best_percent=value) for drop, value in ((34, 12.0), (17, 10.3))
