@@ -15,7 +15,8 @@ visit.json has its result; visit.log has all output. A training leaves its metri
 parts but the tests.
 
 On an H100 the tests take 2 minutes, C-50 9 seconds an epoch, lite0 4 minutes, and the first batch of a network 40 seconds, in
-which cuDNN chooses its kernels. So 9 minutes are for measuring; to train: --parts c50 --minutes 25, --parts lite0 --minutes 6.
+which cuDNN chooses its kernels. So a visit of 12 minutes measures; to train: --parts c50 --minutes 25 or
+--parts lite0 --lite0 FILE --minutes 6.
 
 It takes the packages of requirements.txt except the trackers, and for the tests pytest and pytest-xdist.
 """
@@ -60,7 +61,7 @@ from utils.machine import PROJECT
 from utils.processes import end_with_parent
 from utils.runs.folder import BEST, METRICS, RECORD, SPEED, read_record
 
-# pytest-benchmark, where it is installed, would end the tests: it warns of processes, and our warnings are errors.
+# With xdist, an installed pytest-benchmark warns, and warnings are errors here.
 PYTEST = ("-m", "pytest", "-p", "no:benchmark", "-o", "addopts=", "--import-mode=importlib", "-q", "-n", "8",
           "-m", "cuda")  # fmt: skip
 CUDA_MARK = re.compile(r"needs_cuda|mark\.cuda")

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, object]]:
     arguments = parser.parse_args(argv)
     config = load_config(overrides=[data_override(arguments.data), *arguments.set])
     device = best_device()
-    torch.backends.cudnn.benchmark = True  # as in train.py, timm's script and torchvision's references
+    torch.backends.cudnn.benchmark = True  # as train.py for full batches, timm's script and torchvision's references
     splits = assembly.load_annotations(config)
     with tempfile.TemporaryDirectory() as folder:
         variants = build_variants(config, splits, device, Path(folder), arguments.compile)

@@ -20,7 +20,8 @@ from utils.tracking.mlflow import EXPERIMENT, STORE, open_store
 # Tests run side by side: threads that wait for each other's cores make a step of 0.2 s one of several.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CAR_MODELS = (
     "Audi TT RS Coupe 2012", "BMW X6 SUV 2012", "BMW X5 SUV 2007", "Fiat 500 Abarth 2012",

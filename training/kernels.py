@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class KernelChoice(Callback):
-    """Lets cuDNN try its kernels for full training batches; every other batch takes those chosen, or its heuristics' ones.
+    """Lets cuDNN try its kernels for full training batches; others take those chosen for their size, or else cuDNN's guess.
 
     It tries them at the first batch of each size, for 40 seconds on an H100 (GhostNet and EfficientNet-Lite0, 64 images, bf16).
     The last, smaller batch of an epoch would never earn that back.
@@ -21,7 +21,4 @@ class KernelChoice(Callback):
         torch.backends.cudnn.benchmark = len(batch[1]) == self.batch_size
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        torch.backends.cudnn.benchmark = False
-
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         torch.backends.cudnn.benchmark = False

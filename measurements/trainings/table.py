@@ -41,7 +41,7 @@ COLUMNS = ("", "what", "task", "epochs:", "first drop:", "best, % (95 %):", "in 
            "raw, best / last, %:", "top-5, %:", "published, %:", "parameters, millions:", "latency, ms:", "hours:")  # fmt: skip
 DROPS = "drops.png"
 ROUNDS = 2
-OVERLAP = 0.1, 2.5  # of two labels: share of x, percentage points of y
+OVERLAP, NEAR_PERCENT = 0.02, 2.5  # of labels: share of the axis, percentage points
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,12 @@ class Trained:
 def main(argv: Sequence[str] | None = None) -> list[Trained]:
     """Adds the runs to trained.csv, writes the table and the picture, and returns all rows."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="a finished run: folder or name")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="*",
+        help="a finished run: folder or name; to measure a latency again, name all runs of its network",
+    )
     arguments = parser.parse_args(argv)
     published = read_published()
     known, *_ = _read_all()  # what is damaged is an error before anything is measured
@@ -182,7 +187,7 @@ def read_runs(folders: Iterable[Path], known: Iterable[Trained] = ()) -> list[Tr
 
 
 def network_of(profile: Profile) -> tuple[str, int, int]:
-    """Returns what decides on a network's latency: runs of equal networks share one measurement."""
+    """Returns what latency is taken to depend on: networks equal in it share one measurement."""
     size = "×".join(map(str, profile.image.shape[2:]))
     return size, count_parameters(profile.model), count_multiply_adds(profile.model, profile.image)
 
@@ -199,16 +204,16 @@ def table(rows: Sequence[Trained], published: dict[str, Published]) -> str:
             f"{row.best_percent:.2f} ({row.interval[0]:.2f} … {row.interval[1]:.2f})", str(row.best_epoch),
             f"{row.last_percent:.2f}", f"{row.raw_best_percent:.2f} / {row.raw_last_percent:.2f}" if has_raw else NONE,
             f"{row.top5_percent:.2f}", f"{known.valid_acc_percent:.2f}" if known else NONE,
-            f"{row.parameters / 1e6:.2f}", f"{row.latency_ms:.1f}", f"{row.hours:.2g}",
+            f"{row.parameters / 1e6:.2f}", f"{row.latency_ms:.1f}", f"{row.hours:.2f}",
         ))  # fmt: skip
     facts = [", ".join(sorted({getattr(row, name) for row in rows})) for name in ("device", "torch", "date")]
     seeds = ", ".join(sorted({str(row.seed) for row in rows}))
     notes = (
         f"Published: on {PUBLISHED_TASK}; another task than any above. Validation images chose the best epoch, and nothing "
         "chose the last one. Where weights are averaged, the accuracies are theirs, and those of the raw ones stand apart. "
-        "Latency: one image, onnxruntime, one thread. Hours: the median epoch's times the epochs, of a branch those after its "
-        "trunk's. Each row is one run, "
-        f"seed {seeds}. {facts[0]}; torch {facts[1]}; {facts[2]}."
+        f"Latency: one image, onnxruntime, one thread of {facts[0]}; equal networks share one measurement. Hours: the median "
+        "epoch's times the epochs, so that neither pauses nor a slow first epoch count; of a branch those after its trunk's. "
+        f"Each row is one run, seed {seeds}. torch {facts[1]}; {facts[2]}."
     )
     parts = [markdown_table(COLUMNS, lines), notes, f"\n![accuracy against epochs, parameters and latency]({PICTURE})"]
     if series := drop_series(rows):
@@ -251,7 +256,8 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
                 yerr=_errors(row for _, row in members),
                 fmt="o", markersize=5, color=color, elinewidth=1.1, label=task if panel is panels[0] else None,
             )  # fmt: skip
-            for text, point in labels((value(row), row.best_percent, str(number)) for number, row in members):
+            near = OVERLAP * max(map(value, rows))
+            for text, point in labels([(value(row), row.best_percent, str(number)) for number, row in members], near):
                 panel.annotate(text, point, (5, 3), textcoords="offset points", fontsize=8, color=color)
         panel.set(xlabel=label, ylim=(0, 100))
     known = [published[name] for name in dict.fromkeys(row.experiment for row in rows) if name in published]
@@ -268,12 +274,12 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
     save_figure(figure, list(panels), path)
 
 
-def labels(points: Iterable[tuple[float, float, str]]) -> list[tuple[str, tuple[float, float]]]:
-    """Returns a label for each of `points` (x, y in percent, name), and its place; those that would overlap become one."""
+def labels(points: Iterable[tuple[float, float, str]], near: float) -> list[tuple[str, tuple[float, float]]]:
+    """Returns the labels of `points` (x, y in percent, name), and their places; points nearer than `near` in x share one."""
     merged: list[tuple[float, float, list[str]]] = []
     for x, y, name in points:
         for first_x, first_y, names in merged:
-            if abs(x - first_x) <= OVERLAP[0] * max(x, first_x) and abs(y - first_y) <= OVERLAP[1]:
+            if abs(x - first_x) <= near and abs(y - first_y) <= NEAR_PERCENT:
                 names.append(name)
                 break
         else:

