@@ -29,9 +29,8 @@ def build_trainer(
     Raises:
         ConfigError: The machine has no such accelerator or not so many devices, or another number of processes was started.
     """
-    on_cuda = uses_cuda(config.accelerator)
     plugins: list[AtomicCheckpointIO | LayerSync] = [AtomicCheckpointIO(first_checkpoint)]
-    if on_cuda:  # torch has none for the CPU
+    if uses_cuda(config.accelerator):  # torch has none for the CPU
         plugins.append(SyncBatchNorm())
     try:
         trainer = Trainer(

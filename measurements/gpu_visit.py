@@ -110,7 +110,8 @@ class Visit:
     def _train(self, name: str) -> dict[str, Any]:
         runs = self.scratch / name
         changes = ["trackers=[]", f"output_path={runs}", f"cache_path={self.scratch / 'cache'}"]
-        changes += [f"pretrained={self.lite0}"] if name == "lite0" else []
+        if name == "lite0":
+            changes.append(f"pretrained={self.lite0}")
         words = ("--config", TRAININGS[name], "-d", str(self.data), *set_options([*changes, *self.changes]))
         try:
             found = self._run_limited(name, command("train.py", *words))

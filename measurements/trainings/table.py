@@ -145,13 +145,14 @@ def read_runs(folders: Iterable[Path], known: Iterable[Trained] = ()) -> list[Tr
     device = f"{cpu_name()}, {available_cores()} cores"
     latencies = {row.network: row.latency_ms for row in known if row.run not in given and row.device == device}
     profiles = build_profiles([str(folder) for folder in folders], (0, 0)) if folders else []
-    unknown = {network: one for one in profiles if (network := network_of(one)) not in latencies}
+    networks = [network_of(profile) for profile in profiles]
+    unknown = {network: one for network, one in zip(networks, profiles, strict=True) if network not in latencies}
     with tempfile.TemporaryDirectory() as scratch:
         measure(list(unknown.values()), Path(scratch), rounds=ROUNDS)
     latencies |= {network: round(1e3 * one.seconds["onnxruntime", 1].median, 2) for network, one in unknown.items()}
     found = []
-    for folder, profile in zip(folders, profiles, strict=True):
-        size, parameters, multiply_adds = network = network_of(profile)
+    for folder, network in zip(folders, networks, strict=True):
+        size, parameters, multiply_adds = network
         record, values = read_record(folder), read_config_file(folder / CONFIG).values
         rows, speeds = read_rows(folder / METRICS), read_rows(folder / SPEED)
         accuracy, epoch = best(rows, "valid_acc") or (float("nan"), 0)
@@ -249,6 +250,7 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
     axes_of = {"epochs": lambda row: row.epochs, "million parameters": lambda row: row.parameters / 1e6,
                "ms an image, one CPU thread": lambda row: row.latency_ms}  # fmt: skip
     for panel, (label, value) in zip(panels, axes_of.items(), strict=True):
+        near = OVERLAP * max(map(value, rows))
         for task, color in zip(tasks, COLORS * len(tasks), strict=False):
             members = [(number, row) for number, row in enumerate(rows, start=1) if row.task == task]
             panel.errorbar(
@@ -256,7 +258,6 @@ def draw(rows: Sequence[Trained], published: dict[str, Published], path: Path) -
                 yerr=_errors(row for _, row in members),
                 fmt="o", markersize=5, color=color, elinewidth=1.1, label=task if panel is panels[0] else None,
             )  # fmt: skip
-            near = OVERLAP * max(map(value, rows))
             for text, point in labels([(value(row), row.best_percent, str(number)) for number, row in members], near):
                 panel.annotate(text, point, (5, 3), textcoords="offset points", fontsize=8, color=color)
         panel.set(xlabel=label, ylim=(0, 100))
